@@ -1,0 +1,47 @@
+"""Slide models: one bag of patch features in, class logits out (multiple-instance learning, MIL).
+
+A model is built by name: ``models.build("abmil", dim, classes, **options)``, ``dim`` features a patch and ``classes``
+logits. It takes one whole bag a call, so there is no padding, mask or collate outside a model. Weights are drawn
+from torch's global generator: call ``torch.manual_seed`` before you build.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from ..registry import Registry
+
+models: Registry[nn.Module] = Registry("model", "wsi_pipeline.aggregate")
+
+
+class MILOutput(NamedTuple):
+    """What a model says of one bag."""
+
+    logits: Tensor  # (C,)
+    attention: Tensor | None  # (N,), or (C, N) where each class has its own; sums to 1 over N; None: there is none
+
+
+class MILModel(Protocol):
+    """What every factory of ``models`` returns, as an ``nn.Module``."""
+
+    def __call__(self, features: Tensor, xy: Tensor) -> MILOutput:
+        """``features`` (N, D) float; ``xy`` (N, 2) float, positions in units of the patch stride. N is at least 1."""
+        ...
+
+
+@runtime_checkable
+class Additive(Protocol):
+    """A model whose logits are a sum over patches: ``logits == bias() + evidence(features, xy).sum(0)``.
+
+    Exact in eval mode; in training each call draws its own dropout.
+    """
+
+    def evidence(self, features: Tensor, xy: Tensor) -> Tensor:
+        """What each patch adds to each logit, (N, C), signed."""
+        ...
+
+    def bias(self) -> Tensor:
+        """What the logits are before any patch is seen, (C,)."""
+        ...

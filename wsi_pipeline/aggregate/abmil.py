@@ -1,0 +1,66 @@
+"""Attention-based MIL: the bag is a weighted mean of its patches, and the weights are learnt."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from . import MILOutput, models
+from .options import check_counts, check_dropout
+
+
+class AttentionMIL(nn.Module):
+    """Ilse, Tomczak and Welling, "Attention-based Deep Multiple Instance Learning", ICML 2018.
+
+    With h_k the embedded patch, a = softmax_k(w · tanh(V h_k)), or with a gate w · (tanh(V h_k) * sigmoid(U h_k));
+    z = sum_k a_k h_k; logits = W z + b.
+
+    Deviations: the patch encoder is fixed, so the embedding is one linear layer with ReLU (as in Lu et al., CLAM,
+    Nature Biomedical Engineering 2021) and dropout behind it; V and U have biases; one softmax logit for each class in
+    place of one sigmoid. w has no bias: softmax would not see it.
+    """
+
+    def __init__(self, dim: int, classes: int, *, gated: bool, hidden: int, attention_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout))
+        self.attend = nn.Sequential(nn.Linear(hidden, attention_dim), nn.Tanh())  # V
+        self.gate = nn.Sequential(nn.Linear(hidden, attention_dim), nn.Sigmoid()) if gated else None  # U
+        self.score = nn.Linear(attention_dim, 1, bias=False)  # w
+        self.classify = nn.Linear(hidden, classes)
+
+    def forward(self, features: Tensor, xy: Tensor) -> MILOutput:  # noqa: ARG002
+        """Logits (C,) and the attention a, (N,)."""
+        embedded, attention = self._attended(features)
+        return MILOutput(self.classify(attention @ embedded), attention)
+
+    def evidence(self, features: Tensor, xy: Tensor) -> Tensor:  # noqa: ARG002
+        """What each patch adds to each logit, (N, C): a_k w_c · h_k."""
+        embedded, attention = self._attended(features)
+        return attention[:, None] * (embedded @ self.classify.weight.T)
+
+    def bias(self) -> Tensor:
+        """The classifier's bias, (C,)."""
+        return self.classify.bias
+
+    def _attended(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        embedded: Tensor = self.embed(features)  # (N, hidden)
+        hints: Tensor = self.attend(embedded)  # (N, attention_dim)
+        if self.gate is not None:
+            hints = hints * self.gate(embedded)
+        scores: Tensor = self.score(hints)  # (N, 1)
+        return embedded, scores.squeeze(1).softmax(0)
+
+
+@models.register("abmil", paper="Ilse et al., ICML 2018", class_specific_attention=False)
+def abmil(
+    dim: int,
+    classes: int,
+    *,
+    gated: bool = True,
+    hidden: int = 512,
+    attention_dim: int = 128,
+    dropout: float = 0.25,
+) -> nn.Module:
+    """Attention-based MIL, plain or gated: an exact sum of what its patches contribute."""
+    check_counts(hidden=hidden, attention_dim=attention_dim)
+    check_dropout(dropout)
+    return AttentionMIL(dim, classes, gated=gated, hidden=hidden, attention_dim=attention_dim, dropout=dropout)

@@ -1,0 +1,54 @@
+"""A config for a lab that only applies a model: everything follows from the model's card."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .aggregate.checkpoint import load_card, model_folders
+from .config import Config, build_config
+from .errors import ConfigError
+from .project import slides_from_paths, write_manifest
+
+# Endings that OpenSlide's formats and plain images have; used only where a folder is given.
+_SLIDE_SUFFIXES = {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"}
+_SLIDE_SUFFIXES |= {".czi", ".dcm", ".png", ".jpg", ".jpeg"}
+
+
+def apply_config(model: Path, slides: Sequence[str], out: Path, overrides: list[str]) -> Config:
+    """The config of ``wsi predict --model --slides --out``; writes the manifest into ``out``.
+
+    Patch size, resolution and encoder are the model's. Raises ``ConfigError`` where no slide matches, and
+    ``ArtifactError`` where ``model`` holds no model.
+    """
+    card = load_card(model_folders(model)[0])
+    rows = slides_from_paths(find_slides(slides))
+    out = out.resolve()
+    manifest = out / "slides.csv"
+    data: dict[str, Any] = {
+        "slides": str(manifest),
+        "out": str(out),
+        "tile": {"mpp": card.target_mpp, "side_px": card.side_px},
+        "embed": {"encoder": card.encoder, "encoder_options": card.encoder_options},
+        "predict": {"model": str(model.resolve())},
+    }
+    config = build_config(data, overrides, base=Path.cwd(), source="--set")
+    write_manifest(manifest, rows)
+    return config
+
+
+def find_slides(patterns: Sequence[str]) -> list[Path]:
+    """The files that paths, folders and patterns name, each once."""
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            matches = [p for p in path.iterdir() if p.suffix.lower() in _SLIDE_SUFFIXES]
+        else:
+            matches = [Path(p) for p in glob.glob(str(path), recursive=True)]
+        if not matches:
+            raise ConfigError(f"--slides {pattern}: no slide there; give a file, a folder, or a pattern in quotes")
+        found.update(dict.fromkeys(p.resolve() for p in matches))
+    return list(found)

@@ -1,0 +1,208 @@
+"""The command ``wsi``. Heavy libraries load inside the rooms, so help answers at once.
+
+Exit codes: 0 all fine; 1 some slides failed (listed in failures.csv, the rest done); 2 the user must fix
+something; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from . import __version__
+from .errors import ConfigError, WsiError
+
+if TYPE_CHECKING:
+    from .config import Config
+
+app = typer.Typer(
+    name="wsi",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From gigapixel pathology slides to slide-level diagnoses that can be looked at and trusted.\n\n"
+    "A manifest (a CSV with a [bold]path[/] column) and a config of two lines are enough:\n\n"
+    "  slides: slides.csv\n\n  out: run\n\n"
+    "then [bold]wsi run config.yaml[/]. Try [bold]wsi demo[/] first: it draws its own slides.",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; `wsi config` prints every key.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. --set tile.mpp=1.0")
+]
+Only = Annotated[list[str] | None, typer.Option("--only", metavar="SLIDE_ID", help="Work on this slide only.")]
+
+
+def _console() -> Console:
+    return Console(stderr=True)
+
+
+def _load(path: Path, overrides: list[str] | None) -> Config:
+    from .config import load_config
+
+    return load_config(path, overrides)
+
+
+def _run(config: Config, stages: tuple[str, ...], only: list[str] | None) -> None:
+    """Run the stages, say where to look, end with the right exit code."""
+    from .pipeline import run_stages
+    from .progress import Bars
+    from .project import open_project
+
+    console = _console()
+    project = open_project(config, only or ())
+    bars = Bars(console)
+    try:
+        failures = run_stages(project, stages, bars)
+    finally:
+        bars.close()
+    if "view" in stages and project.folder.report.exists():
+        console.print(f"report     {project.folder.report}", highlight=False, soft_wrap=True)
+    if failures:
+        slides = len({f.slide_id for f in failures})
+        console.print(
+            f"[yellow]{slides} of {len(project.cohort)} slides failed[/]; see {project.folder.failures}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(config: ConfigPath, set_: Overrides = None, only: Only = None) -> None:
+    """Every stage: tile, embed, train, predict, explain, heatmap, evaluate, view. Done work is not done again."""
+    from .pipeline import stages_of
+
+    loaded = _load(config, set_)
+    _run(loaded, stages_of(loaded), only)
+
+
+def _stage(name: str, text: str) -> None:
+    def command(config: ConfigPath, set_: Overrides = None, only: Only = None) -> None:
+        _run(_load(config, set_), (name,), only)
+
+    command.__doc__ = text
+    app.command(name)(command)
+
+
+_stage("tile", "Find tissue and lay the patch grid on it -> tile/")
+_stage("embed", "Encode every patch -> embed/ (HDF5 bags)")
+_stage("train", "Train MIL models, patient-level folds -> train/")
+
+
+@app.command()
+def predict(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file, or none with --model.")] = None,
+    set_: Overrides = None,
+    only: Only = None,
+    model: Annotated[Path | None, typer.Option(help="Folder of a trained model, or of several: an ensemble.")] = None,
+    slides: Annotated[
+        list[str] | None, typer.Option(help="Slide, folder or quoted pattern, e.g. 'incoming/*.svs'.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write.")] = None,
+) -> None:
+    """Predict with a CONFIG, or apply a model to slides with no YAML at all.
+
+    With --model, --slides and --out it runs tile, embed, predict, explain, heatmap and view, at the patch size,
+    resolution and encoder that the model was trained with.
+    """
+    if config is not None:
+        if model or slides or out:
+            raise ConfigError("give either CONFIG, or --model with --slides and --out")
+        _run(_load(config, set_), ("predict",), only)
+        return
+    if not (model and slides and out):
+        raise ConfigError("give CONFIG, or all of --model DIR --slides 'incoming/*.svs' --out DIR")
+    from .apply import apply_config
+    from .pipeline import APPLY
+
+    _run(apply_config(model, slides, out, set_ or []), APPLY, only)
+
+
+_stage("explain", "Score every patch: why the model says what it says -> explain/")
+_stage("heatmap", "Paint the scores into OME-Zarr pyramids -> heatmap/")
+_stage("evaluate", "AUROC and its kin with intervals, maps against annotations -> evaluate/")
+_stage("view", "QuPath GeoJSON and the report -> view/, report.html")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where slides and results go.")] = Path("demo"),
+    set_: Overrides = None,
+) -> None:
+    """Draw 24 slides and take them the whole way: minutes on a laptop, no download."""
+    from .demo.study import demo_config, draw, summary
+    from .pipeline import STAGES
+
+    console = _console()
+    config = demo_config(out.resolve(), set_ or [])
+    draw(out.resolve(), console)
+    _run(config, STAGES, None)
+    Console().print(summary(config))
+
+
+@app.command(name="list")
+def list_(kind: Annotated[str, typer.Argument(help="encoders, models, explainers, readers or detectors")]) -> None:
+    """What can be named in the config: encoders, models, explainers, readers, detectors."""
+    from .tables import plugin_table
+
+    Console().print(plugin_table(kind))
+
+
+@app.command()
+def info(
+    slide: Annotated[Path, typer.Argument(help="A slide file.")],
+    mpp: Annotated[float | None, typer.Option(help="µm per pixel, if the file does not say.")] = None,
+) -> None:
+    """Vendor, levels, resolution, bounds, and which reader opens the slide."""
+    from .tables import slide_table
+
+    Console().print(slide_table(slide, mpp))
+
+
+@app.command()
+def config(section: Annotated[str | None, typer.Argument(help="Only this section.")] = None) -> None:
+    """Every key of the config with its default and meaning."""
+    from .tables import config_table
+
+    Console().print(config_table(section))
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices, disk, and which encoder weights are at hand."""
+    from .tables import doctor_table
+
+    Console().print(doctor_table())
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"wsi_pipeline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: every foreseen failure is one line on stderr and an exit code."""
+    try:
+        app()
+    except WsiError as error:
+        print(f"wsi: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("wsi: stopped; what is finished stays, start again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Slides drawn by this program."""

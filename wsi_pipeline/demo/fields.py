@@ -1,0 +1,202 @@
+"""Everything of the tissue that is not a nucleus, as dye densities on the coarse raster.
+
+Stroma with its fibres, glands, fat cells, vessels, the ground of tumour and infiltrates, folds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
+
+from ..types import Bool, Float32, Float64
+from .cells import Cells
+from .layout import UNIT_PX0, UNIT_UM, Layout
+from .nuclei import MPP
+from .shapes import at, crowded_points, fractal_noise, polar_reach, resized, signed_distance, smooth_noise
+
+
+@dataclass(eq=False)
+class Fields:
+    """Coarse rasters (h, w) that are painted over and over while a slide is made."""
+
+    matter_um: Float32  # distance to the nearest empty place (glass, lumen, vacuole), negative in it
+    haematoxylin: Float32  # OD
+    eosin: Float32  # OD
+    fibre: Float32  # contrast of the fibre texture
+    phase_um: tuple[Float32, Float32]  # the fibres of two layers run along their level lines
+    weave: Float32  # 0: the first layer is seen, 1: the second
+    looseness: Float32  # where positive, gaps open between the fibres
+    fold: Float32  # 1 where the tissue lies double
+    nests: Bool  # where in the tumour its cells lie
+    closed: Bool  # glands and vessels: no stroma cells here
+
+
+def ground(layout: Layout, rng: np.random.Generator) -> Fields:
+    """Stroma, fat, tumour and infiltrate as soft-edged areas of their own dye densities and texture."""
+    shape = layout.inside_um.shape
+    tumour, lymphoid = _soft(layout.tumour), _soft(layout.lymphoid)
+    cloud, fine = fractal_noise(shape, 90, 3, rng), smooth_noise(shape, 4, rng)
+    dense = np.clip(0.5 + 0.5 * smooth_noise(shape, 220, rng), 0, 1)
+    eosin = 0.29 + 0.09 * dense + 0.03 * cloud + 0.015 * fine
+    haematoxylin = 0.055 + 0.02 * cloud
+    fibre = 0.55 + 0.4 * (1 - dense)
+    nests = _nests(shape, rng)
+    for mask, h, e, texture in (
+        (lymphoid, 0.16, 0.22, 0.1),
+        (tumour * nests, 0.12, 0.2, 0.05),
+    ):
+        haematoxylin += mask * (h - haematoxylin)
+        eosin += mask * (e + 0.03 * fine - eosin)
+        fibre += mask * (texture - fibre)
+    matter_um = np.minimum(layout.inside_um, _fat(layout, rng))
+    fibre[layout.fat] = 0.15
+    layers, weave = _phases(shape, rng)
+    loose = 0.45 * (1 - dense) + 0.4 * fractal_noise(shape, 22, 2, rng)
+    fold = _folds(layout, rng)
+    return Fields(matter_um, haematoxylin, eosin, fibre, layers, weave, loose, fold, layout.tumour & (nests > 0.5), np.zeros(shape, bool))
+
+
+def glands(layout: Layout, fields: Fields, rng: np.random.Generator) -> list[Cells]:
+    """Cellss of columnar epithelium round a lumen, in the lobules."""
+    centres = crowded_points(layout.lobule & (layout.inside_um > 55), UNIT_PX0, 112 / MPP, rng, jitter=0.2, keep=0.95)
+    rings = []
+    for centre in centres:
+        radius_um = rng.uniform(24, 56)
+        thick_um = min(rng.uniform(13, 19), radius_um * 0.8)
+        reach = polar_reach(_TURN, 0.09, rng) * radius_um
+        _gland(fields, centre, reach, thick_um, rng)
+        rings += _epithelium(centre, reach, thick_um, rng)
+    return rings
+
+
+def vessels(layout: Layout, fields: Fields, rng: np.random.Generator) -> list[Cells]:
+    """Small vessels: a thin pink wall with flat nuclei, red cells inside."""
+    free = layout.stroma & ~fields.closed & ~layout.lobule & (layout.inside_um > 60)
+    rings = []
+    for centre in crowded_points(free, UNIT_PX0, 330 / MPP, rng, jitter=0.5, keep=0.5):
+        radius_um = rng.uniform(9, 30)
+        reach = polar_reach(_TURN, 0.12, rng) * radius_um
+        inside, window = _inside_um(fields, centre, reach)
+        wall = np.clip(1 - abs(inside + 2.5) / 3.5, 0, 1)
+        fields.eosin[window] += 0.2 * wall
+        fields.matter_um[window] = np.minimum(fields.matter_um[window], -inside)
+        fields.closed[window] |= inside > -6
+        n = max(4, int(2 * np.pi * radius_um / 16))
+        angle = rng.uniform(0, 2 * np.pi, n)
+        far = (np.interp(angle, _TURN, reach) + 1.5) / MPP
+        rings.append(Cells("spindle", _round(centre, far, angle), angle + np.pi / 2))
+        blood = crowded_points(inside > 3.5, UNIT_PX0, 6.6 / MPP, rng, keep=rng.uniform(0.2, 0.9))
+        corner = np.array([window[1].start, window[0].start]) * UNIT_PX0
+        rings.append(Cells("blood", blood + corner, np.zeros(len(blood))))
+    return rings
+
+
+_TURN = np.linspace(0, 2 * np.pi, 73)
+
+
+def _gland(fields: Fields, centre: Float64, reach: Float64, thick_um: float, rng: np.random.Generator) -> None:
+    inside, window = _inside_um(fields, centre, reach)
+    shape = inside.shape
+    lumen_edge = thick_um + 1.5 * smooth_noise(shape, 6, rng)
+    cell = np.clip(inside / 2 + 0.5, 0, 1)
+    apical = np.clip(inside / thick_um, 0, 1)
+    e, h = 0.19 + 0.1 * apical + 0.02 * smooth_noise(shape, 3, rng), 0.2 - 0.1 * apical
+    fields.eosin[window] += cell * (e - fields.eosin[window]) + 0.12 * np.clip(1 - abs(inside + 1.5) / 2, 0, 1)
+    fields.haematoxylin[window] += cell * (h - fields.haematoxylin[window])
+    fields.fibre[window] *= 1 - np.clip(inside / 6 + 1, 0, 1)
+    if reach.min() > thick_um + 4 and rng.random() < 0.9:
+        fields.matter_um[window] = np.minimum(fields.matter_um[window], lumen_edge - inside)
+    fields.closed[window] |= inside > -5
+
+
+def _epithelium(centre: Float64, reach: Float64, thick_um: float, rng: np.random.Generator) -> list[Cells]:
+    """Nuclei near the basement membrane, a few in a second row; longer side towards the lumen."""
+    rows = []
+    for depth_um, spacing_um in ((0.32 * thick_um, 6.9), (0.6 * thick_um, 15.0)):
+        radius = np.interp(0.0, _TURN, reach) if depth_um <= 0 else float(reach.mean())
+        n = int(2 * np.pi * max(radius - depth_um, 5) / spacing_um)
+        angle = (np.arange(n) + rng.uniform(-0.2, 0.2, n)) * 2 * np.pi / n + rng.uniform(0, 1)
+        far = (np.interp(angle % (2 * np.pi), _TURN, reach) - depth_um + rng.normal(0, 0.8, n)) / MPP
+        rows.append(Cells("epithelial", _round(centre, far, angle), angle))
+    return rows
+
+
+def _inside_um(fields: Fields, centre: Float64, reach: Float64) -> tuple[Float32, tuple[slice, slice]]:
+    """Distance inwards from an outline round ``centre``, in a window of the coarse raster; and the window."""
+    h, w = fields.eosin.shape
+    half = int(reach.max() / UNIT_UM) + 6
+    column, row = (centre / UNIT_PX0).astype(int)
+    window = slice(max(row - half, 0), min(row + half, h)), slice(max(column - half, 0), min(column + half, w))
+    y, x = np.mgrid[window]
+    dx, dy = (x + 0.5) * UNIT_UM - centre[0] * MPP, (y + 0.5) * UNIT_UM - centre[1] * MPP
+    theta = np.arctan2(dy, dx) % (2 * np.pi)
+    return (np.interp(theta, _TURN, reach) - np.hypot(dx, dy)).astype(np.float32), window
+
+
+def _round(centre: Float64, far_px0: Float64, angle: Float64) -> Float64:
+    return np.asarray(centre + far_px0[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1))
+
+
+def _soft(mask: Bool) -> Float32:
+    return gaussian_filter(mask.astype(np.float32), 1.2)
+
+
+def _nests(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
+    """1 in nests of tumour cells, 0 in the thin strands of stroma between them."""
+    ridge = abs(fractal_noise(shape, 55, 2, rng))
+    return np.clip((ridge - 0.06) / 0.05, 0, 1)
+
+
+def _phases(shape: tuple[int, int], rng: np.random.Generator) -> tuple[tuple[Float32, Float32], Float32]:
+    """Two fields in µm of slope about one whose level lines are wavy and turn slowly; and where each is seen."""
+    y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32) * np.float32(UNIT_UM)
+    turn = rng.uniform(0, np.pi)
+    bend = 220 * smooth_noise(shape, 350, rng) + 22 * smooth_noise(shape, 50, rng)
+    layers = []
+    for angle in (turn, turn + rng.uniform(0.25, 0.5)):
+        own = 14 * smooth_noise(shape, 38, rng) + 4 * smooth_noise(shape, 11, rng) + 0.8 * smooth_noise(shape, 3, rng)
+        layers.append(x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle)) + (bend + own).astype(np.float32))
+    weave = np.clip(0.5 + 1.6 * fractal_noise(shape, 45, 2, rng), 0, 1)
+    return (layers[0], layers[1]), weave.astype(np.float32)
+
+
+def _fat(layout: Layout, rng: np.random.Generator) -> Float32:
+    """Distance to the nearest vacuole, in µm: half a wall between two fat cells, large where there is no fat."""
+    matter = np.full(layout.fat.shape, 50.0, np.float32)
+    seeds = crowded_points(layout.fat, UNIT_PX0, 62 / MPP, rng, jitter=0.3)
+    if len(seeds) < 3:
+        return matter
+    rows, columns = np.nonzero(layout.fat)
+    points = (np.stack([columns, rows], axis=1) + 0.5) * UNIT_PX0
+    distance, _ = cKDTree(seeds).query(points, k=3, workers=1)
+    wall = (distance[:, 1] - distance[:, 0]) / 2 * MPP
+    corner = (distance[:, 2] - distance[:, 0]) / 2 * MPP
+    rounded = wall - 7 * np.exp((wall - corner) / 7)  # vacuoles are round where three cells meet
+    edge = gaussian_filter(signed_distance(layout.fat) * np.float32(UNIT_UM), 3)[rows, columns]
+    vacuole = np.minimum(rounded, edge)
+    matter[rows, columns] = 2.2 - vacuole
+    return matter
+
+
+def _folds(layout: Layout, rng: np.random.Generator) -> Float32:
+    """Bands 40-110 µm wide, along a bent line, over up to a third of the slide; never on a site."""
+    small = (np.asarray(layout.inside_um.shape) + 7) // 8
+    y, x = np.mgrid[0 : small[0], 0 : small[1]] * (8 * UNIT_PX0)
+    total = np.zeros(layout.inside_um.shape, np.float32)
+    side = layout.side_px
+    for _ in range(rng.integers(0, 3)):
+        turn, bend = rng.uniform(0, np.pi), rng.uniform(-1, 1) * 1.2
+        u0, v0 = rng.uniform(0.3, 0.7, 2) * side
+        length, width = rng.uniform(0.1, 0.3) * side, rng.uniform(40, 110) / MPP
+        along = (x - u0) * np.cos(turn) + (y - v0) * np.sin(turn)
+        across = (y - v0) * np.cos(turn) - (x - u0) * np.sin(turn) + bend * np.square(along) / length
+        taper = np.clip(1 - np.square(along / length), 0, 1)
+        band = resized((np.sqrt(taper) * width / 2 - abs(across)).astype(np.float32) * MPP, (small[0] * 8, small[1] * 8))
+        band = np.clip(band[: total.shape[0], : total.shape[1]] / 6 + 0.5, 0, 1) * (taper.max() > 0)
+        outlines = [site.outline_px0 / UNIT_PX0 for site in layout.sites]
+        if not any((at(band, outline, outside=False) > 0).any() for outline in outlines):
+            total = np.maximum(total, band)
+    return total

@@ -1,0 +1,71 @@
+"""What lies on the slide besides tissue: uneven light, dust, and the strokes of a felt-tip pen."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+from ..types import Bool, Float32, Float64
+from .layout import UNIT_PX0, UNIT_UM, Layout
+from .shapes import polygon_mask, resized, smooth_noise
+
+
+def light(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
+    """(h, w) light in 1/256: brightest near the middle, a per cent or two less in the corners."""
+    y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+    x0, y0 = rng.uniform(-0.3, 0.3, 2)
+    field = 254 - 3.0 * (np.square(x - x0) + np.square(y - y0)) + smooth_noise(shape, 200, rng)
+    return field.astype(np.float32)
+
+
+def dust(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
+    """(h, w) share of the light that specks out of focus take away."""
+    field = np.zeros(shape, np.float32)
+    for _ in range(rng.integers(4, 14)):
+        column, row = rng.integers(0, shape[1]), rng.integers(0, shape[0])
+        rows, columns = rng.integers(1, 7), rng.integers(1, 7)
+        field[row : row + rows, column : column + columns] = rng.uniform(0.3, 0.9)
+    return np.clip(gaussian_filter(field, 1.3), 0, 0.9)
+
+
+def ink(layout: Layout, rng: np.random.Generator) -> Float32:
+    """(h, w) strength of one pen stroke over glass and the tissue's edge, off the sites.
+
+    Of many strokes the one is taken that touches no site and covers a little tissue; a stroke across a lesion would
+    hide what the annotation promises.
+    """
+    step = 4
+    inside = layout.inside_um[::step, ::step] > 0
+    crowd = np.zeros(inside.shape, bool)
+    for site in layout.sites:
+        crowd |= polygon_mask(site.outline_px0 / UNIT_PX0 / step, crowd.shape)
+    best, best_cost = np.zeros(inside.shape, np.float32), np.inf
+    for _ in range(25):
+        stroke = _stroke(inside.shape, rng.uniform(70, 130) / UNIT_UM / step, rng)
+        covered = stroke > 0
+        cost = 50 * float((covered & crowd).sum()) + abs(float((covered & inside).sum()) - 0.25 * covered.sum())
+        if cost < best_cost:
+            best, best_cost = stroke, cost
+    shape = layout.inside_um.shape
+    strength = resized(best, (best.shape[0] * step, best.shape[1] * step))[: shape[0], : shape[1]]
+    edge = np.clip(strength / 0.5, 0, 1)
+    streaks = 0.8 + 0.16 * smooth_noise(shape, 22, rng) + 0.05 * smooth_noise(shape, 3, rng)
+    return (edge * streaks).clip(0, 1.2).astype(np.float32)
+
+
+def _stroke(shape: tuple[int, int], half_width: float, rng: np.random.Generator) -> Float32:
+    """Positive inside a bent stroke with round ends, rising to 1 about a pixel and a half inside."""
+    h, w = shape
+    start = rng.uniform(0.05, 0.95, 2) * (w, h)
+    turn, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 0.7) * w
+    bend = rng.uniform(-1, 1)
+    t = np.linspace(0, 1, 200)
+    heading = turn + bend * t
+    path: Float64 = start + np.cumsum(np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0) * length / len(t)
+    line: Bool = np.ones(shape, bool)
+    column, row = np.floor(path).astype(int).T
+    seen = (column >= 0) & (column < w) & (row >= 0) & (row < h)
+    line[row[seen], column[seen]] = False
+    if not seen.any():
+        return np.zeros(shape, np.float32)
+    return np.clip((half_width - distance_transform_edt(line)) / 1.5, 0, 1).astype(np.float32)

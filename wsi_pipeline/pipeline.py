@@ -1,0 +1,96 @@
+"""The order of the stages, and what holds between them: failures.csv, names checked before the first slide."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from .config import Config
+from .engine import Engine, Failure, Observer
+from .errors import ConfigError
+from .project import Project
+from .store import write_text
+
+STAGES = ("tile", "embed", "train", "predict", "explain", "heatmap", "evaluate", "view")
+APPLY = ("tile", "embed", "predict", "explain", "heatmap", "view")  # what a lab that only applies a model needs
+_WHOLE_COHORT = {"train", "evaluate"}
+_FIELDS = ("slide_id", "stage", "error", "message")
+
+
+def stages_of(config: Config) -> tuple[str, ...]:
+    """What ``wsi run`` does: a given model is applied, not trained."""
+    return tuple(s for s in STAGES if s != "train" or config.predict.model is None)
+
+
+def run_stages(project: Project, stages: Sequence[str], observer: Observer | None = None) -> list[Failure]:
+    """Run the stages in order; failures.csv is brought up to date after each.
+
+    Returns every failure that stands in failures.csv. Raises ``WsiError`` where the user must fix something.
+    """
+    partial = len(project.slides) < len(project.cohort)
+    if partial and set(stages) <= _WHOLE_COHORT:
+        raise ConfigError(f"{stages[0]} works on the whole cohort; leave --only out")
+    check_names(project.config, stages)
+    earlier = [f for f in read_failures(project.folder.failures) if f.stage not in stages or not _mine(project, f)]
+    with Engine(project.config.engine, project.config.out, observer, earlier) as engine:
+        for stage in stages:
+            if partial and stage in _WHOLE_COHORT:
+                continue
+            try:
+                importlib.import_module(f"wsi_pipeline.{stage}.stage").run(project, engine)
+            finally:
+                write_failures(project.folder.failures, engine.failures)
+            failed = {f.slide_id for f in engine.failures}
+            if all(s.slide_id in failed for s in project.slides):
+                break  # nothing is left to work on; failures.csv says why
+    return engine.failures
+
+
+def check_names(config: Config, stages: Sequence[str]) -> None:
+    """Every plug-in that the stages will ask for exists. Raises ``UnknownNameError`` before any work is done."""
+    if "tile" in stages or "embed" in stages:
+        from .read import readers
+        from .tile import detectors
+
+        if config.read.reader != "auto":
+            readers.entry(config.read.reader)
+        detectors.entry(config.tile.detector)
+    if "embed" in stages:
+        from .embed import encoders
+
+        encoders.entry(config.embed.encoder)
+    if "train" in stages:
+        from .aggregate import models
+
+        for choice in config.aggregate.models:
+            models.entry(choice.name)
+    if "explain" in stages:
+        from .explain import explainers
+
+        for method in config.explain.methods:
+            explainers.entry(method)
+
+
+def read_failures(path: Path) -> list[Failure]:
+    """The lines of failures.csv; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [Failure(*(line[name] for name in _FIELDS)) for line in csv.DictReader(file)]
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    """failures.csv: slide_id, stage, error, message."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_FIELDS)
+    writer.writerows((f.slide_id, f.stage, f.error, f.message) for f in failures)
+    write_text(path, text.getvalue())
+
+
+def _mine(project: Project, failure: Failure) -> bool:
+    ids = {s.slide_id for s in project.slides}
+    return failure.slide_id in ids or failure.slide_id not in {s.slide_id for s in project.cohort}

@@ -1,0 +1,199 @@
+"""One run: its config, its slides, and where everything lies in the run folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from .config import Config, dump_config
+from .errors import ConfigError
+from .store import write_text
+from .types import SlideRow
+
+_COLUMNS = ("slide_id", "path", "patient_id", "label", "split", "mpp", "annotation")
+_SPLITS = {"train", "val", "test"}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside the run folder; the name of the stage is the name of the folder."""
+
+    root: Path
+
+    def grid(self, slide_id: str) -> Path:
+        return self.root / "tile" / f"{slide_id}.h5"
+
+    def tissue(self, slide_id: str) -> Path:
+        return self.root / "tile" / "tissue" / f"{slide_id}.geojson"
+
+    def quality(self, slide_id: str) -> Path:
+        return self.root / "tile" / "quality" / f"{slide_id}.jpg"
+
+    def bag(self, slide_id: str) -> Path:
+        return self.root / "embed" / f"{slide_id}.h5"
+
+    def fold(self, model: str, seed: int, fold: int) -> Path:
+        return self.root / "train" / model / f"seed{seed}_fold{fold}"
+
+    def explanation(self, model: str, method: str, slide_id: str) -> Path:
+        return self.root / "explain" / model / method / f"{slide_id}.h5"
+
+    def heatmap(self, slide_id: str) -> Path:
+        return self.root / "heatmap" / f"{slide_id}.ome.zarr"
+
+    def tiles(self, slide_id: str) -> Path:
+        return self.root / "view" / f"{slide_id}.geojson"
+
+    @property
+    def train(self) -> Path:
+        return self.root / "train"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predict" / "predictions.csv"
+
+    @property
+    def evaluate(self) -> Path:
+        return self.root / "evaluate"
+
+    @property
+    def view(self) -> Path:
+        return self.root / "view"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def failures(self) -> Path:
+        return self.root / "failures.csv"
+
+
+@dataclass(frozen=True)
+class Project:
+    """What every stage is given: ``slides``, which this call works on, out of ``cohort``, the whole manifest."""
+
+    config: Config
+    slides: tuple[SlideRow, ...]
+    cohort: tuple[SlideRow, ...]
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.config.out)
+
+
+def open_project(config: Config, only: Sequence[str] = ()) -> Project:
+    """Read the manifest and write the resolved config into the run folder. ``only``: slide ids to work on."""
+    slides = read_manifest(config.slides)
+    missing = sorted(set(only) - {s.slide_id for s in slides})
+    if missing:
+        raise ConfigError(f"--only {missing[0]}: no such slide_id in {config.slides}")
+    write_text(config.out / "config.yaml", dump_config(config))
+    return Project(config, tuple(s for s in slides if not only or s.slide_id in only), slides)
+
+
+def read_manifest(path: Path) -> tuple[SlideRow, ...]:
+    """The slides of a manifest CSV, in its order; relative paths are taken from the manifest's folder.
+
+    Columns of other programs are left alone; one that is nearly ours is taken for a slip and refused.
+    Raises ``ConfigError`` with the line and what to do.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            _check_header(path, header)
+            rows = [
+                _row(path, reader.line_num, line) for line in reader if any((v or "").strip() for v in line.values())
+            ]
+    except OSError as error:
+        raise ConfigError(f"cannot read the manifest {path}: {error.strerror}; give a CSV in slides:") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"the manifest {path} is not a CSV in UTF-8: {error}") from error
+    if not rows:
+        raise ConfigError(f"the manifest {path} lists no slide")
+    _check_distinct(path, rows)
+    return tuple(rows)
+
+
+def slides_from_paths(paths: Iterable[Path]) -> list[SlideRow]:
+    """A manifest for slides given by path only: the file's name without its ending is the slide_id."""
+    return [SlideRow(_slide_id(p), p.resolve(), patient_id=_slide_id(p)) for p in sorted(paths)]
+
+
+def write_manifest(path: Path, rows: Sequence[SlideRow]) -> None:
+    """The rows as a manifest CSV (slide_id and path only: what an applying lab knows)."""
+    _check_distinct(path, rows)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("slide_id", "path"))
+    writer.writerows((row.slide_id, row.path) for row in rows)
+    write_text(path, text.getvalue())
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    if "path" not in header:
+        raise ConfigError(f"the manifest {path} has no 'path' column; its header is {','.join(header) or 'empty'}")
+    for name in header:
+        meant = get_close_matches(name, _COLUMNS, n=1, cutoff=0.7)
+        if name not in _COLUMNS and meant:
+            raise ConfigError(f"the manifest {path} has a column {name!r}; did you mean {meant[0]!r}?")
+
+
+def _row(manifest: Path, number: int, line: dict[str, str]) -> SlideRow:
+    where = f"{manifest}, line {number}"
+    values = {name: (line.get(name) or "").strip() for name in _COLUMNS}
+    if not values["path"]:
+        raise ConfigError(f"{where}: path is empty")
+    path = (manifest.parent / Path(values["path"]).expanduser()).resolve()
+    slide_id = values["slide_id"] or _slide_id(path)
+    if not re.fullmatch(r"[^/\\\x00-\x1f]+", slide_id) or slide_id.startswith(".") or ".zarr" in slide_id:
+        raise ConfigError(f"{where}: slide_id {slide_id!r} cannot be a file name; use letters, digits, '_', '-'")
+    if values["split"] and values["split"] not in _SPLITS:
+        raise ConfigError(f"{where}: split {values['split']!r} must be train, val or test, or empty")
+    return SlideRow(
+        slide_id=slide_id,
+        path=path,
+        patient_id=values["patient_id"] or slide_id,
+        label=values["label"] or None,
+        split=values["split"] or None,
+        mpp=_mpp(where, values["mpp"]),
+        annotation=(manifest.parent / values["annotation"]).resolve() if values["annotation"] else None,
+    )
+
+
+def _mpp(where: str, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{where}: mpp {text!r} must be a positive number (µm per pixel of level 0)")
+    return value
+
+
+def _slide_id(path: Path) -> str:
+    name = path.name
+    for suffix in (".ome.tiff", ".ome.tif"):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return path.stem
+
+
+def _check_distinct(path: Path, rows: Sequence[SlideRow]) -> None:
+    seen: dict[str, SlideRow] = {}
+    for row in rows:
+        other = seen.setdefault(row.slide_id, row)
+        if other is not row:
+            raise ConfigError(
+                f"{path}: the slide_id {row.slide_id!r} stands twice ({other.path}, {row.path}); "
+                f"give each slide its own"
+            )
