@@ -18,7 +18,6 @@ from wsi_pipeline.aggregate import models
 from wsi_pipeline.aggregate.checkpoint import (
     ModelCard,
     check_fits,
-    load_card,
     load_model,
     model_digest,
     model_folders,

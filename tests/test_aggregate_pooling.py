@@ -88,7 +88,7 @@ def test_mean_is_the_mean_of_the_instance_logits() -> None:
     assert out.attention is None
     for c in range(CLASSES):
         mean = sum(instance_logit(model, patch, c) for patch in features) / 3
-        assert float(out.logits[c]) == pytest.approx(mean + bias_of(model, c))
+        assert out.logits.tolist()[c] == pytest.approx(mean + bias_of(model, c))
 
 
 def test_max_is_the_largest_instance_logit_of_each_class() -> None:
@@ -97,7 +97,7 @@ def test_max_is_the_largest_instance_logit_of_each_class() -> None:
     assert out.attention is not None
     for c in range(CLASSES):
         logits = [instance_logit(model, patch, c) for patch in features]
-        assert float(out.logits[c]) == pytest.approx(max(logits) + bias_of(model, c))
+        assert out.logits.tolist()[c] == pytest.approx(max(logits) + bias_of(model, c))
         assert out.attention[c].tolist() == [float(v == max(logits)) for v in logits]
 
 
@@ -128,7 +128,7 @@ def test_abmil_is_the_formula_of_the_paper(gated: bool) -> None:
     assert out.attention.tolist() == pytest.approx(weights, abs=1e-12)
     for c in range(CLASSES):
         pooled = sum(a * instance_logit(model, patch, c) for a, patch in zip(weights, features, strict=True))
-        assert float(out.logits[c]) == pytest.approx(pooled + bias_of(model, c), abs=1e-12)
+        assert out.logits.tolist()[c] == pytest.approx(pooled + bias_of(model, c), abs=1e-12)
 
 
 def test_abmil_without_a_gate_has_no_parameters_of_one() -> None:
@@ -155,6 +155,7 @@ def test_dropout_acts_in_training_only(name: str) -> None:
     [
         ("abmil", {"hidden": 0}, "model option hidden is 0; it must be a whole number of at least 1"),
         ("abmil", {"attention_dim": 1.5}, "model option attention_dim is 1.5; it must be a whole number of at least 1"),
+        ("abmil", {"gated": "no"}, "model option gated is 'no'; it must be true or false"),
         ("mean", {"hidden": True}, "model option hidden is True; it must be a whole number of at least 1"),
         ("max", {"dropout": 1}, "model option dropout is 1; it must be at least 0 and less than 1"),
         ("mean", {"dropout": "no"}, "model option dropout is 'no'; it must be at least 0 and less than 1"),

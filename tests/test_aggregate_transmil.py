@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from wsi_pipeline.errors import ArtifactError
 
 DIM, CLASSES, HIDDEN, HEADS, LANDMARKS, ITERATIONS = 7, 2, 24, 4, 10, 6
 FORMS = list(product(["nystrom", "exact"], ["sequence", "grid"]))
-Parameters = dict[str, Tensor]
+Parameters = Mapping[str, Tensor]
 
 
 class Slow(NamedTuple):
@@ -221,7 +222,7 @@ def test_positions_are_read_on_the_grid_and_not_in_the_sequence() -> None:
 
 
 def test_wide_gaps_between_pieces_of_tissue_cost_nothing_and_change_nothing() -> None:
-    features, xy = bag(12)
+    _, xy = bag(12)
     p = dict(build().named_parameters())
     tokens = torch.randn(12, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     for gap in (1, 2, 3, 4, 5, 900_000):

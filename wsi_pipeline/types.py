@@ -141,12 +141,3 @@ class Explanation:
     def label(self) -> str:
         """What people see: channel of the pyramid, measurement in QuPath."""
         return f"{self.model} {self.method}: {self.target}"
-
-
-@dataclass(frozen=True, eq=False)
-class Heatmap:
-    """Scores painted on a raster whose (0, 0) is the slide's (0, 0); NaN where there is no tissue."""
-
-    values: Float32  # (rows, columns)
-    cell_px0: int  # one cell covers cell_px0 x cell_px0 level-0 pixels
-    explanation: Explanation

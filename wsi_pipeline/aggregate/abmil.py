@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from . import MILOutput, models
-from .options import check_counts, check_dropout
+from .options import check_counts, check_dropout, check_flag
 
 
 class AttentionMIL(nn.Module):
@@ -61,6 +61,7 @@ def abmil(
     dropout: float = 0.25,
 ) -> nn.Module:
     """Attention-based MIL, plain or gated: an exact sum of what its patches contribute."""
+    check_flag("gated", gated)
     check_counts(hidden=hidden, attention_dim=attention_dim)
     check_dropout(dropout)
     return AttentionMIL(dim, classes, gated=gated, hidden=hidden, attention_dim=attention_dim, dropout=dropout)

@@ -20,6 +20,12 @@ def check_dropout(dropout: float) -> None:
         raise ConfigError(f"model option dropout is {dropout!r}; it must be at least 0 and less than 1")
 
 
+def check_flag(name: str, value: bool) -> None:
+    """The option is true or false, and no word for it."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"model option {name} is {value!r}; it must be true or false")
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """The option is one of its known words."""
     if value not in choices:

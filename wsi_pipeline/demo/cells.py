@@ -48,7 +48,7 @@ def lymphoid_cells(lymphoid: Bool, rng: np.random.Generator) -> list[Cells]:
 
 def tumour_cells(tumour: Bool, nests: Bool, phase_um: Float32, rng: np.random.Generator) -> list[Cells]:
     """Large nuclei of every size and shape, each in its cell; a few lymphocytes and fibroblasts between the nests."""
-    points = crowded_points(nests, UNIT_PX0, 17.5 / MPP, rng, jitter=0.25, keep=0.97)
+    points = crowded_points(nests, UNIT_PX0, 17.5 / MPP, rng, jitter=0.33, keep=0.98)
     strand = crowded_points(tumour & ~nests, UNIT_PX0, 20 / MPP, rng, jitter=0.4, keep=0.6)
     guests = crowded_points(tumour, UNIT_PX0, 45 / MPP, rng, jitter=0.5, keep=0.35)
     angle = rng.uniform(0, np.pi, len(points))
@@ -62,11 +62,14 @@ def tumour_cells(tumour: Bool, nests: Bool, phase_um: Float32, rng: np.random.Ge
 
 def stamp(cells: Sequence[Cells], haematoxylin: UInt8, eosin: UInt8, rng: np.random.Generator) -> None:
     """Lay every cell's picture on the densities, in place: of two that overlap the denser is seen."""
-    libraries = {kind: sprites(kind, _VARIANTS, rng) for kind in LOOKS}
+    present = {group.kind for group in cells if len(group.xy_px0)}
+    libraries = {kind: sprites(kind, _VARIANTS, rng) for kind in LOOKS if kind in present}
     plasma = bodies(_VARIANTS, (9.5, 13.0), 0.34, 0.12, rng)
     blood = bodies(8, (2.9, 3.4), 0.78, 0.03, rng)
     for group in cells:
         n = len(group.xy_px0)
+        if n == 0:
+            continue
         variant = rng.integers(0, _VARIANTS, n)
         if group.kind in ("blood", "cytoplasm"):
             library = blood if group.kind == "blood" else plasma
@@ -91,13 +94,15 @@ def _lay(density: UInt8, xy_px0: Float64, pictures: Sequence[UInt8]) -> None:
 def _fibre_angle(field: Float32, points: Float64) -> Float64:
     """(n,) direction of the field's level lines at ``points``, in radians."""
     units = points / UNIT_PX0
-    dx = at(field, units + [1, 0], outside=0.0) - at(field, units - [1, 0], outside=0.0)
-    dy = at(field, units + [0, 1], outside=0.0) - at(field, units - [0, 1], outside=0.0)
+    right, down = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    dx = at(field, units + right, outside=0.0) - at(field, units - right, outside=0.0)
+    dy = at(field, units + down, outside=0.0) - at(field, units - down, outside=0.0)
     return np.asarray(np.arctan2(dy, dx) + np.pi / 2)
 
 
-def place_cells(layout: Layout, matter_um: Float32, phase_um: Float32, nests: Bool, closed: Bool,
-                rng: np.random.Generator) -> list[Cells]:
+def place_cells(
+    layout: Layout, matter_um: Float32, phase_um: Float32, nests: Bool, closed: Bool, rng: np.random.Generator
+) -> list[Cells]:
     """All cells that belong to no gland and no vessel."""
     solid = matter_um > 2.5
     stroma = layout.stroma & ~closed & solid

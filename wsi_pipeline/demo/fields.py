@@ -13,9 +13,9 @@ from scipy.spatial import cKDTree
 
 from ..types import Bool, Float32, Float64
 from .cells import Cells
-from .layout import UNIT_PX0, UNIT_UM, Layout
+from .layout import UNIT_PX0, UNIT_UM, Layout, site_mask
 from .nuclei import MPP
-from .shapes import at, crowded_points, fractal_noise, polar_reach, resized, signed_distance, smooth_noise
+from .shapes import crowded_points, fractal_noise, polar_reach, resized, signed_distance, smooth_noise
 
 
 @dataclass(eq=False)
@@ -56,7 +56,18 @@ def ground(layout: Layout, rng: np.random.Generator) -> Fields:
     layers, weave = _phases(shape, rng)
     loose = 0.45 * (1 - dense) + 0.4 * fractal_noise(shape, 22, 2, rng)
     fold = _folds(layout, rng)
-    return Fields(matter_um, haematoxylin, eosin, fibre, layers, weave, loose, fold, layout.tumour & (nests > 0.5), np.zeros(shape, bool))
+    return Fields(
+        matter_um,
+        haematoxylin,
+        eosin,
+        fibre,
+        layers,
+        weave,
+        loose,
+        fold,
+        layout.tumour & (nests > 0.5),
+        np.zeros(shape, bool),
+    )
 
 
 def glands(layout: Layout, fields: Fields, rng: np.random.Generator) -> list[Cells]:
@@ -74,7 +85,7 @@ def glands(layout: Layout, fields: Fields, rng: np.random.Generator) -> list[Cel
 
 def vessels(layout: Layout, fields: Fields, rng: np.random.Generator) -> list[Cells]:
     """Small vessels: a thin pink wall with flat nuclei, red cells inside."""
-    free = layout.stroma & ~fields.closed & ~layout.lobule & (layout.inside_um > 60)
+    free = layout.stroma & layout.quiet & ~fields.closed & ~layout.lobule & (layout.inside_um > 60)
     rings = []
     for centre in crowded_points(free, UNIT_PX0, 330 / MPP, rng, jitter=0.5, keep=0.5):
         radius_um = rng.uniform(9, 30)
@@ -141,13 +152,13 @@ def _round(centre: Float64, far_px0: Float64, angle: Float64) -> Float64:
 
 
 def _soft(mask: Bool) -> Float32:
-    return gaussian_filter(mask.astype(np.float32), 1.2)
+    return np.asarray(gaussian_filter(mask.astype(np.float32), 1.2))
 
 
 def _nests(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
     """1 in nests of tumour cells, 0 in the thin strands of stroma between them."""
     ridge = abs(fractal_noise(shape, 55, 2, rng))
-    return np.clip((ridge - 0.06) / 0.05, 0, 1)
+    return np.asarray(np.clip((ridge - 0.06) / 0.05, 0, 1))
 
 
 def _phases(shape: tuple[int, int], rng: np.random.Generator) -> tuple[tuple[Float32, Float32], Float32]:
@@ -174,29 +185,29 @@ def _fat(layout: Layout, rng: np.random.Generator) -> Float32:
     distance, _ = cKDTree(seeds).query(points, k=3, workers=1)
     wall = (distance[:, 1] - distance[:, 0]) / 2 * MPP
     corner = (distance[:, 2] - distance[:, 0]) / 2 * MPP
-    rounded = wall - 7 * np.exp((wall - corner) / 7)  # vacuoles are round where three cells meet
+    rounded = wall - 5 * np.exp((wall - corner) / 5)  # vacuoles are round where three cells meet
     edge = gaussian_filter(signed_distance(layout.fat) * np.float32(UNIT_UM), 3)[rows, columns]
     vacuole = np.minimum(rounded, edge)
-    matter[rows, columns] = 2.2 - vacuole
+    matter[rows, columns] = 1.7 - vacuole
     return matter
 
 
 def _folds(layout: Layout, rng: np.random.Generator) -> Float32:
-    """Bands 40-110 µm wide, along a bent line, over up to a third of the slide; never on a site."""
-    small = (np.asarray(layout.inside_um.shape) + 7) // 8
-    y, x = np.mgrid[0 : small[0], 0 : small[1]] * (8 * UNIT_PX0)
-    total = np.zeros(layout.inside_um.shape, np.float32)
-    side = layout.side_px
+    """Bands 40-110 µm wide, along a bent line, over up to half of the slide; 1 in them. Never on a site."""
+    step, side = 8, layout.side_px
+    coarse = len(layout.inside_um)
+    n = -(-coarse // step)
+    y, x = np.mgrid[0:n, 0:n] * (step * UNIT_PX0)
+    crowd = site_mask(layout.sites, (n, n), step * UNIT_PX0)
+    total = np.zeros((n, n), np.float32)
     for _ in range(rng.integers(0, 3)):
-        turn, bend = rng.uniform(0, np.pi), rng.uniform(-1, 1) * 1.2
+        turn, bend = rng.uniform(0, np.pi), rng.uniform(-1.2, 1.2)
         u0, v0 = rng.uniform(0.3, 0.7, 2) * side
-        length, width = rng.uniform(0.1, 0.3) * side, rng.uniform(40, 110) / MPP
-        along = (x - u0) * np.cos(turn) + (y - v0) * np.sin(turn)
-        across = (y - v0) * np.cos(turn) - (x - u0) * np.sin(turn) + bend * np.square(along) / length
-        taper = np.clip(1 - np.square(along / length), 0, 1)
-        band = resized((np.sqrt(taper) * width / 2 - abs(across)).astype(np.float32) * MPP, (small[0] * 8, small[1] * 8))
-        band = np.clip(band[: total.shape[0], : total.shape[1]] / 6 + 0.5, 0, 1) * (taper.max() > 0)
-        outlines = [site.outline_px0 / UNIT_PX0 for site in layout.sites]
-        if not any((at(band, outline, outside=False) > 0).any() for outline in outlines):
-            total = np.maximum(total, band)
-    return total
+        half_length, width = rng.uniform(0.1, 0.3) * side, rng.uniform(40, 110) / MPP
+        along = ((x - u0) * np.cos(turn) + (y - v0) * np.sin(turn)) / half_length
+        across = (y - v0) * np.cos(turn) - (x - u0) * np.sin(turn) + bend * half_length * np.square(along)
+        taper = np.sqrt(np.clip(1 - np.square(along), 0, None))
+        inside_um = (taper * width / 2 - abs(across)) * MPP * (taper > 0)
+        if not (crowd & (inside_um > -20) & (taper > 0)).any():
+            total = np.maximum(total, inside_um.astype(np.float32))
+    return np.clip(resized(total, (n * step, n * step))[:coarse, :coarse] / 6, 0, 1)

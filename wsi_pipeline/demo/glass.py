@@ -6,8 +6,8 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from ..types import Bool, Float32, Float64
-from .layout import UNIT_PX0, UNIT_UM, Layout
-from .shapes import polygon_mask, resized, smooth_noise
+from .layout import UNIT_PX0, Layout, site_mask
+from .shapes import resized, smooth_noise
 
 
 def light(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
@@ -15,7 +15,7 @@ def light(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
     y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     x0, y0 = rng.uniform(-0.3, 0.3, 2)
     field = 254 - 3.0 * (np.square(x - x0) + np.square(y - y0)) + smooth_noise(shape, 200, rng)
-    return field.astype(np.float32)
+    return np.asarray(field, np.float32)
 
 
 def dust(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
@@ -25,7 +25,7 @@ def dust(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
         column, row = rng.integers(0, shape[1]), rng.integers(0, shape[0])
         rows, columns = rng.integers(1, 7), rng.integers(1, 7)
         field[row : row + rows, column : column + columns] = rng.uniform(0.3, 0.9)
-    return np.clip(gaussian_filter(field, 1.3), 0, 0.9)
+    return np.asarray(np.clip(gaussian_filter(field, 1.3), 0, 0.9))
 
 
 def ink(layout: Layout, rng: np.random.Generator) -> Float32:
@@ -36,21 +36,20 @@ def ink(layout: Layout, rng: np.random.Generator) -> Float32:
     """
     step = 4
     inside = layout.inside_um[::step, ::step] > 0
-    crowd = np.zeros(inside.shape, bool)
-    for site in layout.sites:
-        crowd |= polygon_mask(site.outline_px0 / UNIT_PX0 / step, crowd.shape)
-    best, best_cost = np.zeros(inside.shape, np.float32), np.inf
+    shape = (len(inside), len(inside))
+    crowd = site_mask(layout.sites, shape, UNIT_PX0 * step)
+    best, best_cost = np.zeros(shape, np.float32), np.inf
     for _ in range(25):
-        stroke = _stroke(inside.shape, rng.uniform(70, 130) / UNIT_UM / step, rng)
+        stroke = _stroke(shape, rng.uniform(0.023, 0.045) * shape[0], rng)
         covered = stroke > 0
-        cost = 50 * float((covered & crowd).sum()) + abs(float((covered & inside).sum()) - 0.25 * covered.sum())
+        area = float(covered.sum())
+        cost = 50 * float((covered & crowd).sum()) + abs(float((covered & inside).sum()) - 0.3 * area) - 0.5 * area
         if cost < best_cost:
             best, best_cost = stroke, cost
-    shape = layout.inside_um.shape
-    strength = resized(best, (best.shape[0] * step, best.shape[1] * step))[: shape[0], : shape[1]]
-    edge = np.clip(strength / 0.5, 0, 1)
-    streaks = 0.8 + 0.16 * smooth_noise(shape, 22, rng) + 0.05 * smooth_noise(shape, 3, rng)
-    return (edge * streaks).clip(0, 1.2).astype(np.float32)
+    coarse = len(layout.inside_um)
+    strength = resized(best, (shape[0] * step, shape[1] * step))[:coarse, :coarse]
+    streaks = 0.8 + 0.16 * smooth_noise(strength.shape, 22, rng) + 0.05 * smooth_noise(strength.shape, 3, rng)
+    return np.asarray(np.clip(np.clip(strength * 2, 0, 1) * streaks, 0, 1.2), np.float32)
 
 
 def _stroke(shape: tuple[int, int], half_width: float, rng: np.random.Generator) -> Float32:
@@ -68,4 +67,4 @@ def _stroke(shape: tuple[int, int], half_width: float, rng: np.random.Generator)
     line[row[seen], column[seen]] = False
     if not seen.any():
         return np.zeros(shape, np.float32)
-    return np.clip((half_width - distance_transform_edt(line)) / 1.5, 0, 1).astype(np.float32)
+    return np.asarray(np.clip((half_width - distance_transform_edt(line)) / 1.5, 0, 1), np.float32)

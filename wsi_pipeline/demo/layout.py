@@ -12,6 +12,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.ndimage import label as label_components
 
+from ..errors import ConfigError
 from ..types import Bool, Float32, Float64
 from .nuclei import MPP
 from .plan import SlidePlan
@@ -30,7 +31,7 @@ UNIT_PX0 = 4
 UNIT_UM = UNIT_PX0 * MPP
 _PLAN_UNITS = 4  # coarse pixels a plan pixel
 _PLAN_UM = UNIT_UM * _PLAN_UNITS
-_MARGIN_UM = 35.0  # between a lesion's outline and the tissue's edge
+_MARGIN_UM = 35.0  # between a site's outline and the tissue's edge; less where the tissue is narrow
 _PATCH_PX0 = 224
 
 
@@ -53,6 +54,7 @@ class Layout:
     lymphoid: Bool
     fat: Bool
     lobule: Bool  # where glands may lie
+    quiet: Bool  # far enough from every site for a vessel
     sites: tuple[Site, ...]
 
     @property
@@ -64,7 +66,8 @@ class Layout:
 def lay_out(plan: SlidePlan) -> Layout:
     """Choose all places of one slide.
 
-    Lesions are enlarged by a few per cent, again and again, until enough whole patches lie in them.
+    Lesions are enlarged by a few per cent, again and again, until enough whole patches lie in them. Raises
+    ``ConfigError`` where a tumour slide is too small for any lesion.
     """
     rng = plan.generator(1)
     coarse = -(-plan.side_px // UNIT_PX0)
@@ -75,6 +78,8 @@ def lay_out(plan: SlidePlan) -> Layout:
         sites = _sites(grown, inside_um, rng)
         if whole_patches(sites, plan.side_px) >= plan.least_patches:
             break
+    if plan.lesions_um and not any(site.tumour for site in sites):
+        raise ConfigError(f"there is no room for a lesion on {plan.slide_id} ({plan.side_px} px); give a larger side")
     return _rasters(plan.side_px, coarse, inside_um, sites, rng)
 
 
@@ -86,14 +91,19 @@ def whole_patches(sites: tuple[Site, ...], side_px: int) -> int:
     return int(mask.reshape(n, cells, n, cells).all(axis=(1, 3)).sum())
 
 
-def tumour_mask(sites: tuple[Site, ...], shape: tuple[int, int], unit_px0: float) -> Bool:
-    """(h, w) True in tumour, holes left out; a pixel is ``unit_px0`` wide."""
+def site_mask(sites: tuple[Site, ...], shape: tuple[int, int], unit_px0: float) -> Bool:
+    """(h, w) True inside the outline of any site; a pixel is ``unit_px0`` wide."""
     mask = np.zeros(shape, bool)
     for site in sites:
-        if site.tumour:
-            mask |= polygon_mask(site.outline_px0 / unit_px0, shape)
+        mask |= polygon_mask(site.outline_px0 / unit_px0, shape)
+    return mask
+
+
+def tumour_mask(sites: tuple[Site, ...], shape: tuple[int, int], unit_px0: float) -> Bool:
+    """(h, w) True in tumour, holes left out; a pixel is ``unit_px0`` wide."""
+    mask = site_mask(tuple(site for site in sites if site.tumour), shape, unit_px0)
     for site in sites:
-        if site.tumour and site.hole_px0 is not None:
+        if site.hole_px0 is not None:
             mask &= ~polygon_mask(site.hole_px0 / unit_px0, shape)
     return mask
 
@@ -122,7 +132,7 @@ def _tissue(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
     parts, count = label_components(mask)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     pieces_only = np.isin(parts, 1 + np.flatnonzero(sizes > 0.02 * mask.sum()))
-    return gaussian_filter(signed_distance(pieces_only), 1.2)
+    return np.asarray(gaussian_filter(signed_distance(pieces_only), 1.2))
 
 
 def _noises(count: int, shape: tuple[int, int], rng: np.random.Generator) -> Float32:
@@ -135,7 +145,7 @@ def _sites(plan: SlidePlan, inside_um: Float32, rng: np.random.Generator) -> tup
     sites: list[Site] = []
     for tumour, diameter in [(True, d) for d in plan.lesions_um] + [(False, d) for d in plan.infiltrates_um]:
         room_um = signed_distance(free) * _PLAN_UM
-        outline = _placed(room_um, diameter / 2, 0.09 if tumour else 0.14, rng)
+        outline = _placed(room_um, diameter / 2, rng)
         if outline is None:
             continue
         hole = None
@@ -148,18 +158,20 @@ def _sites(plan: SlidePlan, inside_um: Float32, rng: np.random.Generator) -> tup
     return tuple(sites)
 
 
-def _placed(room_um: Float32, radius_um: float, roughness: float, rng: np.random.Generator) -> Float64 | None:
+def _placed(room_um: Float32, radius_um: float, rng: np.random.Generator) -> Float64 | None:
     """An outline (n, 2) in level-0 pixels whose every vertex has room around it; None where there is none."""
-    radius_um = min(radius_um, (float(room_um.max()) - _MARGIN_UM) / 1.1)
-    while radius_um > 40:
-        rows, columns = np.nonzero(room_um > 0.9 * radius_um + _MARGIN_UM)
+    widest_um = float(room_um.max())
+    margin_um = min(_MARGIN_UM, widest_um / 4)
+    radius_um = min(radius_um, (widest_um - margin_um) / 1.1)
+    while radius_um > 20:
+        rows, columns = np.nonzero(room_um > 0.9 * radius_um + margin_um)
         for _ in range(12 if len(rows) else 0):
             k = rng.integers(len(rows))
             centre_um = (np.array([columns[k], rows[k]]) + rng.random(2)) * _PLAN_UM
-            outline_um = centre_um + closed_curve(radius_um, roughness, rng)
+            outline_um = centre_um + closed_curve(radius_um, 0.1, rng)
             column, row = np.clip(outline_um // _PLAN_UM, 0, len(room_um) - 1).astype(int).T
-            if room_um[row, column].min() > _MARGIN_UM:
-                return outline_um / MPP
+            if room_um[row, column].min() > margin_um:
+                return np.asarray(outline_um / MPP)
         radius_um *= 0.93
     return None
 
@@ -170,19 +182,15 @@ def _rasters(
     shape = (coarse, coarse)
     stretched = resized(plan_inside_um, (plan_inside_um.shape[0] * _PLAN_UNITS,) * 2)[:coarse, :coarse]
     inside_um = stretched + 5 * fractal_noise(shape, 30, 4, rng)
-    lymphoid = np.zeros(shape, bool)
-    for site in sites:
-        if not site.tumour:
-            lymphoid |= polygon_mask(site.outline_px0 / UNIT_PX0, shape)
     tumour = tumour_mask(sites, shape, UNIT_PX0)
-    taken = np.zeros(plan_inside_um.shape, bool)
-    for site in sites:
-        taken |= polygon_mask(site.outline_px0 / UNIT_PX0 / _PLAN_UNITS, taken.shape)
-    away_um = -signed_distance(taken) * _PLAN_UM
+    lymphoid = site_mask(tuple(site for site in sites if not site.tumour), shape, UNIT_PX0)
+    plan_shape = (len(plan_inside_um), len(plan_inside_um))
+    away_um = -signed_distance(site_mask(sites, plan_shape, UNIT_PX0 * _PLAN_UNITS)) * _PLAN_UM
     lymphoid |= _aggregates(plan_inside_um, away_um, shape, rng)
     fat = _patches(plan_inside_um, away_um > 60, 450, rng.uniform(0.02, 0.2), shape, rng)
-    lobule = _patches(plan_inside_um, away_um > 40, 600, rng.uniform(0.2, 0.45), shape, rng) & ~fat & ~lymphoid
-    return Layout(side_px, inside_um, tumour, lymphoid & ~tumour & (inside_um > 8), fat, lobule, sites)
+    lobule = _patches(plan_inside_um, away_um > 85, 600, rng.uniform(0.2, 0.45), shape, rng) & ~fat & ~lymphoid
+    quiet = resized(away_um, (len(plan_inside_um) * _PLAN_UNITS,) * 2)[:coarse, :coarse] > 45
+    return Layout(side_px, inside_um, tumour, lymphoid & ~tumour & (inside_um > 8), fat, lobule, quiet, sites)
 
 
 def _patches(

@@ -38,7 +38,7 @@ LOOKS: Mapping[str, Look] = {
     "lymphocyte": Look((5.8, 7.6), (0.86, 1.0), (1.05, 1.45), 0.035, 0.22, 1.3, turns=False),
     "spindle": Look((9.0, 17.0), (0.2, 0.36), (0.75, 1.2), 0.05, 0.15, 1.0),
     "epithelial": Look((7.6, 10.0), (0.62, 0.85), (0.7, 1.05), 0.035, 0.18, 1.2, 0.1, (0, 1), 1.4),
-    "tumour": Look((12.0, 22.0), (0.6, 0.95), (0.5, 1.0), 0.1, 0.24, 1.4, 0.4, (1, 2), 3.0),
+    "tumour": Look((12.0, 22.0), (0.6, 0.95), (0.42, 0.88), 0.1, 0.24, 1.4, 0.4, (1, 2), 3.2),
 }
 
 
@@ -87,15 +87,13 @@ def _nucleus(look: Look, rng: np.random.Generator) -> Callable[[float], UInt8]:
         chromatin = 1 + look.clumping * clumps + look.rim * np.exp(-np.square(inside / 1.6))
         for centre_u, centre_v, radius in spots:
             dot = _soft(radius - np.hypot(u - centre_u, v * slender - centre_v), 0.8)
-            chromatin = np.maximum(chromatin, 1.7 * dot)
+            chromatin = np.maximum(chromatin, 2.0 * dot)
         return _encode(density * chromatin * _soft(inside, 0.9))
 
     return draw
 
 
-def _nucleoli(
-    look: Look, half: float, slender: float, rng: np.random.Generator
-) -> list[tuple[float, float, float]]:
+def _nucleoli(look: Look, half: float, slender: float, rng: np.random.Generator) -> list[tuple[float, float, float]]:
     spots = []
     for _ in range(rng.integers(look.nucleoli[0], look.nucleoli[1] + 1)):
         angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.5) * half

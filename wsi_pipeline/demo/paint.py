@@ -93,7 +93,7 @@ def _fibres(fields: Fields, profile: Float32, top: int, bottom: int, side_px: in
         entry = (_stretched(phase_um, top, bottom, side_px) * 16).astype(np.int32) & (_FIBRE_PERIOD - 1)
         layers.append(profile[entry])
     wave: Float32 = layers[0] + _stretched(fields.weave, top, bottom, side_px) * (layers[1] - layers[0])
-    gap = np.clip((_stretched(fields.looseness, top, bottom, side_px) - wave - np.float32(0.62)) * 9, 0, 1)
+    gap = np.clip((_stretched(fields.looseness, top, bottom, side_px) - wave - np.float32(0.75)) * 9, 0, 1)
     return np.clip(wave * np.float32(0.75), -0.6, 0.5), gap
 
 

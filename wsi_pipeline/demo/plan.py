@@ -11,7 +11,7 @@ from ..errors import ConfigError
 TUMOUR, NORMAL = "tumor", "normal"
 PENS = ("blue", "green", "red", "black")
 REFERENCE_PX = 6000  # the side for which the lesion sizes below are meant; smaller slides get smaller lesions
-SMALLEST_PX, LARGEST_PX = 1000, 40_000
+SMALLEST_PX, LARGEST_PX = 500, 20_000
 
 _MICRO_UM, _MESO_UM, _MACRO_UM = (300.0, 400.0), (550.0, 850.0), (1000.0, 1450.0)
 

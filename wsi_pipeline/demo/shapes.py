@@ -69,7 +69,7 @@ def signed_distance(mask: Bool) -> Float32:
     """Pixels to the border of ``mask``: positive inside, negative outside."""
     if mask.all() or not mask.any():
         return np.full(mask.shape, 1e6 if mask.all() else -1e6, np.float32)
-    return (distance_transform_edt(mask) - distance_transform_edt(~mask)).astype(np.float32)
+    return np.asarray(distance_transform_edt(mask) - distance_transform_edt(~mask), np.float32)
 
 
 def crowded_points(
@@ -91,7 +91,7 @@ def crowded_points(
     points = np.stack([x.ravel(), y.ravel()], axis=1)
     points += rng.uniform(-jitter, jitter, points.shape) * spacing
     points = points[rng.random(len(points)) < keep]
-    return points[at(mask, points / unit, outside=False)]
+    return np.asarray(points[at(mask, points / unit, outside=False)])
 
 
 def at(field: np.ndarray, points: Float64, outside: float | bool) -> np.ndarray:

@@ -1,6 +1,6 @@
 """From dye densities to colours, by the law of Beer and Lambert.
 
-The dyes' colours lie between the vectors that Ruifrok and Johnston (Anal. Quant. Cytol. Histol. 23, 2001) and
+The dyes' colours lie between, or a little beyond, the vectors that Ruifrok and Johnston (Anal. Quant. Cytol. Histol. 23, 2001) and
 Macenko et al. (ISBI 2009) published; where between them, how strong, and how bright the lamp was, is each slide's own.
 """
 
@@ -34,14 +34,14 @@ class Stain:
     @classmethod
     def drawn(cls, rng: np.random.Generator) -> Stain:
         """A stain as laboratories differ: strengths by a fifth, hues, and a lamp a few per cent off white."""
-        mixed = []
-        for pair in (_HAEMATOXYLIN, _EOSIN):
-            share = rng.uniform(0, 1)
-            vector = (1 - share) * pair[0] + share * pair[1]
-            strength = float(np.exp(np.clip(rng.normal(0, 0.17), -0.35, 0.35)))
-            mixed.append(tuple(float(v) for v in vector / np.linalg.norm(vector) * strength))
+        dyes = []
+        for published in (_HAEMATOXYLIN, _EOSIN):
+            share = rng.uniform(-0.2, 1.2)
+            vector = (1 - share) * published[0] + share * published[1]
+            strength = np.exp(np.clip(rng.normal(0, 0.2), -0.4, 0.4))
+            dyes.append(_three(vector / np.linalg.norm(vector) * strength))
         light = np.clip(rng.uniform(0.945, 0.985) + rng.normal(0, 0.006, 3), 0.9, 0.995)
-        return cls(mixed[0], mixed[1], (float(light[0]), float(light[1]), float(light[2])))
+        return cls(dyes[0], dyes[1], _three(light))
 
     def table(self) -> np.ndarray:
         """(65536,) uint32: for 256 * haematoxylin + eosin density the bytes R, G, B, 0."""
@@ -50,6 +50,11 @@ class Stain:
         colour = np.zeros((256, 256, 4), np.uint8)
         colour[..., :3] = np.rint(255 * np.asarray(self.light) * 10.0**-od)
         return np.ascontiguousarray(colour).view(np.uint32).ravel()
+
+
+def _three(values: Float64) -> tuple[float, float, float]:
+    r, g, b = values.tolist()
+    return r, g, b
 
 
 def coloured(haematoxylin: UInt8, eosin: UInt8, table: np.ndarray, gain: UInt8) -> UInt8:
@@ -61,5 +66,8 @@ def coloured(haematoxylin: UInt8, eosin: UInt8, table: np.ndarray, gain: UInt8) 
 
 def inked(rgb: UInt8, ink: Float32, pen: str) -> UInt8:
     """``rgb`` (h, w, 3) seen through felt-tip ink of strength ``ink`` (h, w)."""
-    od: Float64 = np.asarray(_PEN_OD[pen])
-    return np.asarray(rgb * 10.0 ** -(ink[..., None] * od), np.uint8)
+    covered = ink > 0
+    od = np.asarray(_PEN_OD[pen], np.float32)
+    result = rgb.copy()
+    result[covered] = rgb[covered] * np.float32(10) ** -(ink[covered][:, None] * od)
+    return result

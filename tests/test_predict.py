@@ -1,0 +1,309 @@
+"""Prediction: the mean of those who have not seen the patient, for every slide, and a refusal of other bags."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_train_data import DIM, planted_features, planted_project, write_bag
+
+from wsi_pipeline.aggregate import MILOutput, models
+from wsi_pipeline.aggregate.checkpoint import ModelCard, load_model, save_model
+from wsi_pipeline.config import build_config
+from wsi_pipeline.engine import Engine, Failure
+from wsi_pipeline.errors import ArtifactError, WsiError
+from wsi_pipeline.predict import stage
+from wsi_pipeline.predict.members import Verdict, ensembles, judges, load_members, member_outputs, verdict
+from wsi_pipeline.project import Project, RunFolder
+from wsi_pipeline.store import read_bag
+from wsi_pipeline.train import stage as train_stage
+from wsi_pipeline.train.table import read_table
+from wsi_pipeline.types import SlideRow
+
+
+def predict(project: Project) -> list[Failure]:
+    with Engine(project.config.engine, project.config.out) as engine:
+        stage.run(project, engine)
+        return engine.failures
+
+
+def predictions(project: Project) -> dict[tuple[str, str], dict[str, str]]:
+    """(slide_id, model) -> row."""
+    header, rows = read_table(project.folder.predictions)
+    found = [dict(zip(header, row, strict=True)) for row in rows]
+    return {(row["slide_id"], row["model"]): row for row in found}
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Twelve labelled slides in two folds of two seeds, two models; two slides more without label."""
+    project = planted_project(
+        tmp_path_factory.mktemp("run"),
+        14,
+        train={"epochs": 2, "seeds": [3, 1]},
+        aggregate={
+            "models": [
+                {"name": "mean", "options": {"hidden": 8}},
+                {"name": "abmil", "options": {"hidden": 8}, "id": "ab"},
+            ]
+        },
+    )
+    rows = tuple(s if i < 12 else SlideRow(s.slide_id, s.path, s.patient_id) for i, s in enumerate(project.slides))
+    project = Project(project.config, rows, rows)
+    with Engine(project.config.engine, project.config.out) as engine:
+        train_stage.run(project, engine)
+    assert predict(project) == []
+    return project
+
+
+@pytest.fixture
+def trained(run_once: Project, tmp_path: Path) -> Project:
+    """A copy that a test may change."""
+    shutil.copytree(run_once.config.out, tmp_path / "run")
+    return moved(run_once, out=str(tmp_path / "run"))
+
+
+def moved(project: Project, **changes: Any) -> Project:
+    data = project.config.model_dump(mode="json") | changes
+    return Project(build_config(data, [], base=Path("/"), source="test"), project.slides, project.cohort)
+
+
+def save(folder: Path, seen: list[str], seed: int = 0, **of_card: Any) -> Path:
+    """An untrained model that says it has seen these patients."""
+    card = ModelCard(
+        model="mean",
+        options={"hidden": 4},
+        classes=("normal", "tumour"),
+        encoder="lite0",
+        encoder_options={},
+        weights_digest="d0",
+        dim=DIM,
+        target_mpp=0.5,
+        side_px=224,
+        threshold=0.5,
+        trained={"seen_patients": seen},
+    )
+    card = replace(card, **of_card)
+    torch.manual_seed(seed)
+    save_model(folder, models.build(card.model, card.dim, len(card.classes), **card.options), card, f"k{seed}")
+    return folder
+
+
+def apply(tmp_path: Path, model: Path, slides: int = 2, **sections: Any) -> Project:
+    """A project that only applies ``model``."""
+    project = planted_project(tmp_path / "incoming", slides, predict={"model": str(model)}, **sections)
+    rows = tuple(SlideRow(s.slide_id, s.path, s.patient_id) for s in project.slides)
+    return Project(project.config, rows, rows)
+
+
+def test_every_slide_has_a_row_a_model_in_the_order_of_the_manifest(run_once: Project) -> None:
+    header, _ = read_table(run_once.folder.predictions)
+    columns = "slide_id patient_id label split model members held_out threshold predicted prob_normal prob_tumour"
+    assert header == columns.split()
+    assert list(predictions(run_once)) == [(f"s{i:02d}", m) for i in range(14) for m in ("mean", "ab")]
+
+
+def test_a_trained_patient_is_judged_by_the_fold_that_tested_it_and_a_new_one_by_all(run_once: Project) -> None:
+    rows = predictions(run_once)
+    for slide in run_once.slides:
+        row = rows[slide.slide_id, "ab"]
+        assert row["members"] == ("2" if slide.label else "4")  # one fold of each seed, or all of them
+        assert row["held_out"] == "true"
+        assert (row["patient_id"], row["label"], row["split"]) == (slide.patient_id, slide.label or "", "")
+
+
+def test_of_one_seed_predict_repeats_what_training_wrote_of_the_test_slides(run_once: Project, tmp_path: Path) -> None:
+    shutil.copytree(run_once.config.out, tmp_path / "run")
+    train = run_once.config.train.model_dump(mode="json") | {"seeds": [1]}
+    project = moved(run_once, out=str(tmp_path / "run"), train=train)
+    assert predict(project) == []
+    header, lines = read_table(run_once.folder.train / "predictions.csv")
+    tested = [row for line in lines if (row := dict(zip(header, line, strict=True)))["part"] == "test"]
+    tested = [row for row in tested if row["seed"] == "1"]
+    assert len(tested) == 24
+    for row in tested:
+        assert predictions(project)[row["slide_id"], row["model"]]["prob_tumour"] == row["prob_tumour"]
+
+
+def test_an_ensemble_says_the_mean_of_its_members_softmax(run_once: Project) -> None:
+    folders = [run_once.folder.fold("ab", seed, fold) for seed in (1, 3) for fold in (0, 1)]
+    bag = read_bag(run_once.folder.bag("s13"))
+    shares, thresholds = [], []
+    for folder in folders:
+        model, card = load_model(folder, "cpu")
+        with torch.no_grad():
+            logits = model(torch.from_numpy(bag.features).float(), torch.from_numpy(bag.grid.xy_stride)).logits.double()
+        shares.append((logits.exp() / logits.exp().sum()).numpy())
+        assert card.threshold is not None
+        thresholds.append(card.threshold)
+    row = predictions(run_once)["s13", "ab"]
+    assert [float(row["prob_normal"]), float(row["prob_tumour"])] == pytest.approx(np.mean(shares, 0), abs=1e-6)
+    assert float(row["threshold"]) == pytest.approx(np.mean(thresholds), abs=1e-6)
+    assert row["predicted"] == ("tumour" if np.mean(shares, 0)[1] >= np.mean(thresholds) else "normal")
+
+
+def test_probabilities_have_six_decimals_and_sum_to_one(run_once: Project) -> None:
+    for row in predictions(run_once).values():
+        texts = [row["prob_normal"], row["prob_tumour"]]
+        assert all(len(text.partition(".")[2]) == 6 for text in [*texts, row["threshold"]])
+        assert sum(map(float, texts)) == pytest.approx(1, abs=2e-6)
+
+
+def test_a_second_run_touches_no_file(run_once: Project) -> None:
+    before = files(run_once.config.out)
+    assert predict(run_once) == []
+    assert files(run_once.config.out) == before
+
+
+def test_a_copy_gives_the_same_bytes_on_any_number_of_threads(trained: Project, run_once: Project) -> None:
+    shutil.rmtree(trained.config.out / "predict")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert predict(trained) == []
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    new, old = trained.config.out / "predict", run_once.config.out / "predict"
+    assert {name: (new / name).read_bytes() for name in files(new)} == {n: (old / n).read_bytes() for n in files(old)}
+
+
+def test_a_threshold_set_by_hand_counts_at_once_and_touches_its_own_slides_only(trained: Project) -> None:
+    before = files(trained.folder.predictions.parent / "slides")
+    folder = trained.folder.fold("ab", 1, 0)
+    card = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(card | {"threshold": 0.0}))
+    assert predict(trained) == []
+    after = files(trained.folder.predictions.parent / "slides")
+    touched = {name for name in after if after[name] != before[name] and "made" not in name}
+    seen = card["trained"]["seen_patients"]
+    assert touched == {f"{s.slide_id}.csv" for s in trained.slides if s.patient_id not in seen}
+
+
+def test_a_slide_predicted_on_its_own_leaves_the_rows_of_the_others(trained: Project) -> None:
+    rows = predictions(trained)
+    trained.folder.predictions.unlink()
+    assert predict(replace(trained, slides=trained.slides[3:4])) == []
+    assert predictions(trained) == rows
+
+
+def test_judges_are_the_members_that_have_not_seen_the_patient(tmp_path: Path) -> None:
+    a, b = save(tmp_path / "a", ["p1", "p2"]), save(tmp_path / "b", ["p2", "p3"])
+    assert judges([a, b], "p1") == ((b,), True)
+    assert judges([a, b], "p3") == ((a,), True)
+    assert judges([a, b], "new") == ((a, b), True)
+    assert judges([a, b], "p2") == ((a, b), False)  # all have: they say what they know, and the row says so
+    save(tmp_path / "a", ["p1"], seed=1)
+    assert judges([a, b], "p2") == ((a,), True)
+
+
+def test_a_given_folder_is_one_model_or_an_ensemble_a_model_name(tmp_path: Path) -> None:
+    for name, options in (("mean", {"hidden": 4}), ("abmil", {"hidden": 4, "attention_dim": 2})):
+        for fold in range(2):
+            save(tmp_path / "models" / name / f"fold{fold}", [], model=name, options=options)
+    found = ensembles(apply(tmp_path, tmp_path / "models"))
+    assert {label: [f.name for f in folders] for label, folders in found.items()} == {
+        "abmil": ["fold0", "fold1"],
+        "mean": ["fold0", "fold1"],
+    }
+    assert list(ensembles(apply(tmp_path, tmp_path / "models" / "mean" / "fold1"))) == ["mean"]
+
+
+def test_a_given_model_predicts_without_labels_and_without_training(tmp_path: Path) -> None:
+    project = apply(tmp_path, save(tmp_path / "model", ["p00"]))
+    assert predict(project) == []
+    assert [(r["held_out"], r["members"]) for r in predictions(project).values()] == [("false", "1"), ("true", "1")]
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ({"encoder": "uni"}, "bag of slide 's00' does not fit the model: it has encoder 'lite0', not 'uni'"),
+        ({"weights_digest": "other"}, "encoder weights d0, not other"),
+        ({"target_mpp": 1.0}, "0.5 µm/px, not 1"),
+        ({"side_px": 256}, "patches of 224 px, not 256"),
+    ],
+)
+def test_bags_of_another_kind_are_refused(tmp_path: Path, card: dict[str, Any], message: str) -> None:
+    project = apply(tmp_path, save(tmp_path / "model", [], **card))
+    with pytest.raises(WsiError, match=message) as error:
+        predict(project)
+    assert error.value.exit_code == 2
+    assert "\n" not in str(error.value)
+    assert not project.folder.predictions.exists()
+
+
+def test_a_bag_with_features_that_are_no_numbers_costs_its_slide(tmp_path: Path) -> None:
+    project = apply(tmp_path, save(tmp_path / "model", []), slides=3)
+    assert predict(project) == []
+    features = planted_features("s01", True)
+    features[7] = np.nan
+    write_bag(project.folder.bag("s01"), features)
+    failures = predict(project)
+    assert [(f.slide_id, f.error) for f in failures] == [("s01", "SlideError")]
+    assert [slide_id for slide_id, _ in predictions(project)] == ["s00", "s02"]
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ({"classes": ("benign", "tumour")}, "predicts benign, tumour, but .* normal, tumour; give predict.model"),
+        ({"options": {"hidden": 5}}, "are both 'mean' but differ in their options"),
+    ],
+)
+def test_models_that_do_not_belong_together_are_refused(tmp_path: Path, card: dict[str, Any], message: str) -> None:
+    save(tmp_path / "models" / "a", [])
+    save(tmp_path / "models" / "b", [], **card)
+    with pytest.raises(ArtifactError, match=message):
+        ensembles(apply(tmp_path, tmp_path / "models"))
+
+
+def test_without_a_model_the_line_says_to_train(trained: Project) -> None:
+    train = trained.config.train.model_dump(mode="json") | {"seeds": [1, 9]}
+    with pytest.raises(ArtifactError, match="no fold of model 'mean' with seed 9; run `wsi train` first"):
+        ensembles(moved(trained, train=train))
+    (trained.folder.train / "predictions.csv").unlink()
+    with pytest.raises(ArtifactError, match=r"run `wsi train` first, or give predict\.model"):
+        ensembles(trained)
+
+
+def test_folds_that_the_config_no_longer_has_are_not_asked(trained: Project) -> None:
+    save(trained.folder.fold("ab", 1, 7), [])
+    assert [f.name for f in ensembles(trained)["ab"]] == ["seed1_fold0", "seed1_fold1", "seed3_fold0", "seed3_fold1"]
+
+
+def test_members_are_loaded_once_frozen_and_ready_to_judge(tmp_path: Path) -> None:
+    folder = save(tmp_path / "a", [])
+    (first, _), (second, _) = load_members([folder, folder], "cpu")
+    assert first is second
+    assert not first.training
+    assert not any(p.requires_grad for p in first.parameters())
+    write_bag(RunFolder(tmp_path).bag("s"), planted_features("s", False))
+    (output,) = member_outputs(load_members([folder], "cpu"), read_bag(RunFolder(tmp_path).bag("s")), "cpu")
+    assert output.logits.shape == (2,)
+    save(folder, [], seed=1)
+    assert load_members([folder], "cpu")[0][0] is not first
+
+
+def test_of_two_classes_the_threshold_decides_and_of_more_the_likeliest() -> None:
+    assert Verdict(np.array([0.6, 0.4]), 0.4).predicted == 1
+    assert Verdict(np.array([0.6, 0.4]), 0.400001).predicted == 0
+    assert Verdict(np.array([0.2, 0.5, 0.3]), None).predicted == 1
+
+
+def test_three_classes_are_joined_without_a_threshold(tmp_path: Path) -> None:
+    members = load_members([save(tmp_path / "m", [], classes=("a", "b", "c"), threshold=None)], "cpu") * 2
+    outputs = [MILOutput(torch.log(torch.tensor(p)), None) for p in ([0.2, 0.2, 0.6], [0.2, 0.6, 0.2])]
+    said = verdict(members, outputs)
+    assert said.threshold is None
+    assert said.probabilities.tolist() == pytest.approx([0.2, 0.4, 0.4], abs=1e-6)

@@ -1,0 +1,408 @@
+"""The report: one page that holds each slide once, needs nothing from outside, and believes no file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from shapely.geometry import MultiPolygon, Polygon
+
+from wsi_pipeline.config import Config
+from wsi_pipeline.engine import Engine, Failure
+from wsi_pipeline.errors import ArtifactError
+from wsi_pipeline.heatmap import stage as heatmap_stage
+from wsi_pipeline.project import Project
+from wsi_pipeline.store import Provenance, write_explanations, write_grid
+from wsi_pipeline.types import Explanation, PatchGrid, SlideRow, TissueMask
+from wsi_pipeline.view import report as report_room
+from wsi_pipeline.view import stage as view_stage
+from wsi_pipeline.view.numbers import read_metrics, read_verdicts
+from wsi_pipeline.view.panel import svg_path, top_rows
+from wsi_pipeline.view.pictures import crop, map_uri, palette
+
+SIZE = (480, 320)
+EVIL = '<script>alert("x")&'
+NAN = float("nan")
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def opened(uri: str) -> Image.Image:
+    kind, data = uri.removeprefix("data:").split(";base64,")
+    assert kind in {"image/png", "image/jpeg"}
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_a_map_has_its_colours_at_the_ends_of_its_window_and_none_where_there_is_no_patch() -> None:
+    values = np.array([[NAN, -9.0, 0.0, 5.0, 10.0, 99.0]], np.float32)
+    rgba = np.asarray(opened(map_uri(values, (0.0, 10.0), False)).convert("RGBA"))[0]
+    assert rgba[:, 3].tolist() == [0, 255, 255, 255, 255, 255]
+    low, middle, high = (palette(False)[i].tolist() for i in (0, 127, 254))
+    assert rgba[1:, :3].tolist() == [low, low, middle, high, high]
+
+
+def test_signed_colours_are_lightest_at_zero_and_differ_in_hue_on_either_side() -> None:
+    colors = palette(True).astype(int)
+    assert colors.sum(axis=1).argmax() == 127
+    assert colors[20, 2] > colors[20, 0]  # blue below
+    assert colors[234, 0] > colors[234, 2]  # red above
+
+
+def test_lightness_of_unsigned_colours_rises_evenly() -> None:
+    linear = (palette(False) / 255.0) ** 2.2
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(np.cbrt(luminance)) > 0).mean() > 0.97
+
+
+def test_a_crop_says_where_it_lies() -> None:
+    rgb = np.arange(10 * 20 * 3, dtype=np.uint8).reshape(10, 20, 3)
+    part, frame = crop(rgb, (8.0, 8.0), (17, 8, 30, 24))
+    np.testing.assert_array_equal(part, rgb[1:4, 2:6])
+    assert frame == (16.0, 8.0, 32.0, 24.0)
+
+
+def test_outlines_have_their_holes() -> None:
+    area = MultiPolygon([Polygon([(0, 0), (9, 0), (9, 9)], [[(6, 2), (8, 2), (8, 4)]])])
+    assert svg_path(area) == "M0 0L9 0L9 9ZM6 2L8 2L8 4Z"
+    assert svg_path(MultiPolygon()) == ""
+
+
+def test_the_highest_scores_come_first_and_equal_ones_in_the_grids_order() -> None:
+    assert top_rows(np.array([0.1, 0.9, -3.0, 0.9, 0.5], np.float32), 3).tolist() == [1, 3, 4]
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+HEADER = "slide_id,patient_id,label,split,model,members,held_out,threshold,predicted,"
+
+
+def test_of_two_classes_the_last_ones_probability_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_text(HEADER + "prob_a,prob_b\ns,p,a,,abmil,5,true,0.25,b,0.600000,0.400000\n")
+    models, verdicts, note = read_verdicts(path)
+    assert models == ("abmil",)
+    found = verdicts["s", "abmil"]
+    assert (found.predicted, found.right, found.of, found.probability) == ("b", False, "b", "0.400")
+    assert (found.percent, found.threshold_percent, found.held_out) == (40.0, 25.0, True)
+    assert note.startswith("Probability of b,")
+
+
+def test_of_more_classes_the_predicted_ones_probability_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_text(HEADER + "prob_a,prob_b,prob_c\ns,p,,,abmil,5,false,,b,0.2,0.5,0.3\n")
+    found = read_verdicts(path)[1]["s", "abmil"]
+    assert (found.right, found.held_out, found.probability, found.threshold_percent) == (None, False, "0.500", None)
+
+
+def test_metrics_without_a_number_are_a_dash(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    none = {"value": None, "low": None, "high": None}
+    some = {"value": 0.91234, "low": 0.8, "high": 1.0}
+    model = {"n_slides": 7, "metrics": {"auroc": some, "f1": none}}
+    path.write_text(json.dumps({"models": {"abmil": model}, "maps": [], "notes": ["few slides"]}))
+    found = read_metrics(path)
+    assert found.metric_names == ("AUROC", "F1")
+    assert [(c.value, c.interval) for c in found.metrics[0].cells] == [("0.912", "(0.800–1.000)"), ("–", "")]
+    assert found.notes == ("few slides",)
+
+
+def test_damaged_tables_are_named(tmp_path: Path) -> None:
+    for name, text in (("report.json", '{"models": 3}'), ("report.json", "{")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ArtifactError, match=r"report\.json cannot be read .* run `wsi evaluate` again"):
+            read_metrics(tmp_path / name)
+    (tmp_path / "p.csv").write_text(HEADER + "prob_a,prob_b\ns,p,a,,abmil,5,true,x,b,0.6,0.4\n")
+    with pytest.raises(ArtifactError, match=r"p\.csv cannot be read .* run `wsi predict` again"):
+        read_verdicts(tmp_path / "p.csv")
+
+
+# --- the stage ---------------------------------------------------------------------------------------------------
+
+
+def slide_file(folder: Path) -> Path:
+    path = folder / "slide.png"
+    if not path.exists():
+        noise = np.random.default_rng(0).integers(120, 255, (SIZE[1], SIZE[0], 3)).astype(np.uint8)
+        Image.fromarray(noise).save(path)
+    return path
+
+
+def make_project(folder: Path, ids: tuple[str, ...] = ("a", "b", EVIL), **sections: Any) -> Project:
+    """Slides with a grid each; all but "b" have explanations and a heatmap. "a" has an annotation, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = folder / "a.geojson"
+    drawn.write_text(json.dumps({"type": "Polygon", "coordinates": [[[10, 10], [200, 10], [200, 150], [10, 10]]]}))
+    rows = tuple(
+        SlideRow(i, slide_file(folder), f"patient {i}", "tumour", mpp=0.5, annotation=drawn if i == "a" else None)
+        for i in ids
+    )
+    config = Config(slides=folder / "slides.csv", out=folder / "run", **sections)
+    project = Project(config, rows, rows)
+    columns, lines = np.meshgrid(np.arange(0, 448, 64), np.arange(0, 320, 64))
+    xy = np.stack([columns, lines], axis=-1).reshape(-1, 2).astype(np.int64)
+    mask = TissueMask(np.ones((10, 15), bool), (32.0, 32.0))
+    for row in rows:
+        side = (64.0, 64.0)
+        grid = PatchGrid(row.slide_id, xy, 64, side, side, 0.5, (0.5, 0.5), SIZE, (0, 0, *SIZE))
+        write_grid(project.folder.grid(row.slide_id), grid, mask, Provenance.of("g", "tile"))
+        if row.slide_id != "b":
+            explain(project, grid)
+    (folder / "run" / "predict").mkdir(parents=True, exist_ok=True)
+    predict(project, 0.9)
+    with Engine(config.engine, config.out) as engine:
+        heatmap_stage.run(project, engine)
+    return project
+
+
+def explain(project: Project, grid: PatchGrid, key: str = "e") -> None:
+    scores = np.linspace(-1, 1, len(grid)).astype(np.float32)
+    for method, unit, signed in (("attention", "attention", False), ("contribution", "attribution", True)):
+        found = Explanation(grid, scores, method, "abmil", EVIL, unit, signed)  # type: ignore[arg-type]
+        path = project.folder.explanation("abmil", method, grid.slide_id)
+        write_explanations(path, [found], Provenance.of(key, "explain"))
+
+
+def predict(project: Project, probability: float) -> None:
+    import csv
+
+    with project.folder.predictions.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow([*HEADER.rstrip(",").split(","), "prob_normal", "prob_tumour"])
+        for row in project.cohort:
+            said = "tumour" if probability >= 0.5 else "normal"
+            numbers = [f"{1 - probability:.6f}", f"{probability:.6f}"]
+            table.writerow([row.slide_id, row.patient_id, "tumour", "", "abmil", 5, "true", "0.5", said, *numbers])
+
+
+def view(project: Project, earlier: tuple[Failure, ...] = ()) -> list[Failure]:
+    with Engine(project.config.engine, project.config.out, earlier=earlier) as engine:
+        view_stage.run(project, engine)
+        return engine.failures
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): os.stat(p).st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; collects attributes and the text of each kind of element."""
+
+    VOID = frozenset({"meta", "img", "input", "image", "rect", "path", "use", "line"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text: dict[str, list[str]] = {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+            self.text.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self.open):
+            self.text[tag][-1] += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, n, value in self.attributes if n == name]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Page, str]:
+    project = make_project(tmp_path_factory.mktemp("view"))
+    failed = Failure("gone", "tile", "SlideError", "cannot open <img src=x onerror=alert(1)>; copy it again")
+    assert view(project, (failed,)) == [failed]
+    text = project.folder.report.read_text(encoding="utf-8")
+    return project, Page(text), text
+
+
+def test_each_slide_stands_in_the_report_once(made: tuple[Project, Page, str]) -> None:
+    project, page, _ = made
+    assert page.tags["article"] == 3
+    heads = [h.split(" label:")[0].strip() for h in page.text["h3"]]
+    assert heads == [row.slide_id for row in project.cohort]
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    anchors = {v[1:] for t, n, v in page.attributes if t in {"a", "use"} and n == "href" and v.startswith("#")}
+    assert anchors <= set(ids)
+
+
+def test_the_page_asks_for_nothing_from_outside(made: tuple[Project, Page, str]) -> None:
+    _, page, text = made
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!\"data:)", text)
+    sources = [v for t, n, v in page.attributes if n == "src" or (n == "href" and t == "image")]
+    assert len(sources) > 10
+    assert all(s.startswith("data:image/") for s in sources)
+    assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
+
+
+def test_only_our_own_style_and_script_may_run(made: tuple[Project, Page, str]) -> None:
+    _, page, _ = made
+    policy = next(v for v in page.values("content") if "default-src" in v)
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for tag in ("style", "script"):
+        (text,) = page.text[tag]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert not [n for _, n, _ in page.attributes if n == "style" or n.startswith("on")]
+
+
+def test_what_comes_from_files_is_escaped(made: tuple[Project, Page, str]) -> None:
+    _, page, text = made
+    assert page.tags["script"] == 1
+    assert EVIL not in text
+    assert "<img src=x" not in text
+    assert "cannot open <img src=x onerror=alert(1)>; copy it again" in page.text["td"]
+    assert f"abmil contribution: {EVIL}" in page.text["span"]
+
+
+def test_the_map_lies_on_the_slide_in_its_own_pixels(made: tuple[Project, Page, str]) -> None:
+    _, _, text = made
+    assert text.count('viewBox="0 0 480 320"') == 5  # two a slide, one for the slide without a map
+    maps = re.findall(r'<image class="map"[^>]*? x="0" y="0" width="(\d+)" height="(\d+)"', text)
+    assert maps == [("480", "320")] * 4  # 15 x 10 cells of 32 pixels, for two slides with two maps each
+    shown = re.findall(r'<image class="map" data-key="([^"]+)" x=', text)
+    assert shown == ["abmil · contribution"] * 2
+
+
+def test_signed_and_unsigned_maps_have_legends_with_numbers(made: tuple[Project, Page, str]) -> None:
+    _, page, _ = made
+    legends = [d for d in page.text["div"] if "attribution" in d or "attention" in d]
+    assert any(re.search(r"-1\s+1\s+attribution: above 0 speaks for", d) for d in legends)
+
+
+def test_the_annotation_is_outlined_where_there_is_one(made: tuple[Project, Page, str]) -> None:
+    _, page, _ = made
+    paths = [v for t, n, v in page.attributes if (t, n) == ("path", "d")]
+    assert len(paths) == 4  # halo and line, on both pictures of slide a
+    assert len(set(paths)) == 1
+    points = re.findall(r"(\d+) (\d+)", paths[0])
+    assert {(int(x), int(y)) for x, y in points} == {(10, 10), (200, 10), (200, 150)}
+
+
+def test_top_patches_are_the_pixels_of_the_slide(made: tuple[Project, Page, str]) -> None:
+    _, page, _ = made
+    sources = [v for t, n, v in page.attributes if (t, n) == ("img", "src")]
+    assert len(sources) == 16  # eight a slide with an explanation; evaluate was not run, so no ROC
+    assert all(opened(s).size == (64, 64) for s in sources)
+
+
+def test_a_second_run_touches_nothing(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    view(project)
+    before = stamps(project.folder.root)
+    assert len([p for p in before if p.startswith("view/")]) >= 12
+    view(project)
+    assert stamps(project.folder.root) == before
+
+
+def test_new_predictions_rebuild_the_report_alone_and_new_scores_their_slide(tmp_path: Path) -> None:
+    def changed() -> set[str]:
+        before = stamps(project.folder.root)
+        assert view(project) == []
+        after = stamps(project.folder.root)
+        return {p for p in after if after[p] != before.get(p) and ".made" not in p}
+
+    project = make_project(tmp_path)
+    view(project)
+    predict(project, 0.2)
+    assert changed() == {"report.html"}
+    explain(project, grid_of(project, "a"), key="e2")
+    assert changed() == {"view/a.geojson"}  # the same scores under another key: the page need not change
+
+
+def grid_of(project: Project, slide_id: str) -> PatchGrid:
+    from wsi_pipeline.store import read_grid
+
+    return read_grid(project.folder.grid(slide_id))[0]
+
+
+def test_equal_input_gives_equal_bytes_in_another_folder(tmp_path: Path) -> None:
+    def contents(folder: Path) -> dict[str, bytes]:
+        project = make_project(folder, ("a", "b"))
+        view(project)
+        paths = [project.folder.report, *project.folder.view.rglob("*")]
+        return {p.name: p.read_bytes() for p in paths if p.is_file()}
+
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_slide_that_cannot_be_opened_costs_only_its_pictures(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    lost = tmp_path / "lost.png"
+    lost.write_bytes(b"")
+    rows = tuple(SlideRow(**{**vars(r), "path": lost if r.slide_id == "a" else r.path}) for r in project.slides)
+    ((slide_id, stage, error),) = [(f.slide_id, f.stage, f.error) for f in view(Project(project.config, rows, rows))]
+    assert (slide_id, stage, error) == ("a", "view", "SlideError")
+    page = Page(project.folder.report.read_text(encoding="utf-8"))
+    assert page.tags["article"] == 3
+    assert [("No pictures: failed in view" in a) for a in page.text["article"]] == [True, False, False]
+    assert (project.folder.view / "a.geojson").exists()
+
+
+def test_one_slide_alone_leaves_the_others_in_the_report(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    view(project)
+    view(Project(project.config, project.slides[:1], project.cohort))
+    page = Page(project.folder.report.read_text(encoding="utf-8"))
+    assert [a.count("No pictures") for a in page.text["article"]] == [0, 0, 0]
+
+
+def test_a_long_manifest_shows_its_first_slides_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in (view_stage, report_room):
+        monkeypatch.setattr(room, "MOST_PICTURED", 2)
+    project = make_project(tmp_path)
+    assert view(project) == []
+    text = project.folder.report.read_text(encoding="utf-8")
+    assert Page(text).tags["article"] == 2
+    assert "The first 2 slides are shown; the other 1 are listed above" in text
+    assert len(list((project.folder.view / "panels").glob("*.html"))) == 2
+    assert len(list(project.folder.view.glob("*.geojson"))) == 2  # both slides with an explanation
+
+
+def test_an_annotation_that_cannot_be_read_is_said_and_costs_nothing(tmp_path: Path) -> None:
+    project = make_project(tmp_path, ("a",))
+    assert project.slides[0].annotation is not None
+    project.slides[0].annotation.write_text("no annotation")
+    assert view(project) == []
+    assert "no outline: the annotation" in project.folder.report.read_text(encoding="utf-8")
+
+
+def test_fewer_tiles_than_patches_are_said_in_the_report(tmp_path: Path) -> None:
+    project = make_project(tmp_path, ("a",), view={"max_tiles": 10})
+    assert view(project) == []
+    assert "QuPath tiles: the 10 of 35 with the largest |scores| only" in project.folder.report.read_text("utf-8")
+    tiles = json.loads((project.folder.view / "a.geojson").read_text())["features"]
+    assert len(tiles) == 11
+
+
+def test_a_noisy_slide_with_four_maps_stays_small_enough_for_24_of_them(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (640, 640, 3)).astype(np.uint8)  # as large as JPEG can get
+    Image.fromarray(noise).save(tmp_path / "slide.png")
+    project = make_project(tmp_path, ("a",))
+    assert view(project) == []
+    assert (project.folder.view / "panels" / "a.html").stat().st_size < 20e6 / 24

@@ -1,0 +1,5 @@
+"""``python -m wsi_pipeline`` is ``wsi``."""
+
+from .cli import main
+
+main()

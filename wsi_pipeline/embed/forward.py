@@ -1,0 +1,122 @@
+"""An encoder on its device: uint8 patches in, float32 features out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..config import EmbedConfig
+from ..errors import ConfigError
+from ..types import Float32, UInt8
+from . import Encoder
+from .device import autocast_type
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Features that a device may still be computing."""
+
+    features: Tensor  # (n, dim) float32, on the CPU
+    done: torch.cuda.Event | None = None
+
+    def result(self) -> Float32:
+        """(n, dim); waits for the device."""
+        if self.done is not None:
+            self.done.synchronize()
+        array: Float32 = self.features.numpy()
+        return array
+
+
+class Forward:
+    """Runs batches through an encoder. On a CPU several threads may call it at once; a GPU has one caller.
+
+    On a GPU a call only queues its work (copies from and to pinned memory included), so that the next batch is
+    prepared while the device computes. Raises ``ConfigError`` where the device cannot do what the config asks for.
+    """
+
+    def __init__(self, encoder: Encoder, device: torch.device, config: EmbedConfig) -> None:
+        self.encoder = encoder
+        self.device = device
+        self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self._autocast = autocast_type(config.precision, device)
+        self._batch = config.batch
+        self._mean, self._std = (
+            torch.tensor(colour, device=device).mul(255).view(1, 3, 1, 1) for colour in (encoder.mean, encoder.std)
+        )
+        self._module: Callable[[Tensor], Tensor] = encoder.module.to(device).to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._compiled = config.compile
+        if config.compile:
+            # One shape for ever: were the shape free, what a kernel gives would depend on the slides before.
+            self._module = cast(Callable[[Tensor], Tensor], torch.compile(self._module, dynamic=False))
+            self._warm_up()
+
+    def __call__(self, pixels: UInt8) -> Pending:
+        """(n, s, s, 3) patches, n at most ``embed.batch`` -> (n, dim) features."""
+        count = len(pixels)
+        if self._compiled and count < self._batch:
+            pixels = np.concatenate([pixels, np.zeros((self._batch - count, *pixels.shape[1:]), np.uint8)])
+        on_gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+        try:
+            with on_gpu, torch.inference_mode():
+                return self._fetched(self._features(self._sent(pixels))[:count])
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"{self._batch} patches at once do not fit into the memory of {self.device}; use a smaller embed.batch"
+            ) from error
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, s, s, 3) -> the encoder's input (B, 3, side, side): resized where s is not its side, normalised."""
+        x = pixels.permute(0, 3, 1, 2).float()  # (B, 3, s, s)
+        side = self.encoder.side_px
+        if x.shape[-2:] != (side, side):
+            x = functional.interpolate(
+                x, (side, side), mode=self.encoder.interpolation, align_corners=False, antialias=True
+            ).clamp(0, 255)  # (B, 3, side, side); bicubic overshoots
+        return ((x - self._mean) / self._std).contiguous(memory_format=self._layout)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        enabled = self._autocast is not None
+        x = self.prepare(pixels)
+        with torch.autocast(self.device.type, dtype=self._autocast, enabled=enabled):
+            return self._module(x).float()
+
+    def _sent(self, pixels: UInt8) -> Tensor:
+        tensor = torch.from_numpy(pixels)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def _fetched(self, features: Tensor) -> Pending:
+        if self.device.type != "cuda":
+            return Pending(features.cpu())
+        host = torch.empty(features.shape, dtype=torch.float32, pin_memory=True)
+        host.copy_(features, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        return Pending(host, done)
+
+    def _warm_up(self) -> None:
+        side = self.encoder.side_px
+        patches = np.zeros((self._batch, side, side, 3), np.uint8)
+        # Generated code keeps the number of threads it was made with, so it is made as it is run.
+        with ThreadPoolExecutor(1, initializer=one_thread) as pool:
+            try:
+                pool.submit(lambda: self(patches).result()).result()
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"torch.compile fails here ({str(error).strip().splitlines()[0]}); on a CPU it needs a C++ "
+                    f"compiler; --set embed.compile=false"
+                ) from error
+
+
+def one_thread() -> None:
+    """Make the calling thread compute alone: torch keeps the number of threads of each thread apart."""
+    torch.set_num_threads(1)

@@ -1,0 +1,62 @@
+"""95 % intervals by resampling patients: the slides of one patient are not independent.
+
+Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, percentile intervals; patients are the units drawn
+(cluster bootstrap).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..types import Int64
+
+PERCENTILES = (2.5, 97.5)
+
+
+class Interval(NamedTuple):
+    """A measure and where 95 % of its resamples lie. NaN where it is undefined."""
+
+    value: float
+    low: float
+    high: float
+    n: int  # resamples that counted; the others were degenerate (a class was missing)
+
+
+def resamples(patients: Sequence[str], count: int, generator: np.random.Generator) -> Iterator[Int64]:
+    """Rows of ``count`` resamples: as many patients as there are, with replacement, each with all its rows.
+
+    Patients are drawn from their sorted list, so the order of the rows does not matter to who is drawn.
+    """
+    names, whose = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    rows_of = [np.flatnonzero(whose == i) for i in range(len(names))]
+    for _ in range(count):
+        drawn = generator.integers(0, len(names), len(names))
+        yield np.concatenate([rows_of[i] for i in drawn])
+
+
+def intervals(
+    statistic: Callable[[Int64], Mapping[str, float]], patients: Sequence[str], count: int, seed: int
+) -> dict[str, Interval]:
+    """Each measure of ``statistic(rows)`` on all rows, with its interval over patients.
+
+    A resample in which a measure is NaN does not count for it. With fewer than two patients there is nothing to
+    resample, and the interval is NaN.
+    """
+    whole = statistic(np.arange(len(patients)))
+    drawn = {name: np.full(count, np.nan) for name in whole}
+    if len(set(patients)) > 1:
+        for i, rows in enumerate(resamples(patients, count, np.random.default_rng(seed))):
+            for name, value in statistic(rows).items():
+                drawn[name][i] = value
+    return {name: _interval(value, drawn[name]) for name, value in whole.items()}
+
+
+def _interval(value: float, drawn: np.ndarray) -> Interval:
+    valid = drawn[np.isfinite(drawn)]
+    if not np.isfinite(value) or not len(valid):
+        return Interval(value, float("nan"), float("nan"), 0)
+    low, high = np.percentile(valid, PERCENTILES)
+    return Interval(value, float(low), float(high), len(valid))

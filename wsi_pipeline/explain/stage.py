@@ -1,0 +1,174 @@
+"""Explain every slide: each method that fits, on each model's members that have not seen the patient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..aggregate.checkpoint import check_fits
+from ..config import ExplainConfig
+from ..embed.device import pick_device
+from ..engine import Engine, Job
+from ..errors import ConfigError, EmptySlideError, SlideError, UnknownNameError
+from ..predict.members import card, ensembles, judges, load_members, member_outputs, verdict
+from ..project import Project
+from ..store import Provenance, content_key, read_bag, read_key, write_explanations
+from ..train.inference import bag_tensors, cpu_threads
+from ..types import Explanation, FeatureBag, Float32, SlideRow
+from . import Explainer, explainers
+
+
+def run(project: Project, engine: Engine) -> None:
+    """One file for each model, method and slide; one more method leaves the other methods' files alone.
+
+    Raises ``UnknownNameError`` for a class that a model does not know, ``ConfigError`` for a method that fits no model.
+    """
+    section = project.config.explain
+    slides = engine.ready("explain", project.slides, project.folder.bag, "embed")
+    members = ensembles(project)
+    for label, folders in members.items():
+        check_classes(section.classes or (), label, card(folders[0]).classes)
+    fitting = fitting_methods(section, {label: one_of_each_kind(folders) for label, folders in members.items()})
+    engine.run(
+        "explain",
+        [
+            _job(project, slide, label, method, judges(folders, slide.patient_id)[0])
+            for label, folders in members.items()
+            for method in fitting[label]
+            for slide in slides
+        ],
+    )
+
+
+def check_classes(wanted: Sequence[str], label: str, classes: Sequence[str]) -> None:
+    """Every class that the config asks for is one of the model's."""
+    for name in wanted:
+        if name not in classes:
+            raise UnknownNameError(f"explain.classes: {label} has no class {name!r}; it has: {', '.join(classes)}")
+
+
+def one_of_each_kind(folders: Sequence[Path]) -> list[nn.Module]:
+    """One member of each design in an ensemble: whether a method fits is asked of these."""
+    kinds = {repr((card(folder).model, card(folder).options)): folder for folder in reversed(folders)}
+    return [module for module, _ in load_members(list(kinds.values()), "cpu")]
+
+
+def fitting_methods(section: ExplainConfig, models: Mapping[str, Sequence[nn.Module]]) -> dict[str, list[str]]:
+    """The methods that fit each model. Raises ``ConfigError`` for a method that the config names and no model fits."""
+    methods = {name: explainers.build(name) for name in section.methods}
+    fitting = {
+        label: [name for name, explainer in methods.items() if not misfit(explainer, kinds)]
+        for label, kinds in models.items()
+    }
+    if "methods" not in section.model_fields_set:  # the default list is an offer: each model takes what fits
+        return fitting
+    for name, explainer in methods.items():
+        if not any(name in names for names in fitting.values()):
+            why = "; ".join(f"{label} {misfit(explainer, kinds)}" for label, kinds in models.items())
+            raise ConfigError(
+                f"explain.methods: {name!r} fits no model here ({why}); methods that fit: {', '.join(_offer(models))}"
+            )
+    return fitting
+
+
+def misfit(explainer: Explainer, models: Sequence[nn.Module]) -> str | None:
+    """Why the method does not fit one of an ensemble's designs; None where it fits them all."""
+    return next((reason for model in models if (reason := explainer.fits(model))), None)
+
+
+def _offer(models: Mapping[str, Sequence[nn.Module]]) -> list[str]:
+    built = {name: explainers.build(name) for name in explainers.names()}
+    return [name for name, explainer in built.items() if not all(misfit(explainer, m) for m in models.values())]
+
+
+def _job(project: Project, slide: SlideRow, label: str, method: str, folders: Sequence[Path]) -> Job:
+    section = project.config.explain
+    bag = project.folder.bag(slide.slide_id)
+    output = project.folder.explanation(label, method, slide.slide_id)
+    # The other methods are left out, so that one more method is one more file and no other is made again.
+    facts = {
+        "config": {name: value for name, value in section.for_key().items() if name != "methods"},
+        "method": method,
+        "model": label,
+        "members": [_identity(folder) for folder in folders],
+        "upstream": read_key(bag),
+    }
+    provenance = Provenance.of(content_key(stage="explain", **facts), "explain", **facts)
+    arguments = (bag, tuple(folders), label, method, section, output, provenance)
+    return Job(slide.slide_id, output, provenance.key, explain_slide, arguments)
+
+
+def _identity(folder: Path) -> list[object]:
+    """What decides a member's answers; its options belong to it, as the same weights can be run in two ways."""
+    found = card(folder)
+    return [found.weights_sha256, found.model, found.options, found.classes]
+
+
+def explain_slide(
+    bag_path: Path,
+    folders: Sequence[Path],
+    label: str,
+    method: str,
+    section: ExplainConfig,
+    output: Path,
+    provenance: Provenance,
+) -> int:
+    """Write one method's scores of one slide, the mean over the members; returns the number of patches."""
+    device = pick_device(section.device)
+    explainer = explainers.build(method)
+    bag = read_bag(bag_path)
+    check_bag(bag, bag_path)
+    with cpu_threads(1):
+        members = load_members(folders, str(device))
+        for _, of_model in members:
+            check_fits(of_model, bag, f"the bag of slide {bag.grid.slide_id!r}")
+        classes = members[0][1].classes
+        targets = target_classes(
+            section.classes, classes, lambda: verdict(members, member_outputs(members, bag, str(device))).predicted
+        )
+        features, xy = bag_tensors(bag, device)
+        models = [module for module, _ in members]
+        scores = [mean_scores(explainer, models, features.float(), xy, target) for target in targets]
+    if not np.isfinite(scores).all():
+        raise SlideError(
+            f"{method} of {label} gives scores that are no numbers for slide {bag.grid.slide_id!r}; "
+            f"train the model again, or take the method out of explain.methods"
+        )
+    explanations = [
+        Explanation(bag.grid, row, method, label, classes[target], explainer.unit, explainer.signed)
+        for row, target in zip(scores, targets, strict=True)
+    ]
+    write_explanations(output, explanations, provenance)
+    return len(bag.grid)
+
+
+def check_bag(bag: FeatureBag, path: Path) -> None:
+    """Raise where the bag has no patch, or one whose features are no numbers."""
+    if not len(bag.grid):
+        raise EmptySlideError(f"the bag {path} holds no patch; look at the slide's tissue mask")
+    broken = np.flatnonzero(~np.isfinite(bag.features).all(axis=1))
+    if len(broken):
+        raise SlideError(
+            f"the bag {path} has features that are no numbers, first of patch {broken[0]} of {len(bag.grid)}; "
+            f"embed the slide again, with --set embed.dtype=float32 where float16 overflows"
+        )
+
+
+def target_classes(wanted: Sequence[str] | None, classes: Sequence[str], predicted: Callable[[], int]) -> list[int]:
+    """Indices of the classes to explain: ``wanted``, else the positive one of two, else the predicted one."""
+    if wanted is not None:
+        return [classes.index(name) for name in dict.fromkeys(wanted)]
+    return [len(classes) - 1] if len(classes) <= 2 else [predicted()]
+
+
+def mean_scores(
+    explainer: Explainer, models: Sequence[nn.Module], features: Tensor, xy: Tensor, target: int
+) -> Float32:
+    """Scores (N,), the mean over an ensemble's members."""
+    scores: Float32 = np.mean(
+        [explainer(model, features, xy, target).astype(np.float64) for model in models], axis=0
+    ).astype(np.float32)
+    return scores

@@ -1,0 +1,71 @@
+"""Zarr arrays filled block by block: memory follows the chunk, not the slide.
+
+Each level is computed from the level below as it stands on disk, so a slide of 100,000 x 100,000 pixels needs no
+more memory than one chunk of its channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import zarr
+
+from ..types import Float32, PatchGrid
+from .paint import halve, paint_block
+
+SMALLEST_SIDE = 256  # the coarsest level is no larger than this
+
+# Gives the cells [row0, row1) x [col0, col1) of every channel: (C, row1 - row0, col1 - col0).
+Block = Callable[[int, int, int, int], Float32]
+
+
+def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """(rows, columns) of each level: halved, rounded up, until the larger side is at most 256."""
+    shapes = [shape]
+    while max(shapes[-1]) > SMALLEST_SIDE:
+        rows, cols = shapes[-1]
+        shapes.append(((rows + 1) // 2, (cols + 1) // 2))
+    return shapes
+
+
+def fill(levels: Sequence[zarr.Array[Any]], grid: PatchGrid, scores: Float32, cell_px0: int) -> None:
+    """Paint ``scores`` (C, N) into ``levels[0]`` (C, rows, cols), then halve level by level."""
+
+    def paint(row0: int, row1: int, col0: int, col1: int) -> Float32:
+        return paint_block(grid, scores, cell_px0, row0, col0, row1 - row0, col1 - col0)
+
+    _store(levels[0], paint)
+    for below, level in pairwise(levels):
+        _store(level, _halves(below))
+
+
+def _halves(below: zarr.Array[Any]) -> Block:
+    def block(row0: int, row1: int, col0: int, col1: int) -> Float32:
+        return halve(np.asarray(below[:, 2 * row0 : 2 * row1, 2 * col0 : 2 * col1]))
+
+    return block
+
+
+def _store(level: zarr.Array[Any], block: Block) -> None:
+    """One block at a time: where it runs cannot change what is written."""
+    import dask.array as da
+
+    channels, rows, cols = level.shape
+    _, chunk_rows, chunk_cols = level.chunks
+
+    def compute(block_info: dict[Any, Any]) -> Float32:
+        _, (row0, row1), (col0, col1) = block_info[None]["array-location"]
+        return block(row0, row1, col0, col1)
+
+    chunks = ((channels,), _pieces(rows, chunk_rows), _pieces(cols, chunk_cols))
+    map_blocks: Callable[..., Any] = da.map_blocks
+    cells = map_blocks(compute, name=f"level-{level.name}", chunks=chunks, meta=np.empty((0, 0, 0), np.float32))
+    target: Any = level
+    da.store(cells, target, lock=False, scheduler="synchronous")
+
+
+def _pieces(extent: int, chunk: int) -> tuple[int, ...]:
+    return tuple(min(chunk, extent - start) for start in range(0, extent, chunk))

@@ -1,0 +1,44 @@
+"""Which explanations a slide has: the files that maps, QuPath tiles and the report are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ..project import Project
+from ..train.table import read_table
+
+
+class Source(NamedTuple):
+    """One file of ``explain/``; ``model`` is the label of the model."""
+
+    model: str
+    method: str
+    path: Path
+
+
+def model_labels(project: Project) -> list[str]:
+    """The models that are shown, in order: the configured ones, or with ``predict.model`` those that judged.
+
+    Folders of ``explain/`` that an earlier model left behind are not among them.
+    """
+    if project.config.predict.model is None:
+        return [choice.label for choice in project.config.aggregate.models]
+    folders = sorted(p.name for p in (project.folder.root / "explain").glob("*") if p.is_dir())
+    if not project.folder.predictions.exists():
+        return folders
+    header, rows = read_table(project.folder.predictions)
+    judged = {row[header.index("model")] for row in rows}
+    return [name for name in folders if name in judged]
+
+
+def source_finder(project: Project) -> Callable[[str], list[Source]]:
+    """A function from slide_id to its explanation files, models first, then methods, in the config's order."""
+    wanted = [(model, method) for model in model_labels(project) for method in project.config.explain.methods]
+
+    def find(slide_id: str) -> list[Source]:
+        sources = [Source(*pair, project.folder.explanation(*pair, slide_id)) for pair in wanted]
+        return [source for source in sources if source.path.exists()]
+
+    return find

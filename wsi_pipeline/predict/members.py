@@ -1,0 +1,135 @@
+"""Who judges a slide: the models of each ensemble, and which of them have not seen the patient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from ..aggregate import MILOutput
+from ..aggregate.checkpoint import CARD, ModelCard, check_fits, load_card, load_model, model_folders
+from ..config import Config, ModelChoice
+from ..errors import ArtifactError
+from ..project import Project
+from ..train.inference import bag_output, probabilities
+from ..train.table import read_table
+from ..types import FeatureBag, Float64
+
+Loaded = tuple[nn.Module, ModelCard]  # the module is in eval mode and its parameters are frozen
+
+
+def ensembles(project: Project) -> dict[str, list[Path]]:
+    """Model label -> folders of its members: those of ``predict.model`` if given, else this run's own folds.
+
+    All members of all ensembles know the same classes. Raises ``ArtifactError`` where there is no model, or where
+    models cannot stand side by side.
+    """
+    config = project.config
+    groups = _of_folder(config.predict.model) if config.predict.model is not None else _of_run(project, config)
+    first = next(iter(groups.values()))[0]
+    classes = card(first).classes
+    for folder in (folder for members in groups.values() for folder in members):
+        if card(folder).classes != classes:
+            raise ArtifactError(
+                f"{folder} predicts {', '.join(card(folder).classes)}, but {first} {', '.join(classes)}; "
+                f"give predict.model a folder whose models share their classes"
+            )
+    return groups
+
+
+def judges(members: Sequence[Path], patient_id: str) -> tuple[tuple[Path, ...], bool]:
+    """The members that have not seen the patient, and True; where all have seen it, all of them, and False."""
+    unseen = tuple(folder for folder in members if patient_id not in card(folder).trained.get("seen_patients", ()))
+    return (unseen, True) if unseen else (tuple(members), False)
+
+
+def card(folder: Path) -> ModelCard:
+    """The card of the model in ``folder``, read again only when it has changed."""
+    try:
+        stamp = (folder / CARD).stat().st_mtime_ns
+    except OSError:
+        stamp = 0
+    return _card(folder, stamp)
+
+
+@lru_cache(maxsize=64)
+def load(folder: Path, digest: str, device: str) -> Loaded:  # noqa: ARG001
+    """Module and card of ``folder``; kept for the next slide. ``digest``: of its weights, so that new ones are seen."""
+    module, card = load_model(folder, device)
+    return module.requires_grad_(False), card
+
+
+def load_members(folders: Sequence[Path], device: str) -> list[Loaded]:
+    """The members of an ensemble on ``device``, in the order of ``folders``, with their cards as they now stand."""
+    return [(load(folder, card(folder).weights_sha256, device)[0], card(folder)) for folder in folders]
+
+
+def member_outputs(members: Sequence[Loaded], bag: FeatureBag, device: str) -> list[MILOutput]:
+    """What each member says of ``bag``, without gradients. Raises ``ArtifactError`` where the bag is not its kind."""
+    for _, of_model in members:
+        check_fits(of_model, bag, f"the bag of slide {bag.grid.slide_id!r}")
+    return [bag_output(module, bag, device) for module, _ in members]
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What an ensemble says of one slide."""
+
+    probabilities: Float64  # (C,) mean of the members' softmax, rounded to the six decimals that are written
+    threshold: float | None  # mean of the members', rounded likewise; None for more than two classes
+
+    @property
+    def predicted(self) -> int:
+        """Class index: of two, the last where its probability reaches the threshold; of more, the likeliest."""
+        if self.threshold is None:
+            return int(self.probabilities.argmax())
+        return int(self.probabilities[1] >= self.threshold)
+
+
+def verdict(members: Sequence[Loaded], outputs: Sequence[MILOutput]) -> Verdict:
+    """Join the members' outputs; all members weigh the same."""
+    mean = np.mean([probabilities(output.logits) for output in outputs], axis=0)
+    thresholds = [c.threshold for _, c in members if c.threshold is not None]
+    threshold = round(float(np.mean(thresholds)), 6) if len(thresholds) == len(members) else None
+    return Verdict(mean.round(6), threshold)
+
+
+def _of_folder(path: Path) -> dict[str, list[Path]]:
+    """One ensemble a model name; options must agree, since a mean over different designs is no ensemble of folds."""
+    groups: dict[str, list[Path]] = {}
+    for folder in model_folders(path):
+        found = card(folder)
+        members = groups.setdefault(ModelChoice(name=found.model).label, [])
+        if members and card(members[0]).options != found.options:
+            raise ArtifactError(
+                f"{members[0]} and {folder} are both {found.model!r} but differ in their options; "
+                f"give predict.model the folder of one of them"
+            )
+        members.append(folder)
+    return groups
+
+
+def _of_run(project: Project, config: Config) -> dict[str, list[Path]]:
+    """The folds that ``train/predictions.csv`` lists, of the configured models and seeds."""
+    path = project.folder.train / "predictions.csv"
+    if not path.exists():
+        raise ArtifactError(f"{path} is not there; run `wsi train` first, or give predict.model a trained model")
+    _, rows = read_table(path)
+    trained = sorted({(label, int(seed), int(fold)) for label, seed, fold, *_ in rows})
+    groups: dict[str, list[Path]] = {}
+    for label in (choice.label for choice in config.aggregate.models):
+        for seed in sorted(set(config.train.seeds)):
+            folds = [fold for name, s, fold in trained if (name, s) == (label, seed)]
+            if not folds:
+                raise ArtifactError(f"{path} has no fold of model {label!r} with seed {seed}; run `wsi train` first")
+            groups.setdefault(label, []).extend(project.folder.fold(label, seed, fold) for fold in folds)
+    return groups
+
+
+@lru_cache(maxsize=4096)
+def _card(folder: Path, stamp: int) -> ModelCard:  # noqa: ARG001
+    return load_card(folder)

@@ -1,0 +1,13 @@
+"""Opens slides and reads their pixels: one frame, white outside, and no unreadable region passed off as white.
+
+A slide is opened in the process that reads it: ``open_slide(path, config, mpp)`` gives a ``types.Slide``. Readers
+are plug-ins (see ``slide.Backend``); the first that opens the file reads it, unless the config names one.
+"""
+
+from __future__ import annotations
+
+from .overview import Overview, read_overview
+from .patches import patch_level, read_patch
+from .slide import Backend, open_slide, readers
+
+__all__ = ["Backend", "Overview", "open_slide", "patch_level", "read_overview", "read_patch", "readers"]

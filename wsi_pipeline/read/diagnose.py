@@ -1,0 +1,79 @@
+"""Why a file cannot be a slide, in words that say what to do."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from ..errors import SlideError
+
+_HEAD = 4096
+_DIRECTORIES = 100  # more than any slide has
+
+# Version in the header -> where the first pointer stands, types of a pointer and of an entry count, bytes an entry.
+_TIFF = {42: (4, "I", "H", 12), 43: (8, "Q", "Q", 20)}
+
+
+def check_file(path: Path) -> None:
+    """Raises ``SlideError`` where ``path`` is no readable file, or an empty one."""
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise SlideError(f"{path} is a folder; give the path of one slide file")
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise SlideError(f"{path} is not there; check the manifest's path column") from error
+    except PermissionError as error:
+        raise SlideError(f"{path} may not be read by this user; change its permissions") from error
+    if size == 0:
+        raise SlideError(f"{path} is empty (0 bytes); copy the slide again")
+
+
+def diagnose(path: Path) -> str:
+    """What is wrong with a file that no reader opens, and what to do about it."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if _is_text(head):
+        first = head.decode("utf-8", "replace").lstrip("\ufeff").split("\n", 1)[0].strip()
+        return f"it is a text file (it begins {first[:40]!r}), not a slide; copy the slide itself"
+    cut = _tiff_cut_off(path)
+    if cut:
+        return f"it is cut off: {cut}; copy the slide again"
+    return "no reader knows this format, or the file is damaged; open it in a viewer, copy or convert it again"
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # not a character cut in two by the end of the sample
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(c.isprintable() or c in "\r\n\t\f\ufeff" for c in text)
+
+
+def _tiff_cut_off(path: Path) -> str | None:
+    """TIFF and BigTIFF are a chain of directories, each at a byte that the one before it names."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+
+        def number(at: int, code: str) -> int:
+            file.seek(at)
+            return int(struct.unpack(order + code, file.read(struct.calcsize(code)))[0])
+
+        order = {b"II": "<", b"MM": ">"}.get(file.read(2), "")
+        if not order or size < 16 or number(2, "H") not in _TIFF:
+            return None
+        first, pointer, count, entry = _TIFF[number(2, "H")]
+        offset = number(first, pointer)
+        for _ in range(_DIRECTORIES):
+            if offset == 0:
+                return None
+            if offset + struct.calcsize(count) > size:
+                return f"a directory should stand at byte {offset:,}, but it has only {size:,}"
+            after = offset + struct.calcsize(count) + number(offset, count) * entry
+            if after + struct.calcsize(pointer) > size:
+                return f"the directory at byte {offset:,} is not whole"
+            offset = number(after, pointer)
+    return None

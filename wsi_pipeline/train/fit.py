@@ -1,0 +1,144 @@
+"""One fold through Lightning, quietly, and leaving the process as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TrainConfig
+from ..embed import torchvision_guard  # noqa: F401
+from ..errors import ConfigError
+from .data import Bags, FoldData
+from .inference import cpu_threads
+from .module import EpochLog, FoldModule
+from .sampling import entropy
+
+# isort: split
+import lightning as L
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+_CHATTER = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+_ADVICE = (
+    r"(GPU|MPS|TPU) available but not used",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
+)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training gave. ``weights`` are those of the epoch with the best validation loss."""
+
+    weights: dict[str, Tensor]
+    best_epoch: int  # from 1
+    log: tuple[EpochLog, ...]
+
+
+class _Data(L.LightningDataModule):
+    """A fold's bags, in a new order each epoch."""
+
+    def __init__(self, data: FoldData, config: TrainConfig) -> None:
+        super().__init__()
+        self._data = data
+        self._config = config
+
+    def train_dataloader(self) -> Bags:
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        return self._data.training(epoch, balanced=self._config.balanced, max_patches=self._config.max_patches)
+
+    def val_dataloader(self) -> Bags:
+        return self._data.validation()
+
+
+@contextlib.contextmanager
+def reproducible(device: torch.device, threads: int, *seed_parts: object) -> Iterator[None]:
+    """torch seeded by ``seed_parts``, on ``threads`` CPU threads; afterwards torch's state is as before."""
+    accelerators = [device] if device.type == "cuda" else []
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    with torch.random.fork_rng(devices=accelerators), cpu_threads(threads):
+        torch.manual_seed(entropy(*seed_parts))
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
+            torch.backends.cudnn.benchmark = benchmark
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+            if workspace is not None:
+                os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace
+
+
+def fit(model: nn.Module, data: FoldData, config: TrainConfig, device: torch.device, folder: Path) -> Fitted:
+    """Train ``model`` in place until validation stops getting better; its weights afterwards are the last ones.
+
+    ``folder`` receives TensorBoard logs where the config wants them, and nothing else. Call it inside
+    ``reproducible``. Raises ``ConfigError`` where no epoch has a finite validation loss.
+    """
+    module = FoldModule(model, config)
+    with _quiet():
+        trainer = _trainer(config, device, folder)
+        try:
+            trainer.fit(module, datamodule=_Data(data, config))
+        except SystemExit as stop:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from stop
+    if module.best is None:
+        raise ConfigError("no epoch of training has a finite validation loss; set a lower train.lr")
+    return Fitted(module.best, module.best_epoch, tuple(module.log_lines))
+
+
+def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> L.Trainer:
+    return L.Trainer(
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        max_epochs=config.epochs,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip_norm or None,
+        deterministic=True if device.type == "cpu" else "warn",  # some accelerator kernels have no such form
+        callbacks=[EarlyStopping("val_loss", patience=config.patience, mode="min")],
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=_tensorboard(folder) if config.tensorboard else False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+        plugins=[LightningEnvironment()],  # one process, also inside a cluster's batch job
+    )
+
+
+def _tensorboard(folder: Path) -> Logger:
+    try:
+        return TensorBoardLogger(folder, name="tensorboard", version="")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "train.tensorboard needs the package tensorboard; pip install 'wsi-pipeline[tensorboard]', or leave it off"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's advice on devices and loggers is silent inside; warnings about the training itself are not."""
+    loggers = [logging.getLogger(name) for name in _CHATTER]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message in _ADVICE:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

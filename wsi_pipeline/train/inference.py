@@ -1,0 +1,64 @@
+"""One bag through one model, the same way in training, prediction and explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..aggregate import MILOutput
+from ..types import FeatureBag, Float64, Int64
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` CPU threads inside: sums are split by threads, so their number decides the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fault(bag: FeatureBag) -> str:
+    """Why no model can say anything of ``bag``, as the end of a message; empty where all is well."""
+    if not len(bag.grid):
+        return "holds no patch; look at the slide's tissue mask"
+    broken = np.flatnonzero(~np.isfinite(bag.features).all(axis=1))
+    if len(broken):
+        return (
+            f"has features that are no numbers, first in row {broken[0]} of {len(bag.grid)}; delete it and embed "
+            f"again, with embed.precision=fp32 or embed.dtype=float32 if they overflowed"
+        )
+    return ""
+
+
+def bag_tensors(
+    bag: FeatureBag, device: torch.device | str = "cpu", rows: Int64 | None = None
+) -> tuple[Tensor, Tensor]:
+    """What a model is given: features (n, D) as stored (cast them with ``.float()``) and positions (n, 2) float32.
+
+    Positions are in units of the patch stride. ``rows``: ascending indices of the patches; None: all N.
+    """
+    features, xy = bag.features, bag.grid.xy_stride
+    if rows is not None:
+        features, xy = features[rows], xy[rows]
+    return torch.from_numpy(features).to(device), torch.from_numpy(xy).to(device)
+
+
+def bag_output(model: nn.Module, bag: FeatureBag, device: torch.device | str) -> MILOutput:
+    """What ``model``, in eval mode on ``device``, says of the whole bag. No gradients."""
+    features, xy = bag_tensors(bag, device)
+    with torch.inference_mode():
+        output: MILOutput = model(features.float(), xy)
+    return output
+
+
+def probabilities(logits: Tensor) -> Float64:
+    """Softmax of logits (C,), in double precision."""
+    values: Float64 = np.asarray(logits.detach().double().softmax(0).cpu().numpy(), np.float64)
+    return values

@@ -1,0 +1,47 @@
+"""What an epoch shows: which bags in which order, and which of their patches. Pure functions of a generator."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..types import Int64
+
+
+def entropy(*parts: object) -> int:
+    """A 63-bit seed that ``parts`` decide, the same on every machine; any seed of the user is good, also negative."""
+    digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def stream(*parts: object) -> np.random.Generator:
+    """A generator of its own for ``parts``: what it draws depends neither on order nor on process."""
+    return np.random.default_rng(entropy(*parts))
+
+
+def epoch_order(labels: Sequence[int], balanced: bool, generator: np.random.Generator) -> list[int]:
+    """Indices of the bags of one epoch, about as many as there are, shuffled.
+
+    ``balanced``: every class equally often, ceil(bags / classes) times. A class with too few bags is shown whole as
+    often as it fits and the rest is drawn from it; of a class with more, the epoch shows a part.
+    """
+    if not balanced:
+        return [int(i) for i in generator.permutation(len(labels))]
+    classes = sorted(set(labels))
+    share = -(-len(labels) // len(classes))
+    drawn: list[int] = []
+    for wanted in classes:
+        members = np.flatnonzero(np.asarray(labels) == wanted)
+        drawn.extend(np.tile(members, share // len(members)))
+        drawn.extend(generator.choice(members, share % len(members), replace=False))
+    return [int(i) for i in generator.permutation(drawn)]
+
+
+def patch_rows(patches: int, most: int, generator: np.random.Generator) -> Int64 | None:
+    """(n,) ascending rows of a sample of ``most`` patches, so that the grid's order is kept; None: all of them."""
+    if patches <= most:
+        return None
+    rows: Int64 = np.sort(generator.choice(patches, most, replace=False)).astype(np.int64)
+    return rows

@@ -1,0 +1,72 @@
+"""``wsi train``: every configured model, on every fold of every seed, over the labelled slides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..engine import Engine, Job
+from ..project import Project
+from ..store import Provenance, content_key, discard, is_current, write_made, write_text
+from ..types import SlideRow
+from .splits import class_order, labelled, make_splits
+from .table import read_table, table
+from .task import FoldTask
+
+Fold = tuple[str, int, int]  # model label, seed, fold
+
+
+def run(project: Project, engine: Engine) -> None:
+    """Train what is not current; then ``train/predictions.csv`` joins the folds.
+
+    Each fold leaves its log, predictions and model in ``RunFolder.fold(label, seed, fold)``. Folders of folds that
+    the config no longer has stay where they are and are not used. Raises ``ConfigError`` where the slides cannot be
+    split.
+    """
+    slides = labelled(engine.ready("train", project.slides, project.folder.bag, "embed"))
+    jobs = _fold_jobs(project, slides, class_order(slides, project.config.train.classes))
+    engine.run("train", list(jobs.values()))
+    output = project.folder.train / "predictions.csv"
+    if not all(is_current(job.output, job.key) for job in jobs.values()):
+        discard(output)  # a fold failed and is listed; a table of the others would look whole
+        return
+    parts = {fold: job.output.parent / "predictions.csv" for fold, job in jobs.items()}
+    key = content_key(stage="train", part="cohort", folds=[(*fold, job.key) for fold, job in jobs.items()])
+    engine.run("train", [Job("cohort", output, key, join_folds, (parts, output, key))])
+
+
+def train_fold(task: FoldTask, folder: Path, key: str) -> int:
+    """One fold's job; loads torch and Lightning where they are needed, and no earlier."""
+    from .job import train_fold as train
+
+    return train(task, folder, key)
+
+
+def join_folds(parts: Mapping[Fold, Path], output: Path, key: str) -> int:
+    """Write the folds' predictions as one table with the columns model, seed, fold before theirs. Returns its rows."""
+    header: list[str] = []
+    rows: list[list[object]] = []
+    for fold, path in parts.items():
+        columns, lines = read_table(path)
+        header = ["model", "seed", "fold", *columns]
+        rows.extend([*fold, *line] for line in lines)
+    write_text(output, table(header, rows))
+    write_made(output, Provenance.of(key, "train"))
+    return len(rows)
+
+
+def _fold_jobs(project: Project, slides: Sequence[SlideRow], classes: tuple[str, ...]) -> dict[Fold, Job]:
+    config = project.config.train
+    bags = {slide.slide_id: project.folder.bag(slide.slide_id) for slide in slides}
+    splits = {seed: make_splits(slides, config, seed) for seed in config.seeds}
+    options = project.config.embed.encoder_options
+    jobs: dict[Fold, Job] = {}
+    for choice in project.config.aggregate.models:
+        for seed in splits:
+            for split in splits[seed]:
+                task = FoldTask(choice, config, options, classes, seed, split, tuple(slides), bags)
+                folder, key = project.folder.fold(choice.label, seed, split.fold), task.key()
+                name = f"{choice.label}_seed{seed}_fold{split.fold}"
+                job = Job(name, folder / "model.json", key, train_fold, (task, folder, key))
+                jobs[choice.label, seed, split.fold] = job
+    return jobs

@@ -1,0 +1,38 @@
+"""The script that loads the tiles into QuPath, and the list by which it knows the slides."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from ..store import Provenance, write_made, write_text
+from ..types import SlideRow
+
+LOADER = "load_into_qupath.groovy"
+SLIDES = "slides.json"
+
+
+def loader_text() -> str:
+    """The script, the same for every run: it finds its folder by itself."""
+    return (files(__package__) / LOADER).read_text(encoding="utf-8")
+
+
+def slides_text(slides: Sequence[SlideRow]) -> str:
+    """File name -> slide_id, for the slides whose file name belongs to one slide alone."""
+    counts = Counter(slide.path.name for slide in slides)
+    unique = {slide.path.name: slide.slide_id for slide in slides if counts[slide.path.name] == 1}
+    return json.dumps(unique, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+
+
+def write_loader(output: Path, slides: Sequence[SlideRow], key: str) -> int:
+    """Write the script at ``output`` and the list beside it; returns the number of slides."""
+    listing = output.parent / SLIDES
+    provenance = Provenance.of(key, "view")
+    write_text(listing, slides_text(slides))
+    write_made(listing, provenance)
+    write_text(output, loader_text())
+    write_made(output, provenance)
+    return len(slides)

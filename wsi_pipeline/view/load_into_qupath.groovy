@@ -1,0 +1,50 @@
+/*
+ * Shows the maps of this run in QuPath 0.4 or later.
+ *
+ * 1. Open the project, or one slide, in QuPath.
+ * 2. Automate > Script editor, then File > Open...: this file, where it lies beside the .geojson files.
+ * 3. Run > Run for the slide that is open, or Run > Run for project for all slides.
+ * 4. Measure > Show measurement maps: choose a map; the sliders set its colours. View > Fill detections fills the tiles.
+ *
+ * What an earlier run of this script loaded is replaced. Your own objects are left alone.
+ */
+import groovy.json.JsonSlurper
+import qupath.lib.scripting.ScriptAttributes
+
+// The folder of the .geojson files; null: the folder of this script.
+String folder = null
+
+if (folder == null) {
+    def script = null
+    try {
+        script = getProperty(ScriptAttributes.FILE_PATH)
+    } catch (MissingPropertyException ignored) {
+        // an unsaved copy: QuPath knows no file
+    }
+    if (script == null) {
+        throw new IllegalStateException("Open the script from its folder, or write that folder's path into 'folder'.")
+    }
+    folder = new File(script.toString()).getParent()
+}
+
+// Which slide is this? By the name of its file as the manifest has it, else by the image's name without its ending.
+def slides = new JsonSlurper().parse(new File(folder, 'slides.json'), 'UTF-8')
+def server = getCurrentServer()
+def names = server.getURIs().collect { new File(it.getPath() ?: '').getName() }
+names << server.getMetadata().getName()
+names << getProjectEntry()?.getImageName()
+names = names.findAll { it }
+def ids = names.collect { slides[it] } + names + names.collect { it.replaceFirst(/(?i)(\.ome)?\.[^.]+$/, '') }
+def file = ids.findAll { it }.collect { new File(folder, it + '.geojson') }.find { it.isFile() }
+
+if (file == null) {
+    println "No tiles for ${names.unique().join(' / ')} in ${folder}"
+    return
+}
+
+// The ids of these objects are of version 5; QuPath gives its own objects ids of version 4.
+def earlier = (getDetectionObjects() + getAnnotationObjects()).findAll { it.isLocked() && it.getID().version() == 5 }
+removeObjects(earlier, true)
+importObjectsFromFile(file.getPath())
+fireHierarchyUpdate()
+println "Loaded ${file.getName()}: now Measure > Show measurement maps"

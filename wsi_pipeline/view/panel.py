@@ -1,0 +1,218 @@
+"""One slide's part of the report: the slide, the map laid over it, and the patches that count most.
+
+Everything is drawn in level-0 pixels: the pictures are placed in an SVG whose units they are, so nothing is resampled
+to fit and nothing can be shifted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+from ..config import ReadConfig, ViewConfig
+from ..errors import ConfigError, RegionError
+from ..heatmap.metadata import primary
+from ..heatmap.ngff import Pyramid, read_heatmap
+from ..read import open_slide, patch_level, read_overview, read_patch
+from ..read.annotations import read_annotation
+from ..store import Provenance, read_explanations, read_grid, write_made, write_text
+from ..types import Explanation, Int64, PatchGrid, Slide, SlideRow
+from .pages import render, uid
+from .pictures import crop, jpeg_uri, map_uri
+
+PATCH_PX = 144  # side of a patch in the report
+_LARGEST_CROP = 8  # an overview is at most this much larger than the part of it that is shown
+
+Frame = tuple[float, float, float, float]  # (x, y, width, height) in px0
+
+
+@dataclass(frozen=True)
+class PanelInput:
+    """What one panel is made from; crosses process borders."""
+
+    slide: SlideRow
+    read: ReadConfig
+    view: ViewConfig
+    tumour_classes: tuple[str, ...] | None
+    grid: Path
+    heatmap: Path | None
+    explanation: Path | None  # of the primary channel
+    output: Path
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and where it lies."""
+
+    uri: str
+    frame: Frame
+
+
+@dataclass(frozen=True)
+class Map:
+    """One channel, coloured. ``key`` is the same for the same channel of every slide."""
+
+    key: str
+    label: str
+    target: str
+    picture: Picture
+    signed: bool
+    unit: str
+    low: str
+    high: str
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One of the patches with the highest scores; ``uri`` is None where it cannot be read."""
+
+    number: int
+    uri: str | None
+    score: str
+    frame: Frame
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What the template of one slide is given."""
+
+    uid: str
+    view_box: Frame
+    stroke: float  # a hundredth of the larger side, px0
+    thumbnail: Picture
+    maps: tuple[Map, ...]
+    primary: int
+    outline: str  # SVG path
+    unreadable: tuple[Frame, ...]
+    patches: tuple[Patch, ...]
+    ranked_by: str
+    facts: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def write_panel(inputs: PanelInput, key: str) -> int:
+    """Write one slide's fragment of HTML; returns the number of pictures in it.
+
+    Raises ``SlideError`` where the slide cannot be opened.
+    """
+    with ExitStack() as stack:
+        slide = stack.enter_context(open_slide(inputs.slide.path, inputs.read, inputs.slide.mpp))
+        panel = make_panel(inputs, slide)
+    write_text(inputs.output, render("panel.html", panel=panel))
+    write_made(inputs.output, Provenance.of(key, "view", config=inputs.view.for_key()))
+    return 1 + len(panel.maps) + len(panel.patches)
+
+
+def make_panel(inputs: PanelInput, slide: Slide) -> Panel:
+    """Read what is shown."""
+    grid, mask = read_grid(inputs.grid)
+    notes = []
+    bounds = slide.bounds_px0
+    zoom = min(max(slide.sizes[0]) / max(bounds[2:]), _LARGEST_CROP)
+    overview = read_overview(slide, max_px=math.ceil(inputs.view.thumbnail_px * zoom))
+    rgb, frame = crop(overview.rgb, overview.side_px0, bounds)
+    outline, said = annotation_path(inputs, overview.side_px0[0])
+    notes += said
+    if overview.unreadable_px0 or mask.unreadable_px0:
+        notes.append("part of this slide cannot be decoded; it is hatched, and no patch of it was used")
+    maps: tuple[Map, ...] = ()
+    first = 0
+    if inputs.heatmap is not None:
+        pyramid = read_heatmap(inputs.heatmap)
+        maps = tuple(coloured(pyramid, overview.side_px0[0]))
+        first = primary([(c.model, c.method) for c in pyramid.channels])
+    patches: tuple[Patch, ...] = ()
+    ranked_by = ""
+    if inputs.explanation is not None:
+        explanation = read_explanations(inputs.explanation)[0]
+        patches, ranked_by = tuple(top_patches(slide, explanation, inputs.view.top_patches)), explanation.label
+        if len(grid) > inputs.view.max_tiles:
+            notes.append(f"QuPath tiles: the {inputs.view.max_tiles:,} of {len(grid):,} with the largest |scores| only")
+    return Panel(
+        uid=uid(grid.slide_id),
+        view_box=bounds,
+        stroke=max(bounds[2:]) / 100,
+        thumbnail=Picture(jpeg_uri(rgb), frame),
+        maps=maps,
+        primary=first,
+        outline=outline,
+        unreadable=(*overview.unreadable_px0, *mask.unreadable_px0),
+        patches=patches,
+        ranked_by=ranked_by,
+        facts=tuple(slide_facts(slide, grid)),
+        notes=tuple(notes),
+    )
+
+
+def slide_facts(slide: Slide, grid: PatchGrid) -> list[str]:
+    """What a reader wants to know of the slide, in a few words each."""
+    (width, height), (x, y) = slide.sizes[0], slide.mpp
+    return [
+        slide.path.name,
+        f"{width:,} × {height:,} px",
+        f"{x:.4g} µm/px" if math.isclose(x, y, rel_tol=1e-3) else f"{x:.4g} × {y:.4g} µm/px",
+        f"{len(grid):,} patches of {grid.side_px * grid.target_mpp:.4g} µm",
+    ]
+
+
+def coloured(pyramid: Pyramid, px0: float) -> list[Map]:
+    """Every channel, at the level that suits a picture of ``px0`` level-0 pixels per pixel."""
+    level = pyramid.level_for(px0)
+    side = pyramid.cell_px0 * 2**level
+    rows, cols = pyramid.shapes[level]
+    seen: dict[tuple[str, str], int] = {}
+    maps = []
+    for i, channel in enumerate(pyramid.channels):
+        of_method = seen[channel.model, channel.method] = seen.get((channel.model, channel.method), -1) + 1
+        picture = Picture(
+            map_uri(pyramid.read(i, level), channel.window, channel.signed), (0, 0, cols * side, rows * side)
+        )
+        low, high = (f"{v:.3g}" for v in channel.window)
+        name = f"{channel.model} · {channel.method}" + (f" · {of_method + 1}" if of_method else "")
+        maps.append(Map(name, channel.label, channel.target, picture, channel.signed, channel.unit, low, high))
+    return maps
+
+
+def top_rows(scores: np.ndarray, count: int) -> Int64:
+    """Rows of the highest scores, highest first; equal ones in the grid's order."""
+    return np.argsort(-scores, kind="stable")[:count].astype(np.int64)
+
+
+def top_patches(slide: Slide, explanation: Explanation, count: int) -> list[Patch]:
+    """The patches with the highest scores, as the encoder saw them but smaller."""
+    grid, level = explanation.grid, patch_level(slide, explanation.grid)
+    patches = []
+    for number, row in enumerate(top_rows(explanation.scores, count), 1):
+        x, y = grid.xy_px0[row].tolist()
+        try:
+            uri = jpeg_uri(read_patch(slide, (x, y), grid.side_px0, min(PATCH_PX, grid.side_px), level))
+        except RegionError:
+            uri = None
+        patches.append(Patch(number, uri, f"{explanation.scores[row]:.3g}", (x, y, *grid.side_px0)))
+    return patches
+
+
+def annotation_path(inputs: PanelInput, tolerance_px0: float) -> tuple[str, list[str]]:
+    """The annotated area as an SVG path, and what is to be said of it."""
+    path = inputs.slide.annotation
+    if path is None:
+        return "", []
+    grid, _ = read_grid(inputs.grid)
+    try:
+        area = read_annotation(path, grid.bounds_px0).area(inputs.tumour_classes)
+    except ConfigError as error:
+        return "", [f"no outline: {error}"]
+    return svg_path(area.simplify(tolerance_px0 / 2)), []
+
+
+def svg_path(area: BaseGeometry) -> str:
+    """The rings of ``area``, whole pixels."""
+    rings: Sequence[np.ndarray] = [shapely.get_coordinates(ring) for ring in shapely.get_rings(area)]
+    return "".join("M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in ring[:-1]) + "Z" for ring in rings)

@@ -1,0 +1,140 @@
+"""``wsi view``: QuPath tiles, the script that loads them, a panel a slide, and the report of the whole cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import ViewConfig
+from ..engine import Engine, Job
+from ..heatmap.metadata import primary
+from ..heatmap.sources import Source, source_finder
+from ..project import Project
+from ..store import (
+    Provenance,
+    content_key,
+    file_digest,
+    is_current,
+    read_explanations,
+    read_grid,
+    read_key,
+    write_made,
+)
+from ..types import SlideRow
+from .groovy import LOADER, loader_text, slides_text, write_loader
+from .panel import PanelInput, write_panel
+from .report import MOST_PICTURED, ReportInput, settings, versions, write_report
+
+
+def run(project: Project, engine: Engine) -> None:
+    """Make what people look at. Slides without an explanation still stand in the report."""
+    find = source_finder(project)
+    slides = engine.ready("view", project.slides, project.folder.grid, "tile")
+    pictured = {slide.slide_id for slide in project.cohort[:MOST_PICTURED]}
+    sources = {slide.slide_id: find(slide.slide_id) for slide in slides}
+    panels = [_panel_job(project, s, sources[s.slide_id]) for s in slides if s.slide_id in pictured]
+    tiles = [_tiles_job(project, s, sources[s.slide_id]) for s in slides if sources[s.slide_id]]
+    engine.run("view", [*tiles, *panels, _loader_job(project)])
+    engine.run("view", [_report_job(project, engine, {job.name: job for job in panels})])
+
+
+def write_tiles_of(paths: Sequence[Path], first: int, grid: Path, section: ViewConfig, output: Path, key: str) -> int:
+    """Write one slide's GeoJSON; ``first``: which of ``paths`` decides where there are too many tiles."""
+    from ..tile.contours import mask_polygons
+    from .geojson import write_tiles
+
+    of_path = [read_explanations(path) for path in paths]
+    before = sum(len(explanations) for explanations in of_path[:first])
+    explanations = [e for group in of_path for e in group]
+    tissue = mask_polygons(read_grid(grid)[1])
+    written = write_tiles(output, explanations, before, section.max_tiles, tissue)
+    facts = {"tiles": written, "patches": len(explanations[0].grid)}
+    write_made(output, Provenance.of(key, "view", config=section.for_key(), **facts))
+    return written
+
+
+def _tiles_job(project: Project, slide: SlideRow, sources: Sequence[Source]) -> Job:
+    section, output, grid = (
+        project.config.view,
+        project.folder.tiles(slide.slide_id),
+        project.folder.grid(slide.slide_id),
+    )
+    key = content_key(
+        stage="view",
+        part="tiles",
+        most=section.max_tiles,
+        grid=read_key(grid),
+        explanations=[(s.model, s.method, read_key(s.path)) for s in sources],
+    )
+    arguments = ([s.path for s in sources], _first(sources), grid, section, output, key)
+    return Job(slide.slide_id, output, key, write_tiles_of, arguments)
+
+
+def _panel_job(project: Project, slide: SlideRow, sources: Sequence[Source]) -> Job:
+    folder, config = project.folder, project.config
+    output = folder.view / "panels" / f"{slide.slide_id}.html"
+    heatmap, grid = folder.heatmap(slide.slide_id), folder.grid(slide.slide_id)
+    first = sources[_first(sources)].path if sources else None
+    inputs = PanelInput(
+        slide=slide,
+        read=config.read,
+        view=config.view,
+        tumour_classes=config.evaluate.tumour_classes,
+        grid=grid,
+        heatmap=heatmap if heatmap.exists() else None,
+        explanation=first,
+        output=output,
+    )
+    key = content_key(
+        stage="view",
+        part="panel",
+        config=config.view.for_key(),
+        read=config.read.for_key(),
+        name=slide.path.name,
+        mpp=slide.mpp,
+        tumour_classes=config.evaluate.tumour_classes,
+        annotation=_digest(slide.annotation),
+        upstream=[read_key(path) if path else None for path in (grid, inputs.heatmap, first)],
+    )
+    return Job(slide.slide_id, output, key, write_panel, (inputs, key))
+
+
+def _loader_job(project: Project) -> Job:
+    output = project.folder.view / LOADER
+    key = content_key(stage="view", part="loader", script=loader_text(), slides=slides_text(project.cohort))
+    return Job("QuPath loader", output, key, write_loader, (output, project.cohort, key))
+
+
+def _report_job(project: Project, engine: Engine, panels: dict[str, Job]) -> Job:
+    """The page is about the whole cohort, whichever slides this call works on."""
+    folder = project.folder
+    standing = {}
+    for slide in project.cohort[:MOST_PICTURED]:
+        job = panels.get(slide.slide_id)
+        path = folder.view / "panels" / f"{slide.slide_id}.html"
+        if is_current(path, job.key) if job else read_key(path) is not None:
+            standing[slide.slide_id] = path
+    inputs = ReportInput(project.config, project.cohort, standing, tuple(engine.failures), versions())
+    numbers = (folder.predictions, *(folder.evaluate / name for name in ("report.json", "roc.png")))
+    shown = [folder.heatmap(s.slide_id).exists() + 2 * folder.tiles(s.slide_id).exists() for s in project.cohort]
+    key = content_key(
+        stage="view",
+        part="report",
+        settings=settings(project.config),
+        slides=[(s.slide_id, s.patient_id, s.label) for s in project.cohort],
+        manifest=project.config.slides.name,
+        panels={name: read_key(path) for name, path in standing.items()},
+        files=shown,
+        numbers=[_digest(path) for path in numbers],
+        failures=[vars(f) for f in inputs.failures],
+        versions=inputs.versions,
+    )
+    return Job("cohort", folder.report, key, write_report, (inputs, key))
+
+
+def _first(sources: Sequence[Source]) -> int:
+    return primary([(s.model, s.method) for s in sources])
+
+
+def _digest(path: Path | None) -> str | None:
+    return file_digest(path) if path is not None and path.is_file() else None
