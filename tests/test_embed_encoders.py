@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -152,10 +153,9 @@ def test_tokens_are_pooled_without_registers() -> None:
             features[pool] = encoder.module(x)
         assert encoder.dim == features[pool].shape[1]
     network = encoders.build(name, None, False, **options).module
-    forward_features = network.forward_features
-    assert callable(forward_features)
+    features_of = cast(Callable[[Tensor], Tensor], network.forward_features)
     with torch.inference_mode():
-        tokens = forward_features(x)  # (2, 9, 48): class token, 4 registers, 4 patches
+        tokens = features_of(x)  # (2, 9, 48): class token, 4 registers, 4 patches
     assert tokens.shape == (2, 9, 48)
     torch.testing.assert_close(features["model"], tokens[:, 0])
     torch.testing.assert_close(features["cls"], tokens[:, 0])
@@ -213,7 +213,7 @@ def test_a_preset_is_the_published_network(preset: Preset) -> None:
     """On torch's meta device, where a billion parameters take no memory."""
     with torch.device("meta"):
         network = build_network(preset)
-        features = pooled(network, preset.pool, preset.name).eval()(torch.zeros(2, 3, 224, 224))
+        features: Tensor = pooled(network, preset.pool, preset.name).eval()(torch.zeros(2, 3, 224, 224))
     assert features.shape == (2, preset.dim)
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == PARAMETERS[preset.name]
     # load_state can only fill what a state_dict names
@@ -274,7 +274,7 @@ def reference_dinov2(x: Tensor, w: dict[str, Tensor], depth: int, heads: int) ->
         return functional.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
 
     def split(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, T, dim / heads)
+        return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # (B, heads, T, dim / heads)
 
     projection = "embeddings.patch_embeddings.projection"
     x = functional.conv2d(x, w[f"{projection}.weight"], w[f"{projection}.bias"], stride=16).flatten(2).transpose(1, 2)

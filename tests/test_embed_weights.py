@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wsi_pipeline.embed import encoders
+from wsi_pipeline.embed import encoders, torchvision_guard  # noqa: F401
 from wsi_pipeline.embed.identity import at_hand, identity, recommended_mpp
 from wsi_pipeline.embed.state import seeded
 from wsi_pipeline.embed.weights import HubFile, PackageFile, UrlFile, digest, download

@@ -23,6 +23,7 @@ from wsi_pipeline.heatmap import halve, paint_block
 from wsi_pipeline.heatmap.metadata import signed_rgba
 from wsi_pipeline.heatmap.ngff import read_heatmap, write_heatmap
 from wsi_pipeline.heatmap.pyramid import fill
+from wsi_pipeline.heatmap.sources import model_labels, source_finder
 from wsi_pipeline.heatmap.stage import run
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import Provenance, read_key, write_explanations
@@ -340,11 +341,18 @@ def test_channels_stand_in_the_configs_order(tmp_path: Path) -> None:
     assert [c.method for c in channels] == ["contribution", "attention"]
 
 
-def test_with_a_given_model_the_folders_of_explain_are_shown(tmp_path: Path) -> None:
+def test_with_a_given_model_the_maps_of_the_models_that_judged_are_shown(tmp_path: Path) -> None:
     project = project_of(tmp_path, ("a",), predict={"model": tmp_path / "model"})
-    explain(project, "a", model="transmil")
-    assert run_stage(project) == []
-    assert {c.model for c in read_heatmap(project.folder.heatmap("a")).channels} == {"abmil"}  # as the file says
+    for model in ("mean", "transmil"):  # the mean was another run's
+        explain(project, "a", model=model)
+    assert model_labels(project) == ["mean", "transmil"]
+    project.folder.predictions.parent.mkdir()
+    project.folder.predictions.write_text("slide_id,model\na,transmil\n")
+    assert model_labels(project) == ["transmil"]
+    assert [(s.model, s.method) for s in source_finder(project)("a")] == [
+        ("transmil", "attention"),
+        ("transmil", "contribution"),
+    ]
 
 
 def test_a_second_run_touches_nothing_and_a_new_explanation_rebuilds_its_slide_alone(tmp_path: Path) -> None:

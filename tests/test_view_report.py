@@ -161,13 +161,17 @@ def make_project(folder: Path, ids: tuple[str, ...] = ("a", "b", EVIL), **sectio
             explain(project, grid)
     (folder / "run" / "predict").mkdir(parents=True, exist_ok=True)
     predict(project, 0.9)
-    with Engine(config.engine, config.out) as engine:
-        heatmap_stage.run(project, engine)
+    paint(project)
     return project
 
 
-def explain(project: Project, grid: PatchGrid, key: str = "e") -> None:
-    scores = np.linspace(-1, 1, len(grid)).astype(np.float32)
+def paint(project: Project) -> None:
+    with Engine(project.config.engine, project.config.out) as engine:
+        heatmap_stage.run(project, engine)
+
+
+def explain(project: Project, grid: PatchGrid, key: str = "e", sign: int = 1) -> None:
+    scores = sign * np.linspace(-1, 1, len(grid)).astype(np.float32)
     for method, unit, signed in (("attention", "attention", False), ("contribution", "attribution", True)):
         found = Explanation(grid, scores, method, "abmil", EVIL, unit, signed)  # type: ignore[arg-type]
         path = project.folder.explanation("abmil", method, grid.slide_id)
@@ -252,7 +256,8 @@ def test_each_slide_stands_in_the_report_once(made: tuple[Project, Page, str]) -
 
 def test_the_page_asks_for_nothing_from_outside(made: tuple[Project, Page, str]) -> None:
     _, page, text = made
-    assert not re.search(r"https?:|//[a-z]|@import|url\((?!\"data:)", text)
+    written = re.sub(r"base64,[A-Za-z0-9+/=]*", "", text)
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!\"data:)", written)
     sources = [v for t, n, v in page.attributes if n == "src" or (n == "href" and t == "image")]
     assert len(sources) > 10
     assert all(s.startswith("data:image/") for s in sources)
@@ -325,14 +330,16 @@ def test_new_predictions_rebuild_the_report_alone_and_new_scores_their_slide(tmp
         before = stamps(project.folder.root)
         assert view(project) == []
         after = stamps(project.folder.root)
+        assert before.keys() == after.keys()
         return {p for p in after if after[p] != before.get(p) and ".made" not in p}
 
     project = make_project(tmp_path)
     view(project)
     predict(project, 0.2)
     assert changed() == {"report.html"}
-    explain(project, grid_of(project, "a"), key="e2")
-    assert changed() == {"view/a.geojson"}  # the same scores under another key: the page need not change
+    explain(project, grid_of(project, "a"), "e2", sign=-1)
+    paint(project)
+    assert changed() == {"view/a.geojson", "view/panels/a.html", "report.html"}
 
 
 def grid_of(project: Project, slide_id: str) -> PatchGrid:
@@ -360,8 +367,27 @@ def test_a_slide_that_cannot_be_opened_costs_only_its_pictures(tmp_path: Path) -
     assert (slide_id, stage, error) == ("a", "view", "SlideError")
     page = Page(project.folder.report.read_text(encoding="utf-8"))
     assert page.tags["article"] == 3
-    assert [("No pictures: failed in view" in a) for a in page.text["article"]] == [True, False, False]
+    assert ["failed in view: " in a for a in page.text["article"]] == [True, False, False]
+    assert page.tags["svg"] == 6  # of the other two, and one bar for each prediction
     assert (project.folder.view / "a.geojson").exists()
+
+
+def test_a_slide_that_failed_on_the_way_shows_its_thumbnail_and_no_map_of_an_earlier_run(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    failed = Failure("a", "embed", "SlideError", "too few patches")
+    assert view(project, (failed,)) == [failed]
+    page = Page(project.folder.report.read_text(encoding="utf-8"))
+    article = page.text["article"][0]
+    assert "failed in embed: too few patches" in article
+    assert "No map of this run yet" in article
+    assert not (project.folder.view / "a.geojson").exists()
+
+
+def test_a_heatmap_of_other_scores_is_not_shown(tmp_path: Path) -> None:
+    project = make_project(tmp_path, ("a",))
+    explain(project, grid_of(project, "a"), key="e2")
+    assert view(project) == []
+    assert 'class="map"' not in project.folder.report.read_text(encoding="utf-8")
 
 
 def test_one_slide_alone_leaves_the_others_in_the_report(tmp_path: Path) -> None:
@@ -369,7 +395,7 @@ def test_one_slide_alone_leaves_the_others_in_the_report(tmp_path: Path) -> None
     view(project)
     view(Project(project.config, project.slides[:1], project.cohort))
     page = Page(project.folder.report.read_text(encoding="utf-8"))
-    assert [a.count("No pictures") for a in page.text["article"]] == [0, 0, 0]
+    assert page.tags["image"] == 1 + 3 * 2  # thumbnails and maps as before
 
 
 def test_a_long_manifest_shows_its_first_slides_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

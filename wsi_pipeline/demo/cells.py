@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import binary_erosion
 
 from ..types import Bool, Float32, Float64, UInt8
 from .layout import UNIT_PX0, Layout
@@ -105,10 +106,11 @@ def place_cells(
 ) -> list[Cells]:
     """All cells that belong to no gland and no vessel."""
     solid = matter_um > 2.5
+    core = binary_erosion(layout.tumour, iterations=2)  # nuclei are wide: their middles stay 4 µm inside
     stroma = layout.stroma & ~closed & solid
     return [
         *stroma_cells(stroma, phase_um, rng),
         *fat_cells(layout.fat, matter_um, rng),
         *lymphoid_cells(layout.lymphoid & solid & ~closed, rng),
-        *tumour_cells(layout.tumour & solid, nests & solid, phase_um, rng),
+        *tumour_cells(layout.tumour & solid, nests & solid & core, phase_um, rng),
     ]

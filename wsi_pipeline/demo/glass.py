@@ -34,7 +34,7 @@ def ink(layout: Layout, rng: np.random.Generator) -> Float32:
     Of many strokes the one is taken that touches no site and covers a little tissue; a stroke across a lesion would
     hide what the annotation promises.
     """
-    step = 4
+    step = max(1, len(layout.inside_um) // 375)
     inside = layout.inside_um[::step, ::step] > 0
     shape = (len(inside), len(inside))
     crowd = site_mask(layout.sites, shape, UNIT_PX0 * step)

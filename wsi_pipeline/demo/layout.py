@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.ndimage import label as label_components
+from shapely.geometry import Polygon, box
+from shapely.ops import unary_union
 
 from ..errors import ConfigError
 from ..types import Bool, Float32, Float64
@@ -76,19 +78,22 @@ def lay_out(plan: SlidePlan) -> Layout:
     for attempt in range(12):
         grown = replace(plan, lesions_um=tuple(d * 1.05**attempt for d in plan.lesions_um))
         sites = _sites(grown, inside_um, rng)
-        if whole_patches(sites, plan.side_px) >= plan.least_patches:
+        if whole_patches(sites) >= plan.least_patches:
             break
     if plan.lesions_um and not any(site.tumour for site in sites):
         raise ConfigError(f"there is no room for a lesion on {plan.slide_id} ({plan.side_px} px); give a larger side")
     return _rasters(plan.side_px, coarse, inside_um, sites, rng)
 
 
-def whole_patches(sites: tuple[Site, ...], side_px: int) -> int:
+def whole_patches(sites: tuple[Site, ...]) -> int:
     """Patches of 112 µm on the grid from (0, 0) that lie wholly in tumour."""
-    cells = 16  # a side: 7 µm
-    n = side_px // _PATCH_PX0
-    mask = tumour_mask(sites, (n * cells, n * cells), _PATCH_PX0 / cells)
-    return int(mask.reshape(n, cells, n, cells).all(axis=(1, 3)).sum())
+    holes = [Polygon(site.hole_px0) for site in sites if site.hole_px0 is not None]
+    whole = 0
+    for lesion in (Polygon(site.outline_px0).difference(unary_union(holes)) for site in sites if site.tumour):
+        x0, y0, x1, y1 = (int(v // _PATCH_PX0) * _PATCH_PX0 for v in lesion.bounds)
+        corners = [(x, y) for x in range(x0, x1 + 1, _PATCH_PX0) for y in range(y0, y1 + 1, _PATCH_PX0)]
+        whole += sum(lesion.contains(box(x, y, x + _PATCH_PX0, y + _PATCH_PX0)) for x, y in corners)
+    return whole
 
 
 def site_mask(sites: tuple[Site, ...], shape: tuple[int, int], unit_px0: float) -> Bool:
@@ -113,7 +118,7 @@ def _tissue(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
     h, w = shape
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     x, y = x / w - 0.5, y / h - 0.5
-    pieces = int(rng.integers(1, 4))
+    pieces = min(int(rng.integers(1, 4)), 1 + (w >= 60) + (w >= 150))  # a small slide has no room for three
     turn = rng.uniform(0, np.pi)
     u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     near = []

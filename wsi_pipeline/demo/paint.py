@@ -32,7 +32,7 @@ class Drawing:
 
 
 def draw(plan: SlidePlan) -> Drawing:
-    """Draw one slide: about 110 bytes of memory a pixel of the coarse raster and 6 a pixel of the slide."""
+    """Draw one slide; needs about 15 bytes of memory a pixel."""
     layout = lay_out(plan)
     fields = ground(layout, plan.generator(2))
     cells = glands(layout, fields, plan.generator(3)) + vessels(layout, fields, plan.generator(4))
@@ -108,7 +108,7 @@ def _colours(plan: SlidePlan, layout: Layout, fields: Fields, haematoxylin: UInt
     rng, side_px = plan.generator(8), plan.side_px
     table = Stain.drawn(rng).table()
     gain, shadow = light(fields.fold.shape, rng), dust(fields.fold.shape, rng)
-    stroke = ink(layout, rng) if plan.pen else None
+    stroke = ink(layout, plan.generator(9)) if plan.pen else None
     noise = _tile(rng.normal(0, 1.1, (1024, 1024)).astype(np.float32), side_px)
     fold_px = int(rng.integers(25, 60))
     rgb = np.empty((side_px, side_px, 3), np.uint8)

@@ -13,6 +13,7 @@ PENS = ("blue", "green", "red", "black")
 REFERENCE_PX = 6000  # the side for which the lesion sizes below are meant; smaller slides get smaller lesions
 SMALLEST_PX, LARGEST_PX = 500, 20_000
 
+_SMALLEST_UM = 80.0  # a crowd of fewer nuclei is none
 _MICRO_UM, _MESO_UM, _MACRO_UM = (300.0, 400.0), (550.0, 850.0), (1000.0, 1450.0)
 
 
@@ -100,7 +101,7 @@ def plan_slide(
     else:
         sites = (float(rng.uniform(*_MACRO_UM)), *micro[: rng.integers(0, 4)])
     others = tuple(float(d) for d in rng.uniform(180.0, 520.0, rng.integers(2, 5)))
-    sites, others = tuple(d * scale for d in sites), tuple(d * scale for d in others)
+    sites, others = (tuple(max(d * scale, _SMALLEST_UM) for d in ds) for ds in (sites, others))
     return SlidePlan(
         slide_id,
         patient_id,

@@ -62,7 +62,7 @@ def polygon_mask(polygon: Float64, shape: tuple[int, int]) -> Bool:
     """(h, w) True inside ``polygon``, whose unit is one pixel of the mask."""
     image = Image.new("1", (shape[1], shape[0]))
     ImageDraw.Draw(image).polygon([(float(x) - 0.5, float(y) - 0.5) for x, y in polygon], fill=1)
-    return np.asarray(image)
+    return np.array(image)
 
 
 def signed_distance(mask: Bool) -> Float32:

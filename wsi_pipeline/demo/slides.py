@@ -6,7 +6,7 @@ import csv
 import io
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -68,7 +68,7 @@ def draw_cohort(
     """Draw ``out/slides/*.tif`` and ``out/annotations/*.xml``; returns the manifest ``out/slides.csv``.
 
     Slides that are there, drawn with the same numbers, are left alone. ``workers`` processes draw (0: one for every
-    core), each holding about 20 bytes a pixel; the files are the same for any number. ``progress`` is told how many
+    core), each holding about 15 bytes a pixel; the files are the same for any number. ``progress`` is told how many
     of how many slides are done. Raises ``ConfigError``, ``StorageError``, ``EngineError``.
     """
     plans = plan_cohort(slides, patients, side_px, seed)
@@ -129,7 +129,9 @@ def write_pyramid(path: Path, rgb: UInt8, mpp: float | None) -> None:
             level = rgb if downsample == 1 else np.asarray(Image.fromarray(rgb).reduce(downsample))
             per_cm = None if mpp is None else (1e4 / (mpp * downsample),) * 2
             tiff.write(
-                level,
+                _tiles(level),
+                shape=level.shape,
+                dtype=level.dtype,
                 tile=(_TILE_PX, _TILE_PX),
                 photometric="rgb",
                 compression="jpeg",
@@ -141,6 +143,16 @@ def write_pyramid(path: Path, rgb: UInt8, mpp: float | None) -> None:
                 software="wsi_pipeline" if downsample == 1 else False,
                 maxworkers=1,
             )
+
+
+def _tiles(level: UInt8) -> Iterator[UInt8]:
+    """Tiles in row-major order, those at the edge continued with their last pixels: black would ring in the JPEG."""
+    h, w = level.shape[:2]
+    for top in range(0, h, _TILE_PX):
+        for left in range(0, w, _TILE_PX):
+            tile = level[top : top + _TILE_PX, left : left + _TILE_PX]
+            short = [(0, _TILE_PX - tile.shape[0]), (0, _TILE_PX - tile.shape[1]), (0, 0)]
+            yield np.pad(tile, short, mode="edge")
 
 
 def _is_drawn(plan: SlidePlan, out: Path) -> bool:

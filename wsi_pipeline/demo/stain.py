@@ -1,7 +1,8 @@
 """From dye densities to colours, by the law of Beer and Lambert.
 
-The dyes' colours lie between, or a little beyond, the vectors that Ruifrok and Johnston (Anal. Quant. Cytol. Histol. 23, 2001) and
-Macenko et al. (ISBI 2009) published; where between them, how strong, and how bright the lamp was, is each slide's own.
+The dyes' colours lie between, or a little beyond, the vectors that Ruifrok and Johnston (Anal. Quant. Cytol.
+Histol. 23, 2001) and Macenko et al. (ISBI 2009) published; where between them, how strong, and how bright the lamp
+was, is each slide's own.
 """
 
 from __future__ import annotations

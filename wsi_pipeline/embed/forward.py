@@ -48,8 +48,11 @@ class Forward:
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self._autocast = autocast_type(config.precision, device)
         self._batch = config.batch
+        # Some releases of torch cannot resize with antialiasing on MPS, so that is done on the CPU there.
+        self._prepared_on = torch.device("cpu") if device.type == "mps" else device
         self._mean, self._std = (
-            torch.tensor(colour, device=device).mul(255).view(1, 3, 1, 1) for colour in (encoder.mean, encoder.std)
+            torch.tensor(colour, device=self._prepared_on).mul(255).view(1, 3, 1, 1)
+            for colour in (encoder.mean, encoder.std)
         )
         self._module: Callable[[Tensor], Tensor] = encoder.module.to(device).to(memory_format=self._layout)  # type: ignore[call-overload]
         self._compiled = config.compile
@@ -84,7 +87,7 @@ class Forward:
 
     def _features(self, pixels: Tensor) -> Tensor:
         enabled = self._autocast is not None
-        x = self.prepare(pixels)
+        x = self.prepare(pixels).to(self.device)
         with torch.autocast(self.device.type, dtype=self._autocast, enabled=enabled):
             return self._module(x).float()
 
@@ -92,7 +95,7 @@ class Forward:
         tensor = torch.from_numpy(pixels)
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        return tensor.to(self._prepared_on)
 
     def _fetched(self, features: Tensor) -> Pending:
         if self.device.type != "cuda":

@@ -33,11 +33,13 @@ def paint_slide(paths: Sequence[Path], config: HeatmapConfig, encoder: str, outp
     return write_heatmap(output, explanations, config, encoder, provenance)
 
 
-def _job(project: Project, slide_id: str, sources: Sequence[Source]) -> Job:
-    section = project.config.heatmap
-    output = project.folder.heatmap(slide_id)
+def heatmap_key(project: Project, sources: Sequence[Source]) -> str:
+    """The key of the pyramid that is made from these explanations."""
     channels = [(s.model, s.method, read_key(s.path)) for s in sources]
-    encoder = project.config.embed.encoder
-    key = content_key(stage="heatmap", config=section.for_key(), channels=channels)
-    paths = [s.path for s in sources]
-    return Job(slide_id, output, key, paint_slide, (paths, section, encoder, output, key))
+    return content_key(stage="heatmap", config=project.config.heatmap.for_key(), channels=channels)
+
+
+def _job(project: Project, slide_id: str, sources: Sequence[Source]) -> Job:
+    output, key = project.folder.heatmap(slide_id), heatmap_key(project, sources)
+    arguments = ([s.path for s in sources], project.config.heatmap, project.config.embed.encoder, output, key)
+    return Job(slide_id, output, key, paint_slide, arguments)

@@ -18,7 +18,7 @@ from .pen import COLOURS, ink
 # Otsu divides any histogram, that of bare glass or of tissue alone too. So its two halves must lie MIN_CONTRAST
 # apart, and the threshold stays where glass of no scanner reaches and tissue of every stain does.
 FLOOR, CEILING, MIN_CONTRAST = 0.05, 0.10, 0.06
-FAINT_FLOOR, FAINT_CEILING, FAINT_CONTRAST = 0.012, 0.03, 0.012
+FAINT_FLOOR, FAINT_CEILING, FAINT_CONTRAST = 0.010, 0.016, 0.012
 NEUTRAL, FAINT_NEUTRAL = 0.045, 0.012  # least difference of the channels (0..1): below it, shadow and dirt
 
 

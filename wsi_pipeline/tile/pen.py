@@ -24,7 +24,7 @@ from ..types import Bool, Float32, UInt8
 from .clean import dilate, drop_small
 
 COLOURS = ("blue", "green", "red", "black")
-MIN_STROKE_UM2 = 10_000.0
+MIN_STROKE_UM2 = 5_000.0
 
 
 def ink(rgb: UInt8, mpp: tuple[float, float], colours: Sequence[str] = COLOURS, margin_um: float = 40.0) -> Bool:
@@ -47,14 +47,16 @@ def ink(rgb: UInt8, mpp: tuple[float, float], colours: Sequence[str] = COLOURS, 
 def _strokes(od: Float32, colour: str) -> tuple[Bool, Bool]:
     """(h, w) what is surely this ink, and what may be where it touches that."""
     red, green, blue = od[..., 0], od[..., 1], od[..., 2]
-    if colour == "blue":
-        blueish = blue < green
-        return blueish & (red - green > 0.15) & (red > 1.3 * green), blueish & (red - green > 0.06)
+    if colour == "blue":  # over eosin, which takes away green, only the clear blue light still tells
+        on_glass = (red - green > 0.12) & (red > 1.3 * green)
+        clear = on_glass | ((red > 0.7) & (red > 1.05 * green) & (blue < 0.33 * green))
+        pale = (red - green > 0.06) | ((red > 0.5) & (red > 0.95 * green) & (blue < 0.33 * green))
+        return clear & (blue < green), pale & (blue < green)
     if colour == "green":
-        greenish = blue >= green
-        return greenish & (red - green > 0.15) & (red > 1.3 * green), red - green > 0.06
+        clear = (red - green > 0.12) & (red > 1.3 * green) & (blue >= green)
+        return clear, red - green > 0.06
     if colour == "red":
-        clear = (green > 0.5) & (red < 0.18 * green) & (blue > 0.78 * green)
-        return clear, (green > 0.3) & (red < 0.25 * green) & (blue > 0.7 * green)
-    darkest, palest = od.max(axis=2), od.min(axis=2)
-    return (palest > 0.6) & (palest > 0.85 * darkest), (palest > 0.3) & (palest > 0.75 * darkest)
+        clear = (green > 0.4) & (red < 0.2 * green) & (blue > np.where(green > 0.8, 0.62, 0.75) * green)
+        return clear, (green > 0.2) & (red < 0.28 * green) & (blue > 0.68 * green)
+    most, least = od.max(axis=2), od.min(axis=2)
+    return (least > 0.6) & (least > np.where(least > 0.8, 0.75, 0.85) * most), (least > 0.3) & (least > 0.75 * most)

@@ -7,6 +7,7 @@ without a colour, no null, no measurement that is not a number, every ring close
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -38,21 +39,21 @@ def tile_features(explanations: Sequence[Explanation], rows: Int64) -> Iterator[
     """One locked tile object for each of ``rows``, with one measurement an explanation."""
     grid = explanations[0].grid
     names = [e.label for e in explanations]
-    scores = np.stack([e.scores for e in explanations], axis=1)  # (N, C)
-    corner = grid.xy_px0 - np.asarray(grid.bounds_px0[:2])  # (N, 2) in QuPath's frame
-    for row in rows:
-        (x, y), (width, height) = corner[row].tolist(), grid.side_px0
+    scores = np.stack([e.scores[rows] for e in explanations], axis=1)  # (n, C)
+    (width, height), (x0, y0) = grid.side_px0, grid.bounds_px0[:2]
+    for (x_px0, y_px0), measured in zip(grid.xy_px0[rows].tolist(), scores, strict=True):
+        x, y = x_px0 - x0, y_px0 - y0  # in QuPath's frame
         right, bottom = _plain(x + width), _plain(y + height)
         ring = [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]
-        measured = zip(names, scores[row], strict=True)
+        values = ((name, _shortest(score)) for name, score in zip(names, measured, strict=True))
         yield {
             "type": "Feature",
-            "id": object_id(grid, f"{grid.xy_px0[row, 0]},{grid.xy_px0[row, 1]}"),
+            "id": object_id(grid, f"{x_px0},{y_px0}"),
             "geometry": {"type": "Polygon", "coordinates": [ring]},
             "properties": {
                 "objectType": "tile",
                 "isLocked": True,
-                "measurements": {name: _shortest(score) for name, score in measured if np.isfinite(score)},
+                "measurements": {name: value for name, value in values if math.isfinite(value)},
             },
         }
 

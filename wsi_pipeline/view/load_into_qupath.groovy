@@ -42,8 +42,10 @@ if (file == null) {
     return
 }
 
-// The ids of these objects are of version 5; QuPath gives its own objects ids of version 4.
-def earlier = (getDetectionObjects() + getAnnotationObjects()).findAll { it.isLocked() && it.getID().version() == 5 }
+// The ids of these objects are of version 5 (QuPath gives its own version 4), and the outline is called "Tissue...".
+def ours = { it.isLocked() && it.getID().version() == 5 }
+def outlines = getAnnotationObjects().findAll { ours(it) && it.getName()?.startsWith('Tissue') }
+def earlier = getDetectionObjects().findAll { ours(it) && it.isTile() } + outlines
 removeObjects(earlier, true)
 importObjectsFromFile(file.getPath())
 fireHierarchyUpdate()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from ..heatmap.ngff import Pyramid, read_heatmap
 from ..read import open_slide, patch_level, read_overview, read_patch
 from ..read.annotations import read_annotation
 from ..store import Provenance, read_explanations, read_grid, write_made, write_text
-from ..types import Explanation, Int64, PatchGrid, Slide, SlideRow
+from ..types import Box, Explanation, Int64, PatchGrid, Slide, SlideRow
 from .pages import render, uid
 from .pictures import crop, jpeg_uri, map_uri
 
@@ -102,8 +101,7 @@ def write_panel(inputs: PanelInput, key: str) -> int:
 
     Raises ``SlideError`` where the slide cannot be opened.
     """
-    with ExitStack() as stack:
-        slide = stack.enter_context(open_slide(inputs.slide.path, inputs.read, inputs.slide.mpp))
+    with open_slide(inputs.slide.path, inputs.read, inputs.slide.mpp) as slide:
         panel = make_panel(inputs, slide)
     write_text(inputs.output, render("panel.html", panel=panel))
     write_made(inputs.output, Provenance.of(key, "view", config=inputs.view.for_key()))
@@ -113,39 +111,31 @@ def write_panel(inputs: PanelInput, key: str) -> int:
 def make_panel(inputs: PanelInput, slide: Slide) -> Panel:
     """Read what is shown."""
     grid, mask = read_grid(inputs.grid)
-    notes = []
     bounds = slide.bounds_px0
     zoom = min(max(slide.sizes[0]) / max(bounds[2:]), _LARGEST_CROP)
     overview = read_overview(slide, max_px=math.ceil(inputs.view.thumbnail_px * zoom))
     rgb, frame = crop(overview.rgb, overview.side_px0, bounds)
-    outline, said = annotation_path(inputs, overview.side_px0[0])
-    notes += said
-    if overview.unreadable_px0 or mask.unreadable_px0:
+    px0 = overview.side_px0[0]
+    pyramid = read_heatmap(inputs.heatmap) if inputs.heatmap else None
+    ranked = read_explanations(inputs.explanation)[0] if inputs.explanation else None
+    outline, notes = annotation_path(inputs, grid.bounds_px0, px0)
+    unreadable = (*overview.unreadable_px0, *mask.unreadable_px0)
+    if unreadable:
         notes.append("part of this slide cannot be decoded; it is hatched, and no patch of it was used")
-    maps: tuple[Map, ...] = ()
-    first = 0
-    if inputs.heatmap is not None:
-        pyramid = read_heatmap(inputs.heatmap)
-        maps = tuple(coloured(pyramid, overview.side_px0[0]))
-        first = primary([(c.model, c.method) for c in pyramid.channels])
-    patches: tuple[Patch, ...] = ()
-    ranked_by = ""
-    if inputs.explanation is not None:
-        explanation = read_explanations(inputs.explanation)[0]
-        patches, ranked_by = tuple(top_patches(slide, explanation, inputs.view.top_patches)), explanation.label
-        if len(grid) > inputs.view.max_tiles:
-            notes.append(f"QuPath tiles: the {inputs.view.max_tiles:,} of {len(grid):,} with the largest |scores| only")
+    if ranked and len(ranked.grid) > inputs.view.max_tiles:
+        kept = f"the {inputs.view.max_tiles:,} of {len(ranked.grid):,} with the largest |scores| only"
+        notes.append(f"QuPath tiles: {kept}")
     return Panel(
         uid=uid(grid.slide_id),
         view_box=bounds,
         stroke=max(bounds[2:]) / 100,
         thumbnail=Picture(jpeg_uri(rgb), frame),
-        maps=maps,
-        primary=first,
+        maps=tuple(coloured(pyramid, px0)) if pyramid else (),
+        primary=primary([(c.model, c.method) for c in pyramid.channels]) if pyramid else 0,
         outline=outline,
-        unreadable=(*overview.unreadable_px0, *mask.unreadable_px0),
-        patches=patches,
-        ranked_by=ranked_by,
+        unreadable=unreadable,
+        patches=tuple(top_patches(slide, ranked, inputs.view.top_patches)) if ranked else (),
+        ranked_by=ranked.label if ranked else "",
         facts=tuple(slide_facts(slide, grid)),
         notes=tuple(notes),
     )
@@ -199,14 +189,13 @@ def top_patches(slide: Slide, explanation: Explanation, count: int) -> list[Patc
     return patches
 
 
-def annotation_path(inputs: PanelInput, tolerance_px0: float) -> tuple[str, list[str]]:
+def annotation_path(inputs: PanelInput, bounds_px0: Box, tolerance_px0: float) -> tuple[str, list[str]]:
     """The annotated area as an SVG path, and what is to be said of it."""
     path = inputs.slide.annotation
     if path is None:
         return "", []
-    grid, _ = read_grid(inputs.grid)
     try:
-        area = read_annotation(path, grid.bounds_px0).area(inputs.tumour_classes)
+        area = read_annotation(path, bounds_px0).area(inputs.tumour_classes)
     except ConfigError as error:
         return "", [f"no outline: {error}"]
     return svg_path(area.simplify(tolerance_px0 / 2)), []
@@ -214,5 +203,6 @@ def annotation_path(inputs: PanelInput, tolerance_px0: float) -> tuple[str, list
 
 def svg_path(area: BaseGeometry) -> str:
     """The rings of ``area``, whole pixels."""
-    rings: Sequence[np.ndarray] = [shapely.get_coordinates(ring) for ring in shapely.get_rings(area)]
+    parts = shapely.get_parts(area)
+    rings: Sequence[np.ndarray] = [shapely.get_coordinates(ring) for ring in shapely.get_rings(parts)]
     return "".join("M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in ring[:-1]) + "Z" for ring in rings)

@@ -48,6 +48,7 @@ class SlideEntry:
     label: str
     verdicts: tuple[Verdict | None, ...]  # one a model
     state: str
+    failed: bool
     shown: bool  # whether it has a place among the pictures
     panel: Markup | None
     files: tuple[tuple[str, str], ...]  # name and link
@@ -165,6 +166,7 @@ def _entry(
         label=row.label or "",
         verdicts=tuple(verdicts.get((row.slide_id, model)) for model in models),
         state=state,
+        failed=bool(failures),
         shown=index < MOST_PICTURED,
         panel=Markup(panel.read_text(encoding="utf-8")) if panel else None,
         files=tuple((name, quote(str(p.relative_to(folder.root)))) for name, p in wanted if p.exists()),

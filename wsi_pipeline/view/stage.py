@@ -9,6 +9,7 @@ from ..config import ViewConfig
 from ..engine import Engine, Job
 from ..heatmap.metadata import primary
 from ..heatmap.sources import Source, source_finder
+from ..heatmap.stage import heatmap_key
 from ..project import Project
 from ..store import (
     Provenance,
@@ -27,13 +28,15 @@ from .report import MOST_PICTURED, ReportInput, settings, versions, write_report
 
 
 def run(project: Project, engine: Engine) -> None:
-    """Make what people look at. Slides without an explanation still stand in the report."""
+    """Make what people look at. Slides without an explanation, and those that failed, still stand in the report."""
     find = source_finder(project)
-    slides = engine.ready("view", project.slides, project.folder.grid, "tile")
+    ready = engine.ready("view", project.slides, project.folder.grid, "tile")
+    # What a slide that failed on the way has in explain/ and heatmap/ may be of an earlier run: it is not shown.
+    sources = {slide.slide_id: find(slide.slide_id) for slide in ready}
+    gridded = [slide for slide in project.slides if project.folder.grid(slide.slide_id).exists()]
     pictured = {slide.slide_id for slide in project.cohort[:MOST_PICTURED]}
-    sources = {slide.slide_id: find(slide.slide_id) for slide in slides}
-    panels = [_panel_job(project, s, sources[s.slide_id]) for s in slides if s.slide_id in pictured]
-    tiles = [_tiles_job(project, s, sources[s.slide_id]) for s in slides if sources[s.slide_id]]
+    panels = [_panel_job(project, s, sources.get(s.slide_id, [])) for s in gridded if s.slide_id in pictured]
+    tiles = [_tiles_job(project, s, sources[s.slide_id]) for s in ready if sources[s.slide_id]]
     engine.run("view", [*tiles, *panels, _loader_job(project)])
     engine.run("view", [_report_job(project, engine, {job.name: job for job in panels})])
 
@@ -75,13 +78,14 @@ def _panel_job(project: Project, slide: SlideRow, sources: Sequence[Source]) -> 
     output = folder.view / "panels" / f"{slide.slide_id}.html"
     heatmap, grid = folder.heatmap(slide.slide_id), folder.grid(slide.slide_id)
     first = sources[_first(sources)].path if sources else None
+    painted = bool(sources) and is_current(heatmap, heatmap_key(project, sources))
     inputs = PanelInput(
         slide=slide,
         read=config.read,
         view=config.view,
         tumour_classes=config.evaluate.tumour_classes,
         grid=grid,
-        heatmap=heatmap if heatmap.exists() else None,
+        heatmap=heatmap if painted else None,
         explanation=first,
         output=output,
     )

@@ -1,0 +1,300 @@
+"""The evaluate stage on a small run folder: what it measures, what it says of the rest, and when it is made again."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wsi_pipeline.config import Config
+from wsi_pipeline.engine import Engine
+from wsi_pipeline.errors import ArtifactError
+from wsi_pipeline.evaluate.stage import run
+from wsi_pipeline.project import Project
+from wsi_pipeline.store import Provenance, write_explanations, write_made
+from wsi_pipeline.train.table import table
+from wsi_pipeline.types import Explanation, PatchGrid, SlideRow
+
+COLUMNS = ["slide_id", "patient_id", "label", "split", "model", "members", "held_out", "threshold", "predicted"]
+# slide, patient, label, probability of tumour by abmil; the two models judge alike
+COHORT = [
+    *[("s0", "p0", "normal", 0.1), ("s1", "p0", "normal", 0.6), ("s2", "p1", "normal", 0.2)],
+    *[("s3", "p2", "tumour", 0.55), ("s4", "p3", "tumour", 0.9), ("s5", "p4", "tumour", 0.8)],
+]
+GRID_SIDE = 6  # patches a side, 10 px0 each
+
+
+class Study:
+    """A run folder with predictions by two models and, for the tumour slides, a map and an annotation."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.slides = {
+            slide_id: SlideRow(slide_id, root / "x.tif", patient_id=patient, label=label)
+            for slide_id, patient, label, _ in COHORT
+        }
+        self.predict([[*row, model, "true"] for row in COHORT for model in ("abmil", "transmil")])
+        self.annotate("s3", [(0, 0, 20, 10)], hole=(11, 0, 13, 10))  # patches 0 and, for 8/10, 1
+        self.annotate("s4", [(0, 0, 10, 4)])  # four tenths of patch 0
+        self.explain("s3", "abmil", "attention", [0.9, 0.1, 0.5], unit="attention")
+        self.explain("s3", "abmil", "contribution", [0.9, 0.8, 0.5])
+        self.explain("s4", "abmil", "contribution", [0.9, 0.8, 0.5])
+
+    def predict(self, rows: Sequence[Sequence[Any]], key: str = "predictions") -> None:
+        """Rows: slide, patient, label, probability of tumour, model, held_out."""
+        lines = [[s, p, y, "", m, 1, held, "0.500000", "", f"{1 - q:.6f}", f"{q:.6f}"] for s, p, y, q, m, held in rows]
+        path = self.root / "predict" / "predictions.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(table([*COLUMNS, "prob_normal", "prob_tumour"], lines))
+        write_made(path, Provenance.of(key, "predict"))
+
+    def annotate(
+        self, slide_id: str, boxes: Sequence[tuple[int, int, int, int]], hole: tuple[int, int, int, int] | None = None
+    ) -> None:
+        """GeoJSON with tumour boxes (left, top, right, bottom) and one that is excluded."""
+        named = [("Tumour", b) for b in boxes] + ([("Exclusion", hole)] if hole else [])
+        features = [
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [[[x, y], [u, y], [u, v], [x, v], [x, y]]]},
+                "properties": {"classification": {"name": name}},
+            }
+            for name, (x, y, u, v) in named
+        ]
+        path = self.root / f"{slide_id}.geojson"
+        path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+        self.slides[slide_id] = SlideRow(**{**vars(self.slides[slide_id]), "annotation": path})
+
+    def explain(self, slide_id: str, model: str, method: str, first: Sequence[float], **what: Any) -> None:
+        """A map whose first patches have these scores, and whose others have 0."""
+        n = GRID_SIDE**2
+        index = np.arange(n)
+        grid = PatchGrid(
+            slide_id=slide_id,
+            xy_px0=np.stack([index % GRID_SIDE * 10, index // GRID_SIDE * 10], axis=1).astype(np.int64),
+            side_px=10,
+            side_px0=(10.0, 10.0),
+            stride_px0=(10.0, 10.0),
+            target_mpp=1.0,
+            mpp=(1.0, 1.0),
+            slide_size_px0=(60, 60),
+            bounds_px0=(0, 0, 60, 60),
+        )
+        scores = np.zeros(n, np.float32)
+        scores[: len(first)] = first
+        path = self.root / "explain" / model / method / f"{slide_id}.h5"
+        unit = what.get("unit", "attribution")
+        explanation = Explanation(grid, scores, method, model, "tumour", unit, unit == "attribution")
+        write_explanations(path, [explanation], Provenance.of(f"{first}", "explain"))
+
+    def run(self, **evaluate: Any) -> dict[str, Any]:
+        """Evaluate; returns report.json."""
+        data = {"slides": "m.csv", "out": self.root, "evaluate": {"bootstrap": 50, **evaluate}}
+        slides = tuple(self.slides.values())
+        project = Project(Config.model_validate(data), slides, slides)
+        with Engine(project.config.engine, self.root) as engine:
+            run(project, engine)
+            assert engine.failures == []
+        report: dict[str, Any] = json.loads((self.root / "evaluate" / "report.json").read_text())
+        return report
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        with (self.root / "evaluate" / name).open(newline="") as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study(tmp_path)
+
+
+def files(root: Path) -> dict[str, tuple[int, bytes]]:
+    folder = root / "evaluate"
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*.*")}
+
+
+# --- predictions ---------------------------------------------------------------------------------------------
+
+
+def test_every_model_gets_every_metric_with_its_interval(study: Study) -> None:
+    report = study.run()
+    rows = study.rows("metrics.csv")
+    assert [(r["model"], r["metric"]) for r in rows] == [
+        (model, metric)
+        for model in ("abmil", "transmil")
+        for metric in ("auroc", "auprc", "balanced_accuracy", "f1", "accuracy")
+    ]
+    assert {(r["n_slides"], r["n_patients"]) for r in rows} == {("6", "5")}
+    auroc = rows[0]
+    assert float(auroc["value"]) == pytest.approx(8 / 9, abs=1e-6)  # 0.6 against 0.55 is the wrong way round
+    assert float(auroc["low"]) <= float(auroc["value"]) <= float(auroc["high"]) <= 1
+    said = report["models"]["abmil"]
+    assert said["classes"] == ["normal", "tumour"]
+    assert said["n_per_class"] == {"normal": 3, "tumour": 3}
+    assert said["metrics"]["accuracy"]["value"] == pytest.approx(5 / 6, abs=1e-6)
+    assert 0 < said["metrics"]["auroc"]["resamples"] < said["metrics"]["accuracy"]["resamples"] == 50
+
+
+def test_slides_that_were_seen_in_training_or_have_no_label_do_not_count(study: Study) -> None:
+    seen = [[*row, "abmil", "false" if row[0] in ("s1", "s3") else "true"] for row in COHORT]
+    study.predict([*seen, ["s6", "p6", "", 0.4, "abmil", "true"], ["s7", "p7", "cyst", 0.4, "abmil", "true"]])
+    for slide_id in ("s6", "s7"):
+        study.slides[slide_id] = SlideRow(slide_id, study.root / "x.tif")
+    report = study.run()
+    assert report["models"]["abmil"]["n_slides"] == 4
+    assert report["models"]["abmil"]["metrics"]["auroc"]["value"] == 1.0
+    assert report["notes"][:3] == [
+        "abmil: 2 of its slides left out: every member has seen the patient in training",
+        "abmil: 1 of its slides left out: no label in the manifest",
+        "abmil: 1 of its slides left out: the label 'cyst' is no class of the model",
+    ]
+
+
+def test_a_run_without_labels_gets_a_report_that_says_so(study: Study) -> None:
+    study.predict([[slide, patient, "", q, "abmil", "true"] for slide, patient, _, q in COHORT])
+    report = study.run()
+    assert report["models"] == {}
+    assert "abmil: no labelled, held-out slide, so no metrics" in report["notes"]
+    assert study.rows("metrics.csv") == []
+    assert not (study.root / "evaluate" / "roc.png").exists()
+
+
+def test_with_one_class_only_accuracy_is_reported(study: Study) -> None:
+    study.predict([[*row, "abmil", "true"] for row in COHORT if row[2] == "tumour"])
+    report = study.run()
+    metrics = report["models"]["abmil"]["metrics"]
+    assert metrics["accuracy"]["value"] == 1.0
+    assert metrics["auroc"] == {"value": None, "low": None, "high": None, "resamples": 0}
+    assert "abmil: no slide of class normal, so no metric but accuracy" in report["notes"]
+    assert study.rows("metrics.csv")[0]["value"] == ""
+
+
+def test_slides_that_left_the_manifest_do_not_count(study: Study) -> None:
+    del study.slides["s1"]
+    assert study.run()["models"]["abmil"]["metrics"]["auroc"]["value"] == 1.0
+
+
+def test_without_predictions_there_is_one_line_that_says_what_to_do(study: Study) -> None:
+    (study.root / "predict" / "predictions.csv").unlink()
+    with pytest.raises(ArtifactError, match="run `wsi predict` first"):
+        study.run()
+
+
+# --- maps ----------------------------------------------------------------------------------------------------
+
+
+def test_maps_are_measured_against_the_annotation_without_its_exclusions(study: Study) -> None:
+    report = study.run()
+    attention, contribution = study.rows("maps.csv")
+    assert [attention[c] for c in ("slide_id", "model", "method", "target")] == ["s3", "abmil", "attention", "tumour"]
+    assert (attention["n_patches"], attention["n_positive"], attention["held_out"]) == ("36", "2", "true")
+    assert float(attention["auprc"]) == pytest.approx((1 + 2 / 3) / 2, abs=1e-6)
+    assert float(attention["base_rate"]) == pytest.approx(2 / 36, abs=1e-6)
+    assert float(attention["lift"]) == pytest.approx((1 + 2 / 3) / 2 * 18, abs=1e-5)
+    assert float(attention["auroc"]) == pytest.approx(67 / 68, abs=1e-6)
+    assert (contribution["method"], contribution["auprc"]) == ("contribution", "1.000000")
+    assert report["maps_left_out"] == {"no annotation": 4, "no patch inside the annotation": 1}
+    means = {(m["model"], m["method"], m["target"]): m for m in report["maps"]}
+    assert means["abmil", "attention", "tumour"]["auprc"]["value"] == pytest.approx(5 / 6, abs=1e-6)
+    assert means["abmil", "attention", "tumour"]["n_slides"] == 1
+
+
+def test_the_mean_of_a_channel_is_over_slides_with_an_interval_over_patients(study: Study) -> None:
+    study.annotate("s4", [(0, 0, 10, 10)])
+    study.explain("s4", "abmil", "contribution", [0.1, 0.8, 0.5])
+    mean = next(m for m in study.run()["maps"] if m["method"] == "contribution")
+    assert mean["n_slides"] == 2
+    assert mean["auprc"] == {"value": round((1 + 1 / 3) / 2, 6), "low": round(1 / 3, 6), "high": 1.0, "resamples": 50}
+
+
+def test_maps_of_slides_seen_in_training_are_listed_but_not_in_the_means(study: Study) -> None:
+    study.predict([[*row, "abmil", "false" if row[0] == "s3" else "true"] for row in COHORT])
+    report = study.run()
+    assert [row["held_out"] for row in study.rows("maps.csv")] == ["false", "false"]
+    assert report["maps"] == []
+    assert "maps: 1 annotated slides were seen in training; they stand in maps.csv, not in the means" in report["notes"]
+
+
+def test_only_the_classes_of_the_config_count_as_tumour(study: Study) -> None:
+    assert study.run(tumour_classes=["Stroma"])["maps_left_out"]["no patch inside the annotation"] == 2
+    assert len(study.run(tumour_classes=["tumour"])["maps"]) == 2
+
+
+def test_an_annotation_that_cannot_be_read_is_said_and_the_others_count(study: Study) -> None:
+    study.annotate("s4", [(0, 0, 10, 10)])
+    (study.root / "s3.geojson").write_text("no annotation")
+    report = study.run()
+    assert report["maps_left_out"]["unreadable annotation"] == 1
+    assert any(note.startswith("s3: the annotation") for note in report["notes"])
+    assert [row["slide_id"] for row in study.rows("maps.csv")] == ["s4"]
+    (study.root / "s3.geojson").unlink()
+    assert study.run()["maps_left_out"]["unreadable annotation"] == 1
+
+
+def test_without_a_map_that_can_be_measured_the_report_says_so(study: Study) -> None:
+    (study.root / "explain" / "abmil" / "attention" / "s3.h5").unlink()
+    (study.root / "explain" / "abmil" / "contribution" / "s3.h5").unlink()
+    report = study.run()
+    assert report["maps_left_out"]["no map"] == 1
+    assert "maps: no slide with an annotated patch, so no map is measured" in report["notes"]
+    assert study.rows("maps.csv") == []
+
+
+# --- when it is made -----------------------------------------------------------------------------------------
+
+
+def test_a_second_run_touches_no_file(study: Study) -> None:
+    study.run()
+    before = files(study.root)
+    assert {name for name in before if "/" not in name} == {"metrics.csv", "maps.csv", "roc.png", "report.json"}
+    study.run()
+    assert files(study.root) == before
+
+
+def test_the_same_study_elsewhere_gives_the_same_bytes(study: Study, tmp_path: Path) -> None:
+    study.run()
+    (tmp_path / "other").mkdir()
+    other = Study(tmp_path / "other")
+    other.run()
+    first, second = ({name: data for name, (_, data) in files(s.root).items()} for s in (study, other))
+    assert first == second
+    assert b"tEXt" not in first["roc.png"]  # no program name, no date
+
+
+def test_the_report_is_made_again_when_what_it_rests_on_changes(study: Study) -> None:
+    made = study.root / "evaluate" / ".made" / "report.json.json"
+
+    def key() -> str:
+        study.run()
+        return str(json.loads(made.read_text())["key"])
+
+    keys = [key()]
+    study.explain("s3", "abmil", "attention", [0.1])
+    keys.append(key())
+    study.annotate("s3", [(0, 0, 30, 10)])
+    keys.append(key())
+    study.predict([[*row, "abmil", "true"] for row in COHORT], key="others")
+    keys.append(key())
+    study.run(seed=1)
+    keys.append(str(json.loads(made.read_text())["key"]))
+    assert len(set(keys)) == 5
+
+
+def test_an_interrupted_report_is_not_taken_for_a_current_one(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.run()
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("wsi_pipeline.evaluate.stage._write_picture", fail)
+        study.run(seed=1)
+    report = study.run()
+    assert report["models"]["abmil"]["metrics"]["auroc"] == study.run()["models"]["abmil"]["metrics"]["auroc"]
+    rows = study.rows("metrics.csv")
+    assert float(rows[0]["low"]) == report["models"]["abmil"]["metrics"]["auroc"]["low"]
