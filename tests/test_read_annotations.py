@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def asap(folder: Path, *annotations: str) -> Path:
     return path
 
 
-def outline(points: list[tuple[float, float]], group: str, kind: str = "Polygon") -> str:
+def outline(points: Sequence[tuple[float, float]], group: str, kind: str = "Polygon") -> str:
     coordinates = "".join(f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate(points))
     return (
         f'<Annotation Name="a" Type="{kind}" PartOfGroup="{group}" Color="#F4FA58">'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,11 @@ def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[str]:
         "def circle(*, radius=1.0):\n    'A round one.\\n\\nMore.'\n    return f'circle {radius}'\n"
     )
     (package / "polygon.py").write_text(
-        "from . import shapes\n\n@shapes.register('polygon:')\ndef polygon(sides, *, side=1.0):\n    return f'{sides} {side}'\n"
+        "from . import shapes\n\n@shapes.register('polygon:')\n"
+        "def polygon(sides, *, side=1.0):\n    return f'{sides} {side}'\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    import plug_shapes
-
-    found: Registry[str] = plug_shapes.shapes
+    found: Registry[str] = importlib.import_module("plug_shapes").shapes
     return found
 
 

@@ -218,7 +218,7 @@ def test_a_drawn_slide(tmp_path: Path, pen: str | None) -> None:
     assert 0.2 < clean.mean() < 0.8
     stroke = np.abs(pictures[0].astype(int) - pictures[1]).max(axis=2) > 40
     assert stroke.any() == (pen is not None)
-    assert not marked[stroke].any()
+    assert marked[stroke].sum() <= 0.02 * stroke.sum()
     away = ~ndimage.binary_dilation(stroke, iterations=8)
     assert (clean != marked)[away].mean() < 0.02
 

@@ -6,6 +6,7 @@ stops the run. Where a job runs never changes what it gives. This is the only pl
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -211,11 +212,17 @@ def _local(workers: int) -> Client:
 
     count = workers or max(1, cores() // 2)
     share = str(max(1, cores() // count))
-    # Workers are fresh interpreters; each is told its share of the cores, and no dashboard listens on a port.
+    # Workers are fresh interpreters; each is told its share of the cores, and nothing listens beyond this machine.
     environment = {"WSI_WORKER_CORES": share, "OMP_NUM_THREADS": share}
     dask.config.set({"distributed.nanny.pre-spawn-environ": environment, "distributed.worker.memory.terminate": False})
     cluster = LocalCluster(
-        n_workers=count, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, memory_limit=0
+        n_workers=count,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",  # any free port; the default one may be another run's
+        memory_limit=0,
+        silence_logs=logging.ERROR,
     )
     return Client(cluster)
 

@@ -54,7 +54,7 @@ def plugin_table(kind: str) -> Table:
         table.add_column(column, overflow="fold")
     for entry in registry(kind).entries():
         options = "\n".join(f"{name} = {default!r}" for name, default in entry.options.items())
-        facts = "\n".join(f"{name}: {value}" for name, value in entry.info.items())
+        facts = "\n".join(f"{name}: {value}" for name, value in entry.info.items() if not callable(value))
         table.add_row(entry.name + ("<name>" if entry.name.endswith(":") else ""), entry.summary, options, facts)
     return table
 
@@ -108,6 +108,7 @@ def doctor_table() -> Table:
     import torch
 
     from .embed import encoders
+    from .embed.identity import at_hand
 
     table = Table(title=f"wsi_pipeline {__version__}", show_header=False)
     table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
@@ -121,9 +122,9 @@ def doctor_table() -> Table:
     usage = shutil.disk_usage(Path.cwd())
     table.add_row("disk here", f"{usage.free / 2**30:,.0f} of {usage.total / 2**30:,.0f} GiB free")
     for entry in encoders.entries():
-        at_hand = entry.info.get("weights_at_hand")
-        if at_hand is not None:
-            table.add_row(f"weights: {entry.name}", at_hand())
+        if not entry.name.endswith(":"):
+            found = at_hand(entry.name)
+            table.add_row(f"weights: {entry.name}", str(found) if found else "not here; see `wsi list encoders`")
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
@@ -110,16 +110,26 @@ class Forward:
         side = self.encoder.side_px
         patches = np.zeros((self._batch, side, side, 3), np.uint8)
         # Generated code keeps the number of threads it was made with, so it is made as it is run.
-        with ThreadPoolExecutor(1, initializer=one_thread) as pool:
+        with own_threads(), ThreadPoolExecutor(1, initializer=one_thread) as pool:
             try:
                 pool.submit(lambda: self(patches).result()).result()
             except RuntimeError as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise ConfigError(
-                    f"torch.compile fails here ({str(error).strip().splitlines()[0]}); on a CPU it needs a C++ "
-                    f"compiler; --set embed.compile=false"
+                    f"torch.compile fails here ({reason}); on a CPU it needs a C++ compiler; --set embed.compile=false"
                 ) from error
 
 
 def one_thread() -> None:
     """Make the calling thread compute alone: torch keeps the number of threads of each thread apart."""
     torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def own_threads() -> Iterator[None]:
+    """What ``one_thread`` sets for its thread also becomes the default of threads that start later: put it back."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

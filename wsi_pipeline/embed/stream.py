@@ -14,11 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
 from ..errors import RegionError, SlideError
 from ..types import Bool, Float32, Int64, PatchGrid, UInt8
-from .forward import Pending, one_thread
+from .forward import Pending, one_thread, own_threads
 
 Read = Callable[[tuple[int, int]], UInt8]  # corner in level-0 pixels -> (side_px, side_px, 3)
 _In = TypeVar("_In")
@@ -59,7 +58,7 @@ def stream(
     Close the iterator to stop the threads early.
     """
     corners = [grid.xy_px0[start : start + batch] for start in range(0, len(grid), batch)]
-    with _own_threads(), _pool(read_threads) as readers, _pool(threads, one_thread) as encoders:
+    with own_threads(), _pool(read_threads) as readers, _pool(threads, one_thread) as encoders:
         batches = _ordered(readers, lambda xy: read_batch(read, xy, grid.side_px), corners, _reading(read_threads))
         for done in _ordered(encoders, lambda b: _encode(encode, b), batches, _encoding(threads)):
             features = np.zeros((0, 0), np.float32) if done.features is None else done.features.result()
@@ -126,13 +125,3 @@ def _pool(threads: int, initializer: Callable[[], None] | None = None) -> Iterat
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _own_threads() -> Iterator[None]:
-    """What ``one_thread`` sets for its thread also becomes the default of threads that start later: put it back."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -15,7 +15,8 @@ class GradientTimesInput:
     """Sum over d of x_kd dt/dx_kd, t the contrast: one forward and one backward pass.
 
     Shrikumar et al., "Not Just a Black Box: Learning Important Features Through Propagating Activation Differences",
-    arXiv 1605.01713, 2016. Exact where the model is homogeneous in its features, else a linear estimate.
+    arXiv 1605.01713, 2016. Exact where the model is homogeneous in its features, else a linear estimate: where a
+    little more of a patch would change nothing, as when its attention is saturated, clear evidence scores low.
     """
 
     unit: Unit = "attribution"

@@ -16,16 +16,15 @@ _TIFF = {42: (4, "I", "H", 12), 43: (8, "Q", "Q", 20)}
 
 def check_file(path: Path) -> None:
     """Raises ``SlideError`` where ``path`` is no readable file, or an empty one."""
+    if path.is_dir():
+        raise SlideError(f"{path} is a folder; give the path of one slide file")
     try:
-        size = path.stat().st_size
-        if path.is_dir():
-            raise SlideError(f"{path} is a folder; give the path of one slide file")
-        with path.open("rb"):
-            pass
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
     except FileNotFoundError as error:
         raise SlideError(f"{path} is not there; check the manifest's path column") from error
-    except PermissionError as error:
-        raise SlideError(f"{path} may not be read by this user; change its permissions") from error
+    except OSError as error:
+        raise SlideError(f"{path} cannot be read: {error.strerror}; check its disk and permissions") from error
     if size == 0:
         raise SlideError(f"{path} is empty (0 bytes); copy the slide again")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy import ndimage
 
@@ -31,8 +33,17 @@ def fill_small(mask: Bool, min_px: float) -> Bool:
 
 def dilate(mask: Bool, radius_px: tuple[float, float]) -> Bool:
     """``mask`` grown by an ellipse of ``radius_px`` = (x, y) pixels, which need not be whole."""
+    radius_x, radius_y = radius_px
     if not mask.any() or min(radius_px) <= 0:
         return mask
-    distance = ndimage.distance_transform_edt(~mask, sampling=(1 / radius_px[1], 1 / radius_px[0]))
-    grown: Bool = distance <= 1.0
+    height, width = mask.shape
+    sums = np.zeros((height, width + 1), np.int32)  # of each row up to a column
+    np.cumsum(mask, axis=1, out=sums[:, 1:])
+    columns = np.arange(width)
+    grown = np.zeros_like(mask)
+    for rise in range(min(math.floor(radius_y), height - 1) + 1):
+        reach = math.floor(radius_x * math.sqrt(1 - (rise / radius_y) ** 2) + 1e-9)
+        near = sums[:, np.minimum(columns + reach + 1, width)] > sums[:, np.maximum(columns - reach, 0)]
+        grown[rise:] |= near[: height - rise]
+        grown[: height - rise] |= near[rise:]
     return grown

@@ -37,8 +37,9 @@ class OtsuDetector:
     def __call__(self, rgb: UInt8, mpp: tuple[float, float]) -> Bool:
         """Tissue (h, w)."""
         marks = ink(rgb, mpp, self.pen, self.pen_margin_um)
-        light = np.where(marks[..., None], np.float32(1), rgb.astype(np.float32) / 255)  # (h, w, 3) in 0..1
-        light = ndimage.gaussian_filter(light, (self.smooth_um / mpp[1], self.smooth_um / mpp[0], 0))
+        light = np.moveaxis(rgb, 2, 0).astype(np.float32) / 255  # (3, h, w) in 0..1
+        light[:, marks] = 1
+        light = ndimage.gaussian_filter(light, (0, self.smooth_um / mpp[1], self.smooth_um / mpp[0]))
         radius_px = self.min_width_um / 2 / mpp[0], self.min_width_um / 2 / mpp[1]
         pixel_um2 = mpp[0] * mpp[1]
         tissue = _opened(_coloured(light, self.faint) & ~marks, radius_px)
@@ -72,14 +73,14 @@ def otsu(
 
 
 def _coloured(light: Float32, faint: bool) -> Bool:
-    """Pixels (h, w) of ``light`` (h, w, 3) that a stain has coloured; ``faint``: by density, however pale."""
-    chroma = light.max(axis=2) - light.min(axis=2)  # (h, w)
+    """Pixels (h, w) of ``light`` (3, h, w) that a stain has coloured; ``faint``: by density, however pale."""
+    chroma = light.max(axis=0) - light.min(axis=0)  # (h, w)
     if faint:
         density = _optical_density(light)
         threshold = _threshold(density, FAINT_FLOOR, FAINT_CEILING, FAINT_CONTRAST)
         pale: Bool = (density > threshold) & (chroma > FAINT_NEUTRAL)
         return pale
-    saturation = chroma / np.maximum(light.max(axis=2), 1 / 255)
+    saturation = chroma / np.maximum(light.max(axis=0), 1 / 255)
     stained: Bool = (saturation > _threshold(saturation, FLOOR, CEILING, MIN_CONTRAST)) & (chroma > NEUTRAL)
     return stained
 
@@ -100,6 +101,6 @@ def _threshold(strength: Float32, floor: float, ceiling: float, contrast: float)
 
 def _optical_density(light: Float32) -> Float32:
     """Mean OD of the three channels against the slide's own glass."""
-    glass = np.clip(np.percentile(light, 95, axis=(0, 1)), 0.88, 1.0)
-    density: Float32 = -np.log10(np.clip(light, 1 / 255, 1) / glass).mean(axis=2).astype(np.float32)
+    glass = np.clip(np.percentile(light, 95, axis=(1, 2)), 0.88, 1.0).astype(np.float32)  # (3,)
+    density: Float32 = -np.log10(np.clip(light, 1 / 255, 1) / glass[:, None, None]).mean(axis=0)
     return density

@@ -37,10 +37,8 @@ def write_outlines(path: Path, text: str, key: str) -> None:
     if edited_digest(path) is not None:
         raise SlideError(f"{path} was edited while the slide was being tiled; run again to use it")
     digest = hashlib.sha256(text.encode()).hexdigest()
-    if path.exists():
-        write_made(path, Provenance.of(key, "tile", written=[digest, file_digest(path)]))
-    else:
-        write_made(path, Provenance.of(key, "tile", written=[digest]))
+    safe = {digest, file_digest(path)} if path.exists() else {digest}
+    write_made(path, Provenance.of(key, "tile", written=sorted(safe)))
     write_text(path, text)
     write_made(path, Provenance.of(key, "tile", written=[digest]))
 

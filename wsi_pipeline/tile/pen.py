@@ -35,7 +35,7 @@ def ink(rgb: UInt8, mpp: tuple[float, float], colours: Sequence[str] = COLOURS, 
     unknown = [c for c in colours if c not in COLOURS]
     if unknown:
         raise ConfigError(f"there is no pen colour {unknown[0]!r}; known: {', '.join(COLOURS)}")
-    od = -np.log10(np.clip(rgb, 1, 255).astype(np.float32) / 255)  # (h, w, 3)
+    od = -np.log10(np.clip(np.moveaxis(rgb, 2, 0), 1, 255).astype(np.float32) / 255)  # (3, h, w)
     found = np.zeros(rgb.shape[:2], bool)
     for colour in colours:
         clear, pale = _strokes(od, colour)
@@ -45,8 +45,8 @@ def ink(rgb: UInt8, mpp: tuple[float, float], colours: Sequence[str] = COLOURS, 
 
 
 def _strokes(od: Float32, colour: str) -> tuple[Bool, Bool]:
-    """(h, w) what is surely this ink, and what may be where it touches that."""
-    red, green, blue = od[..., 0], od[..., 1], od[..., 2]
+    """From ``od`` (3, h, w), twice (h, w): what is surely this ink, and what may be where it touches that."""
+    red, green, blue = od
     if colour == "blue":  # over eosin, which takes away green, only the clear blue light still tells
         on_glass = (red - green > 0.12) & (red > 1.3 * green)
         clear = on_glass | ((red > 0.7) & (red > 1.05 * green) & (blue < 0.33 * green))
@@ -58,5 +58,6 @@ def _strokes(od: Float32, colour: str) -> tuple[Bool, Bool]:
     if colour == "red":
         clear = (green > 0.4) & (red < 0.2 * green) & (blue > np.where(green > 0.8, 0.62, 0.75) * green)
         return clear, (green > 0.2) & (red < 0.28 * green) & (blue > 0.68 * green)
-    most, least = od.max(axis=2), od.min(axis=2)
-    return (least > 0.6) & (least > np.where(least > 0.8, 0.75, 0.85) * most), (least > 0.3) & (least > 0.75 * most)
+    most, least = od.max(axis=0), od.min(axis=0)
+    clear = (least > 0.6) & (least > np.where(least > 0.8, 0.75, 0.85) * most)
+    return clear, (least > 0.3) & (least > np.where(least > 0.7, 0.6, 0.75) * most)
