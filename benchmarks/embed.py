@@ -29,9 +29,9 @@ from wsi_pipeline.embed.device import pick_device
 from wsi_pipeline.embed.forward import Forward, one_thread
 from wsi_pipeline.embed.stage import write_bag
 from wsi_pipeline.engine import cores
+from wsi_pipeline.files import Provenance
 from wsi_pipeline.geometry import grid_corners_px0, side_px0
 from wsi_pipeline.read import open_slide, patch_level, read_patch
-from wsi_pipeline.store import Provenance
 from wsi_pipeline.types import PatchGrid, Slide, UInt8
 
 

@@ -24,7 +24,7 @@ from wsi_pipeline.aggregate.checkpoint import (
     save_model,
 )
 from wsi_pipeline.errors import ArtifactError
-from wsi_pipeline.store import SCHEMA, is_current
+from wsi_pipeline.files import SCHEMA, is_current
 from wsi_pipeline.types import FeatureBag, PatchGrid
 
 CARD = ModelCard(

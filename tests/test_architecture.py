@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "wsi_pipeline"
 ORDER = """
-    errors types geometry registry config store project engine
+    errors types geometry registry config files store project engine
     read tile embed aggregate train predict explain heatmap evaluate view demo
     pipeline apply tables progress cli __main__
 """
@@ -24,8 +24,8 @@ HOMES = {
     "lightning": {"train"},
     "openslide": {"read"},
     "tifffile": {"read", "demo"},
-    "h5py": {"store"},
-    "zarr": {"store", "heatmap", "view"},
+    "h5py": {"files", "store"},
+    "zarr": {"heatmap", "view"},
     "dask": {"engine", "heatmap"},
     "distributed": {"engine"},
     "sklearn": {"train", "evaluate"},

@@ -21,8 +21,9 @@ from wsi_pipeline.embed.state import seeded
 from wsi_pipeline.embed.weights import RANDOM
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import WsiError
+from wsi_pipeline.files import Provenance, read_key
 from wsi_pipeline.project import open_project
-from wsi_pipeline.store import Provenance, read_bag, read_key, write_grid
+from wsi_pipeline.store import read_bag, write_grid
 from wsi_pipeline.types import PatchGrid, TissueMask
 
 SIDE = 32

@@ -23,7 +23,8 @@ from wsi_pipeline.embed.stage import write_bag
 from wsi_pipeline.embed.state import seeded
 from wsi_pipeline.embed.stream import in_flight, read_batch, stored, stream
 from wsi_pipeline.errors import ConfigError, RegionError, SlideError
-from wsi_pipeline.store import Provenance, read_bag
+from wsi_pipeline.files import Provenance
+from wsi_pipeline.store import read_bag
 from wsi_pipeline.types import Box, Float32, PatchGrid, UInt8
 
 CPU = torch.device("cpu")

@@ -22,7 +22,7 @@ from wsi_pipeline.embed.identity import at_hand, identity, recommended_mpp
 from wsi_pipeline.embed.state import seeded
 from wsi_pipeline.embed.weights import HubFile, PackageFile, UrlFile, digest, download
 from wsi_pipeline.errors import ArtifactError, ConfigError, WsiError
-from wsi_pipeline.store import file_digest
+from wsi_pipeline.files import file_digest
 
 State = dict[str, Tensor]
 

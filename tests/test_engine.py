@@ -10,7 +10,7 @@ import pytest
 from wsi_pipeline.config import EngineConfig
 from wsi_pipeline.engine import Engine, Job, Result, Silent
 from wsi_pipeline.errors import ConfigError, EngineError, SlideError, WsiError
-from wsi_pipeline.store import Provenance, write_made, write_text
+from wsi_pipeline.files import Provenance, write_made, write_text
 from wsi_pipeline.types import SlideRow
 
 

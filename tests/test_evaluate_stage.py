@@ -15,8 +15,9 @@ from wsi_pipeline.config import Config
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ArtifactError
 from wsi_pipeline.evaluate.stage import run
+from wsi_pipeline.files import Provenance, write_made
 from wsi_pipeline.project import Project
-from wsi_pipeline.store import Provenance, write_explanations, write_made
+from wsi_pipeline.store import write_explanations
 from wsi_pipeline.train.table import table
 from wsi_pipeline.types import Explanation, PatchGrid, SlideRow
 

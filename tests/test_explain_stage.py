@@ -17,8 +17,9 @@ from wsi_pipeline.engine import Engine, Job
 from wsi_pipeline.errors import ConfigError, UnknownNameError, WsiError
 from wsi_pipeline.explain import explainers
 from wsi_pipeline.explain.stage import run
+from wsi_pipeline.files import Provenance, read_key
 from wsi_pipeline.project import Project
-from wsi_pipeline.store import BagWriter, Provenance, read_bag, read_explanations, read_key
+from wsi_pipeline.store import BagWriter, read_bag, read_explanations
 from wsi_pipeline.train.table import table
 from wsi_pipeline.types import Float32, PatchGrid, SlideRow
 

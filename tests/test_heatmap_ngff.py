@@ -18,6 +18,7 @@ from defusedxml.ElementTree import fromstring
 from wsi_pipeline.config import Config, HeatmapConfig
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ArtifactError, ConfigError
+from wsi_pipeline.files import Provenance, read_key
 from wsi_pipeline.geometry import grid_corners_px0
 from wsi_pipeline.heatmap import halve, paint_block
 from wsi_pipeline.heatmap.metadata import signed_rgba
@@ -26,7 +27,7 @@ from wsi_pipeline.heatmap.pyramid import fill
 from wsi_pipeline.heatmap.sources import model_labels, source_finder
 from wsi_pipeline.heatmap.stage import run
 from wsi_pipeline.project import Project
-from wsi_pipeline.store import Provenance, read_key, write_explanations
+from wsi_pipeline.store import write_explanations
 from wsi_pipeline.types import Explanation, PatchGrid, SlideRow
 
 SIZE = (9000, 11007)  # width, height: 282 x 344 cells of 32, in one chunk of 512 and several of 100

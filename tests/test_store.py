@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from wsi_pipeline import store
+from wsi_pipeline import files, store
 from wsi_pipeline.errors import ArtifactError, StorageError
-from wsi_pipeline.store import Provenance
+from wsi_pipeline.files import Provenance
 from wsi_pipeline.types import Explanation, PatchGrid, TissueMask
 
 MADE = Provenance.of("k1", "tile", config={"mpp": 0.5})
@@ -26,8 +26,8 @@ def grid(n: int = 5) -> PatchGrid:
 
 
 def test_a_key_is_the_same_for_the_same_parts_in_any_order() -> None:
-    assert store.content_key(a=1, b=[1, 2]) == store.content_key(b=[1, 2], a=1)
-    assert store.content_key(a=1) != store.content_key(a=2)
+    assert files.content_key(a=1, b=[1, 2]) == files.content_key(b=[1, 2], a=1)
+    assert files.content_key(a=1) != files.content_key(a=2)
 
 
 def test_a_fingerprint_knows_the_pixels_and_not_the_name(tmp_path: Path) -> None:
@@ -35,27 +35,27 @@ def test_a_fingerprint_knows_the_pixels_and_not_the_name(tmp_path: Path) -> None
     (tmp_path / "a.svs").write_bytes(data)
     (tmp_path / "b.svs").write_bytes(data)
     (tmp_path / "c.svs").write_bytes(data[:-1] + b"x")
-    first = store.fingerprint(tmp_path / "a.svs")
-    assert first == store.fingerprint(tmp_path / "b.svs")
-    assert first != store.fingerprint(tmp_path / "c.svs")
+    first = files.fingerprint(tmp_path / "a.svs")
+    assert first == files.fingerprint(tmp_path / "b.svs")
+    assert first != files.fingerprint(tmp_path / "c.svs")
 
 
 def test_a_slide_that_keeps_pixels_in_a_folder_is_known_by_them(tmp_path: Path) -> None:
     (tmp_path / "a.mrxs").write_bytes(b"index")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "Data0000.dat").write_bytes(b"1234")
-    before = store.fingerprint(tmp_path / "a.mrxs")
+    before = files.fingerprint(tmp_path / "a.mrxs")
     (tmp_path / "a" / "Data0000.dat").write_bytes(b"12345")
-    assert store.fingerprint(tmp_path / "a.mrxs") != before
+    assert files.fingerprint(tmp_path / "a.mrxs") != before
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "x.txt"
-    with pytest.raises(RuntimeError), store.atomic_path(target) as beside:
+    with pytest.raises(RuntimeError), files.atomic_path(target) as beside:
         beside.write_text("half")
         raise RuntimeError
     assert list(target.parent.iterdir()) == []
-    with store.atomic_path(target) as beside:
+    with files.atomic_path(target) as beside:
         beside.write_text("whole")
         assert not target.exists()
     assert target.read_text() == "whole"
@@ -65,7 +65,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     target = tmp_path / "x.ome.zarr"
     for content in ("old", "new"):
-        with store.atomic_path(target) as beside:
+        with files.atomic_path(target) as beside:
             beside.mkdir()
             (beside / content).write_text(content)
     assert [p.name for p in target.iterdir()] == ["new"]
@@ -81,21 +81,21 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
 )
 def test_a_full_disk_is_one_line_that_says_what_to_do(tmp_path: Path, error: OSError) -> None:
     with pytest.raises(StorageError, match=r"cannot write .*x\.h5: No space left on device; free some space"):
-        with store.atomic_path(tmp_path / "x.h5"):
+        with files.atomic_path(tmp_path / "x.h5"):
             raise error
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_of_the_slide_is_not_blamed_on_the_disk(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="Input/output"), store.atomic_path(tmp_path / "x.h5"):
+    with pytest.raises(OSError, match="Input/output"), files.atomic_path(tmp_path / "x.h5"):
         raise OSError(errno.EIO, "Input/output error")
 
 
 def test_an_equal_text_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    store.write_text(path, "same\n")
+    files.write_text(path, "same\n")
     before = path.stat()
-    store.write_text(path, "same\n")
+    files.write_text(path, "same\n")
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert path.stat().st_ino == before.st_ino
 
@@ -110,7 +110,7 @@ def test_a_grid_reads_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(got, name), value)
     np.testing.assert_array_equal(got_mask.tissue, mask.tissue)
     assert (got_mask.side_px0, got_mask.unreadable_px0) == (mask.side_px0, mask.unreadable_px0)
-    assert store.read_key(path) == "k1"
+    assert files.read_key(path) == "k1"
 
 
 def test_a_bag_keeps_row_order_and_leaves_unreadable_patches_out(tmp_path: Path) -> None:
@@ -180,22 +180,22 @@ def test_explanations_read_back_per_class(tmp_path: Path) -> None:
 def test_a_text_says_what_made_it_in_a_file_beside(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
     path.write_text("x\n")
-    assert store.read_key(path) is None
-    store.write_made(path, MADE)
-    assert store.is_current(path, "k1")
+    assert files.read_key(path) is None
+    files.write_made(path, MADE)
+    assert files.is_current(path, "k1")
     path.unlink()
-    assert not store.is_current(path, "k1")
+    assert not files.is_current(path, "k1")
 
 
 def test_a_damaged_file_is_not_current_and_a_foreign_schema_is_refused(tmp_path: Path) -> None:
     damaged = tmp_path / "a.h5"
     damaged.write_bytes(b"\x89HDF nonsense")
-    assert store.read_key(damaged) is None
+    assert files.read_key(damaged) is None
     foreign = tmp_path / "b.h5"
     with h5py.File(foreign, "w") as file:
         file.attrs.update({"schema": 99, "key": "k1"})
     with pytest.raises(ArtifactError, match="schema 99, this version reads 1"):
-        store.read_key(foreign)
+        files.read_key(foreign)
 
 
 @pytest.mark.parametrize("reader", [store.read_bag, store.read_grid, store.read_explanations])

@@ -14,7 +14,7 @@ from PIL import Image
 from shapely.geometry import box
 from test_read_slide import spoil_tile
 
-from wsi_pipeline import store
+from wsi_pipeline import files, store
 from wsi_pipeline.config import Config, TileConfig
 from wsi_pipeline.demo import draw_slide
 from wsi_pipeline.engine import Engine, Failure
@@ -49,7 +49,7 @@ def tile(out: Path, slides: Iterable[Path], **options: Any) -> list[Failure]:
     return engine.failures
 
 
-def files(out: Path) -> dict[str, tuple[int, int, bytes]]:
+def listing(out: Path) -> dict[str, tuple[int, int, bytes]]:
     """Name -> (inode, time of writing, bytes) of every file."""
     return {
         str(p.relative_to(out)): (p.stat().st_ino, p.stat().st_mtime_ns, p.read_bytes())
@@ -59,7 +59,7 @@ def files(out: Path) -> dict[str, tuple[int, int, bytes]]:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    return {name: data for name, (_, _, data) in files(out).items()}
+    return {name: data for name, (_, _, data) in listing(out).items()}
 
 
 def made_by(out: Path, slide_id: str = "slide_1") -> dict[str, Any]:
@@ -104,9 +104,9 @@ def test_what_it_leaves(drawn: Path, out: Path) -> None:
 
 def test_a_second_run_touches_no_file(drawn: Path, out: Path) -> None:
     tile(out, [drawn])
-    before = files(out)
+    before = listing(out)
     tile(out, [drawn])
-    assert files(out) == before
+    assert listing(out) == before
 
 
 def test_the_same_bytes_in_another_folder(drawn: Path, tmp_path: Path) -> None:
@@ -126,13 +126,13 @@ def test_a_deleted_outline_or_picture_comes_back(drawn: Path, out: Path) -> None
 
 def test_an_option_changes_the_key_and_the_outlines(drawn: Path, out: Path) -> None:
     tile(out, [drawn])
-    key, outlines = store.read_key(RunFolder(out).grid("slide_1")), RunFolder(out).tissue("slide_1").read_bytes()
+    key, outlines = files.read_key(RunFolder(out).grid("slide_1")), RunFolder(out).tissue("slide_1").read_bytes()
     tile(out, [drawn], detector_options={"min_hole_um2": 0})
-    assert store.read_key(RunFolder(out).grid("slide_1")) != key
+    assert files.read_key(RunFolder(out).grid("slide_1")) != key
     assert RunFolder(out).tissue("slide_1").read_bytes() != outlines
     assert made_by(out)["tissue"] == "detected"
     tile(out, [drawn])
-    assert store.read_key(RunFolder(out).grid("slide_1")) == key
+    assert files.read_key(RunFolder(out).grid("slide_1")) == key
     assert RunFolder(out).tissue("slide_1").read_bytes() == outlines
 
 
@@ -188,9 +188,9 @@ def test_broken_outlines_stop_the_run_and_stay(drawn: Path, out: Path) -> None:
 def test_a_run_killed_in_the_middle_takes_nothing_for_the_users(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     write_outlines(path, "first", "key")
-    old = store.file_digest(path)
-    note = store.Provenance.of("key", "tile", written=["the new digest", old])
-    store.write_made(path, note)  # the note is written, then the program is killed
+    old = files.file_digest(path)
+    note = files.Provenance.of("key", "tile", written=["the new digest", old])
+    files.write_made(path, note)  # the note is written, then the program is killed
     assert edited_digest(path) is None
     write_outlines(path, "second", "key")
     assert path.read_text(encoding="utf-8") == "second"
@@ -253,7 +253,7 @@ def test_the_regions_content_is_in_the_key_and_not_its_place(drawn: Path, out: P
         roi = tmp_path / f"{name}.geojson"
         roi.write_text(square(x, 300, 640), encoding="utf-8")
         tile(out, [drawn], roi=roi)
-        keys.append(store.read_key(RunFolder(out).grid("slide_1")))
+        keys.append(files.read_key(RunFolder(out).grid("slide_1")))
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -297,9 +297,9 @@ def test_an_empty_slide_is_listed_and_the_rest_go_on(drawn: Path, out: Path, tmp
     assert RunFolder(out).quality("empty").exists()
     assert not RunFolder(out).grid("empty").exists()
     assert RunFolder(out).grid("slide_1").exists()
-    before = files(out)
+    before = listing(out)
     tile(out, [empty, drawn])
-    assert files(out) == before
+    assert listing(out) == before
     RunFolder(out).tissue("empty").write_text(square(100, 100, 300), encoding="utf-8")  # the user knows better
     assert tile(out, [empty, drawn]) == []
     assert len(store.read_grid(RunFolder(out).grid("empty"))[0]) > 0

@@ -14,8 +14,9 @@ import pytest
 
 from wsi_pipeline.config import build_config
 from wsi_pipeline.errors import ArtifactError
+from wsi_pipeline.files import Provenance, content_key
 from wsi_pipeline.project import Project, RunFolder
-from wsi_pipeline.store import BagWriter, Provenance, content_key
+from wsi_pipeline.store import BagWriter
 from wsi_pipeline.train.data import BagReader, FoldData
 from wsi_pipeline.train.sampling import epoch_order, patch_rows, stream
 from wsi_pipeline.types import Float32, PatchGrid, SlideRow

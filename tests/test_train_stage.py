@@ -18,8 +18,9 @@ from wsi_pipeline.aggregate.checkpoint import load_card, load_model
 from wsi_pipeline.config import build_config
 from wsi_pipeline.engine import Engine, Failure, Job, Result
 from wsi_pipeline.errors import ConfigError, WsiError
+from wsi_pipeline.files import read_key
 from wsi_pipeline.project import Project
-from wsi_pipeline.store import read_bag, read_key
+from wsi_pipeline.store import read_bag
 from wsi_pipeline.train import stage
 from wsi_pipeline.train.data import FoldData
 from wsi_pipeline.train.inference import bag_output, probabilities

@@ -21,9 +21,10 @@ from shapely.geometry import MultiPolygon, Polygon
 from wsi_pipeline.config import Config
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import ArtifactError
+from wsi_pipeline.files import Provenance
 from wsi_pipeline.heatmap import stage as heatmap_stage
 from wsi_pipeline.project import Project
-from wsi_pipeline.store import Provenance, write_explanations, write_grid
+from wsi_pipeline.store import write_explanations, write_grid
 from wsi_pipeline.types import Explanation, PatchGrid, SlideRow, TissueMask
 from wsi_pipeline.view import report as report_room
 from wsi_pipeline.view import stage as view_stage

@@ -18,10 +18,10 @@ from rich.console import Console
 
 from wsi_pipeline.demo import draw_cohort
 from wsi_pipeline.demo.study import demo_config
+from wsi_pipeline.files import write_text
 from wsi_pipeline.pipeline import STAGES, run_stages
 from wsi_pipeline.progress import Bars
 from wsi_pipeline.project import RunFolder, open_project
-from wsi_pipeline.store import write_text
 
 Values = dict[tuple[str, str], list[float]]
 

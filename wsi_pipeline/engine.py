@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from .config import EngineConfig
 from .errors import EngineError, WsiError
-from .store import discard, is_current, storage_error, write_text
+from .files import discard, is_current, storage_error, write_text
 from .types import SlideRow
 
 if TYPE_CHECKING:

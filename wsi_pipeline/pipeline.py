@@ -11,8 +11,8 @@ from pathlib import Path
 from .config import Config
 from .engine import Engine, Failure, Observer
 from .errors import ConfigError
+from .files import write_text
 from .project import Project
-from .store import write_text
 
 STAGES = ("tile", "embed", "train", "predict", "explain", "heatmap", "evaluate", "view")
 APPLY = ("tile", "embed", "predict", "explain", "heatmap", "view")  # what a lab that only applies a model needs

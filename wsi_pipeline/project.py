@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .config import Config, dump_config
 from .errors import ConfigError
-from .store import write_text
+from .files import write_text
 from .types import SlideRow
 
 _COLUMNS = ("slide_id", "path", "patient_id", "label", "split", "mpp", "annotation")

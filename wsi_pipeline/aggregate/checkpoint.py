@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from ..errors import ArtifactError, ConfigError, UnknownNameError
-from ..store import SCHEMA, Provenance, atomic_path, write_text
+from ..files import SCHEMA, Provenance, atomic_path, write_text
 from ..types import FeatureBag
 from . import models
 

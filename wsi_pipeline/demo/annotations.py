@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..store import write_text
+from ..files import write_text
 from ..types import Float64
 
 _COLOURS = {"_0": "#00ff00", "_1": "#00ff00", "_2": "#ff0000"}

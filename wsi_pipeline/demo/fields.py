@@ -18,9 +18,9 @@ from .nuclei import MPP
 from .shapes import crowded_points, fractal_noise, polar_reach, resized, signed_distance, smooth_noise
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Fields:
-    """Coarse rasters (h, w) that are painted over and over while a slide is made."""
+    """Coarse rasters (h, w); glands and vessels are painted over the ground, in place."""
 
     matter_um: Float32  # distance to the nearest empty place (glass, lumen, vacuole), negative in it
     haematoxylin: Float32  # OD
@@ -71,7 +71,7 @@ def ground(layout: Layout, rng: np.random.Generator) -> Fields:
 
 
 def glands(layout: Layout, fields: Fields, rng: np.random.Generator) -> list[Cells]:
-    """Cellss of columnar epithelium round a lumen, in the lobules."""
+    """Rings of columnar epithelium round a lumen, in the lobules."""
     centres = crowded_points(layout.lobule & (layout.inside_um > 55), UNIT_PX0, 112 / MPP, rng, jitter=0.2, keep=0.95)
     rings = []
     for centre in centres:
@@ -127,8 +127,7 @@ def _epithelium(centre: Float64, reach: Float64, thick_um: float, rng: np.random
     """Nuclei near the basement membrane, a few in a second row; longer side towards the lumen."""
     rows = []
     for depth_um, spacing_um in ((0.32 * thick_um, 6.9), (0.6 * thick_um, 15.0)):
-        radius = np.interp(0.0, _TURN, reach) if depth_um <= 0 else float(reach.mean())
-        n = int(2 * np.pi * max(radius - depth_um, 5) / spacing_um)
+        n = int(2 * np.pi * max(float(reach.mean()) - depth_um, 5) / spacing_um)
         angle = (np.arange(n) + rng.uniform(-0.2, 0.2, n)) * 2 * np.pi / n + rng.uniform(0, 1)
         far = (np.interp(angle % (2 * np.pi), _TURN, reach) - depth_um + rng.normal(0, 0.8, n)) / MPP
         rows.append(Cells("epithelial", _round(centre, far, angle), angle))

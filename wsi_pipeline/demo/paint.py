@@ -79,11 +79,10 @@ def _densities(side_px: int, fields: Fields, rng: np.random.Generator) -> tuple[
 def _fibre_profile(rng: np.random.Generator) -> Float32:
     """Density across the fibres, periodic: bundles, and here and there a gap between two."""
     n = _FIBRE_PERIOD
-    knots = [np.tile(smooth_noise((1, n), width * 16, rng)[0], 2) for width in (3.0, 8.0)]
-    profile = knots[0] * 0.3 + knots[1] * 0.35
-    ramp = np.clip(np.arange(n) / 256, 0, 1)  # the end runs into the start
-    closed = ramp * profile[:n] + (1 - ramp) * profile[n - 1 :: -1][:n]
-    return closed.astype(np.float32)
+    fine, broad = (smooth_noise((1, n), width_um * 16, rng)[0] for width_um in (3.0, 8.0))
+    profile = fine * 0.3 + broad * 0.35
+    ramp = np.clip(np.arange(n) / 256, 0, 1)
+    return np.asarray(ramp * profile + (1 - ramp) * profile[::-1], np.float32)  # the end runs into the start
 
 
 def _fibres(fields: Fields, profile: Float32, top: int, bottom: int, side_px: int) -> tuple[Float32, Float32]:

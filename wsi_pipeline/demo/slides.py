@@ -17,7 +17,7 @@ from PIL import Image
 from tifffile import TiffWriter
 
 from ..errors import EngineError
-from ..store import Provenance, atomic_path, content_key, is_current, write_made, write_text
+from ..files import Provenance, atomic_path, content_key, is_current, write_made, write_text
 from ..types import UInt8
 from .annotations import write_asap
 from .layout import Site

@@ -14,9 +14,10 @@ import numpy as np
 from ..config import EmbedConfig, ReadConfig
 from ..engine import Engine, Job, cores
 from ..errors import ArtifactError, SlideError
+from ..files import Provenance, content_key, read_key
 from ..project import Project
 from ..read import open_slide, patch_level, read_patch
-from ..store import BagWriter, Provenance, content_key, read_grid, read_key
+from ..store import BagWriter, read_grid
 from ..types import PatchGrid, Slide, SlideRow
 from . import encoders
 from .device import pick_device

@@ -18,7 +18,7 @@ from typing import Protocol
 from urllib.parse import urlparse
 
 from ..errors import ArtifactError, ConfigError, StorageError
-from ..store import atomic_path, file_digest
+from ..files import atomic_path, file_digest
 
 RANDOM = "random"  # digest of an encoder without weights
 TIMEOUT_S = 10.0

@@ -10,8 +10,7 @@ from pathlib import Path
 from ..config import EvaluateConfig
 from ..engine import Engine, Job
 from ..errors import ArtifactError
-from ..project import Project
-from ..store import (
+from ..files import (
     Provenance,
     atomic_path,
     content_key,
@@ -22,6 +21,7 @@ from ..store import (
     write_made,
     write_text,
 )
+from ..project import Project
 from ..train.table import number, table
 from .bootstrap import Interval, intervals
 from .maps import MEANS, MapScore, MapScores, SlideMaps, channel_means, score_maps

@@ -13,9 +13,10 @@ from ..config import ExplainConfig
 from ..embed.device import pick_device
 from ..engine import Engine, Job
 from ..errors import ConfigError, EmptySlideError, SlideError, UnknownNameError
+from ..files import Provenance, content_key, read_key
 from ..predict.members import card, ensembles, judges, load_members, member_outputs, verdict
 from ..project import Project
-from ..store import Provenance, content_key, read_bag, read_key, write_explanations
+from ..store import read_bag, write_explanations
 from ..train.inference import bag_tensors, cpu_threads
 from ..types import Explanation, FeatureBag, Float32, SlideRow
 from . import Explainer, explainers

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ..config import HeatmapConfig
 from ..engine import Engine, Job
+from ..files import Provenance, content_key, read_key
 from ..project import Project
-from ..store import Provenance, content_key, read_explanations, read_key
+from ..store import read_explanations
 from .sources import Source, source_finder
 
 

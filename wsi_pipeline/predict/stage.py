@@ -9,8 +9,9 @@ from pathlib import Path
 from ..embed.device import pick_device
 from ..engine import Engine, Job
 from ..errors import SlideError
+from ..files import Provenance, content_key, discard, is_current, read_key, write_made, write_text
 from ..project import Project
-from ..store import Provenance, content_key, discard, is_current, read_bag, read_key, write_made, write_text
+from ..store import read_bag
 from ..train.inference import cpu_threads, fault
 from ..train.table import number, read_table, table
 from ..types import SlideRow

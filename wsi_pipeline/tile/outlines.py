@@ -11,8 +11,8 @@ from shapely.geometry import MultiPolygon
 
 from ..config import TileConfig
 from ..errors import ArtifactError, ConfigError, SlideError
+from ..files import Provenance, file_digest, made_path, write_made, write_text
 from ..read.annotations import read_annotation
-from ..store import Provenance, file_digest, made_path, write_made, write_text
 from ..types import Box
 
 

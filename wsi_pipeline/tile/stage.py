@@ -13,10 +13,11 @@ from shapely.geometry import MultiPolygon
 from ..config import ReadConfig, TileConfig
 from ..engine import Engine, Job
 from ..errors import ConfigError
+from ..files import Provenance, atomic_path, content_key, discard, file_digest, fingerprint, write_made
 from ..project import Project, RunFolder
 from ..read import Overview, open_slide, read_overview
 from ..read.resample import area_mean
-from ..store import Provenance, atomic_path, content_key, discard, file_digest, fingerprint, write_grid, write_made
+from ..store import write_grid
 from ..types import Bool, PatchGrid, Slide, SlideRow, TissueMask
 from . import detectors
 from .contours import mask_polygons, rasterise, tissue_geojson

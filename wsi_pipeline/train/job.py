@@ -12,7 +12,7 @@ from torch import nn
 from ..aggregate import models
 from ..aggregate.checkpoint import ModelCard, save_model
 from ..embed.device import pick_device
-from ..store import discard, write_text
+from ..files import discard, write_text
 from ..types import Float64, SlideRow
 from .data import BagReader, FoldData
 from .fit import Fitted, fit, reproducible

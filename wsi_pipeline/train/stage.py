@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..engine import Engine, Job
+from ..files import Provenance, content_key, discard, is_current, write_made, write_text
 from ..project import Project
-from ..store import Provenance, content_key, discard, is_current, write_made, write_text
 from ..types import SlideRow
 from .splits import class_order, labelled, make_splits
 from .table import read_table, table

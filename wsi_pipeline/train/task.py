@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ModelChoice, TrainConfig
-from ..store import content_key, read_key
+from ..files import content_key, read_key
 from ..types import SlideRow
 from .splits import Split
 

@@ -18,8 +18,8 @@ import numpy as np
 from shapely.geometry import mapping
 from shapely.geometry.base import BaseGeometry
 
+from ..files import atomic_path
 from ..read.geojson import to_qupath_frame
-from ..store import atomic_path
 from ..types import Explanation, Int64, PatchGrid
 
 TISSUE_COLOR = (0, 160, 0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from ..store import Provenance, write_made, write_text
+from ..files import Provenance, write_made, write_text
 from ..types import SlideRow
 
 LOADER = "load_into_qupath.groovy"

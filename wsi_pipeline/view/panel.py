@@ -17,11 +17,12 @@ from shapely.geometry.base import BaseGeometry
 
 from ..config import ReadConfig, ViewConfig
 from ..errors import ConfigError, RegionError
+from ..files import Provenance, write_made, write_text
 from ..heatmap.metadata import primary
 from ..heatmap.ngff import Pyramid, read_heatmap
 from ..read import open_slide, patch_level, read_overview, read_patch
 from ..read.annotations import read_annotation
-from ..store import Provenance, read_explanations, read_grid, write_made, write_text
+from ..store import read_explanations, read_grid
 from ..types import Box, Explanation, Int64, PatchGrid, Slide, SlideRow
 from .pages import render, uid
 from .pictures import crop, jpeg_uri, map_uri

@@ -16,8 +16,8 @@ from markupsafe import Markup
 from .. import __version__
 from ..config import Config, Section
 from ..engine import Failure
+from ..files import Provenance, write_made, write_text
 from ..project import RunFolder
-from ..store import Provenance, write_made, write_text
 from ..types import SlideRow
 from .numbers import MapLine, MetricLine, Verdict, read_metrics, read_verdicts
 from .pages import inline, render, source_text, uid

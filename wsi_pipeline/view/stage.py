@@ -7,20 +7,12 @@ from pathlib import Path
 
 from ..config import ViewConfig
 from ..engine import Engine, Job
+from ..files import Provenance, content_key, file_digest, is_current, read_key, write_made
 from ..heatmap.metadata import primary
 from ..heatmap.sources import Source, source_finder
 from ..heatmap.stage import heatmap_key
 from ..project import Project
-from ..store import (
-    Provenance,
-    content_key,
-    file_digest,
-    is_current,
-    read_explanations,
-    read_grid,
-    read_key,
-    write_made,
-)
+from ..store import read_explanations, read_grid
 from ..types import SlideRow
 from .groovy import LOADER, loader_text, slides_text, write_loader
 from .panel import PanelInput, write_panel
