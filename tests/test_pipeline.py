@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from wsi_pipeline.cli import app
 from wsi_pipeline.config import load_config
 from wsi_pipeline.demo import draw_cohort
+from wsi_pipeline.errors import WsiError
 from wsi_pipeline.heatmap.ngff import read_heatmap
 from wsi_pipeline.pipeline import STAGES, run_stages
 from wsi_pipeline.project import open_project
@@ -24,7 +25,8 @@ SETTINGS = {
     "slides": "slides.csv",
     "out": "run",
     "tile": {"mpp": 1.0, "side_px": 64},
-    "aggregate": {"models": ["abmil", "transmil"]},
+    "embed": {"encoder": "timm:test_efficientnet.r160_in1k", "pretrained": False},
+    "aggregate": {"models": ["abmil", {"name": "transmil", "options": {"hidden": 64, "landmarks": 16}}]},
     "train": {"folds": 2, "epochs": 3, "val_fraction": 0.34},
     "evaluate": {"bootstrap": 50},
     "view": {"top_patches": 2, "thumbnail_px": 200},
@@ -79,8 +81,8 @@ def test_every_stage_leaves_what_it_promises(study: Path) -> None:
         assert (folder / "heatmap" / f"{slide_id}.ome.zarr").is_dir()
         assert (folder / "view" / f"{slide_id}.geojson").exists()
         bag = read_bag(folder / "embed" / f"{slide_id}.h5")
-        assert bag.encoder == "lite0"
-        assert bag.features.shape == (len(bag.grid), 1280)
+        assert bag.encoder == "timm:test_efficientnet.r160_in1k"
+        assert bag.features.shape == (len(bag.grid), 256)
     predictions = rows(folder / "predict" / "predictions.csv")
     assert sorted({p["slide_id"] for p in predictions}) == sorted(ids)
     assert {p["model"] for p in predictions} == {"abmil", "transmil"}
@@ -144,3 +146,18 @@ def test_a_model_is_applied_to_new_slides_without_yaml(study: Path) -> None:
     assert prediction["members"] == "2"
     assert (study / "applied" / "report.html").exists()
     assert (study / "applied" / "heatmap" / f"{slide.stem}.ome.zarr").is_dir()
+
+
+def test_a_model_for_another_encoder_is_refused(study: Path) -> None:
+    """At the door of the run where the bags are there; the line names both encoders."""
+    command = ["--set", "out=other", "--set", "embed.encoder=timm:resnet18"]
+    command += ["--set", f"predict.model={study / 'run' / 'train' / 'abmil'}", "--only", "slide_01"]
+    runner = CliRunner()
+    for stage in ("tile", "embed"):
+        assert runner.invoke(app, [stage, str(study / "config.yaml"), *command]).exit_code == 0
+    refused = runner.invoke(app, ["predict", str(study / "config.yaml"), *command])
+    assert isinstance(refused.exception, WsiError)
+    assert refused.exception.exit_code == 2
+    assert "test_efficientnet" in str(refused.exception)
+    assert "resnet18" in str(refused.exception)
+    assert not (study / "other" / "predict" / "predictions.csv").exists()

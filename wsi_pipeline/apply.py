@@ -9,6 +9,7 @@ from typing import Any
 
 from .aggregate.checkpoint import load_card, model_folders
 from .config import Config, build_config
+from .embed.weights import RANDOM
 from .errors import ConfigError
 from .project import slides_from_paths, write_manifest
 
@@ -31,7 +32,11 @@ def apply_config(model: Path, slides: Sequence[str], out: Path, overrides: list[
         "slides": str(manifest),
         "out": str(out),
         "tile": {"mpp": card.target_mpp, "side_px": card.side_px},
-        "embed": {"encoder": card.encoder, "encoder_options": card.encoder_options},
+        "embed": {
+            "encoder": card.encoder,
+            "encoder_options": card.encoder_options,
+            "pretrained": card.weights_digest != RANDOM,
+        },
         "predict": {"model": str(model.resolve())},
     }
     config = build_config(data, overrides, base=Path.cwd(), source="--set")
