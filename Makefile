@@ -34,11 +34,12 @@ lint: setup  ## ruff and mypy --strict
 
 check: lint test  ## what CI runs
 
-lock: setup  ## resolve requirements.lock anew (needs uv)
+# With a CUDA build of torch its driver packages would be locked too: point UV_FIND_LINKS at a CPU build.
+lock: setup  ## resolve requirements.lock anew
 	$(BIN)/python -m pip install --quiet uv
 	printf '%s\n' $(TORCH) | $(BIN)/uv pip compile pyproject.toml --extra dev --extra tensorboard --constraint - \
 		--generate-hashes --universal --python-version 3.11 --no-emit-package torch --no-emit-package torchvision \
-		--no-emit-find-links --no-header --no-annotate --quiet --output-file requirements.lock
+		--index-strategy unsafe-best-match --no-emit-find-links --no-header --no-annotate --quiet --upgrade --output-file requirements.lock
 
 clean:  ## remove the environment and the demo
 	rm -rf $(VENV) $(OUT)

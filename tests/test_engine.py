@@ -122,3 +122,20 @@ def test_no_scheduler_is_one_line(tmp_path: Path) -> None:
         pytest.raises(EngineError, match="address is not given"),
     ):
         engine.run("tile", jobs(tmp_path, "k", a=good))
+
+
+def test_a_scheduler_elsewhere_does_the_same(tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster:
+        config = EngineConfig(kind="cluster", address=cluster.scheduler_address)
+        with Engine(config, tmp_path) as engine:
+            engine.run("tile", jobs(tmp_path, "k", a=good, b=bad_slide))
+    assert (tmp_path / "tile" / "a.txt").read_text() == "made by k"
+    assert [f.slide_id for f in engine.failures] == ["b"]
+
+
+def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    config = EngineConfig(kind="cluster", address="tcp://127.0.0.1:9")
+    with Engine(config, tmp_path) as engine, pytest.raises(EngineError, match="no Dask scheduler answers"):
+        engine.run("tile", jobs(tmp_path, "k", a=good))
