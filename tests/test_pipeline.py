@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from typer.testing import CliRunner
 from wsi_pipeline.cli import app
 from wsi_pipeline.config import load_config
 from wsi_pipeline.demo import draw_cohort
-from wsi_pipeline.errors import WsiError
+from wsi_pipeline.engine import Failure
+from wsi_pipeline.errors import ConfigError, WsiError
 from wsi_pipeline.heatmap.ngff import read_heatmap
 from wsi_pipeline.pipeline import STAGES, run_stages
 from wsi_pipeline.project import open_project
@@ -43,9 +45,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *overrides: str, stages: tuple[str, ...] = STAGES) -> list[object]:
-    project = open_project(load_config(folder / "config.yaml", list(overrides)))
-    return list(run_stages(project, stages))
+def run(folder: Path, *overrides: str, stages: tuple[str, ...] = STAGES) -> list[Failure]:
+    return run_stages(open_project(load_config(folder / "config.yaml", list(overrides))), stages)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -161,3 +162,47 @@ def test_a_model_for_another_encoder_is_refused(study: Path) -> None:
     assert "test_efficientnet" in str(refused.exception)
     assert "resnet18" in str(refused.exception)
     assert not (study / "other" / "predict" / "predictions.csv").exists()
+
+
+def test_a_manifest_that_cannot_be_trained_on_is_refused_before_any_slide_is_read(tmp_path: Path) -> None:
+    (tmp_path / "slides.csv").write_text("path\na.svs\nb.svs\n", encoding="utf-8")
+    (tmp_path / "config.yaml").write_text("slides: slides.csv\nout: run\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="no labelled slide"):
+        run(tmp_path)
+    assert not (tmp_path / "run" / "tile").exists()
+
+
+def test_only_one_slide_is_worked_on_and_the_cohort_stays(study: Path) -> None:
+    project = open_project(load_config(study / "config.yaml", ["view.top_patches=1"]), ["slide_02"])
+    before = state(study)
+    assert run_stages(project, STAGES) == []
+    changed = {name for name, stamp in state(study).items() if before.get(name) != stamp}
+    try:
+        assert {name for name in changed if "slide_" in name} <= {
+            "view/panels/slide_02.html",
+            "view/panels/.made/slide_02.html.json",
+        }
+        assert len(rows(study / "run" / "predict" / "predictions.csv")) == 16
+    finally:
+        run(study)
+
+
+def test_train_is_about_the_whole_cohort(study: Path) -> None:
+    with pytest.raises(ConfigError, match="whole cohort"):
+        run_stages(open_project(load_config(study / "config.yaml"), ["slide_02"]), ("train",))
+
+
+def test_a_slide_that_breaks_later_leaves_the_predictions(study: Path, tmp_path: Path) -> None:
+    """Nothing of an earlier, whole slide is shown as if it were the present one's."""
+    shutil.copytree(study / "slides", tmp_path / "slides")
+    shutil.copytree(study / "run", tmp_path / "run")
+    for name in ("slides.csv", "config.yaml", "annotations"):
+        source = study / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    assert changed_stages(tmp_path, lambda: run(tmp_path)) <= {"config.yaml"}, "a run that moved is done again"
+    (tmp_path / "slides" / "slide_03.tif").write_bytes(b"")
+    (failure,) = run(tmp_path, "predict.model=run/train", stages=tuple(s for s in STAGES if s != "train"))
+    assert (failure.slide_id, failure.stage) == ("slide_03", "tile")
+    listed = {row["slide_id"] for row in rows(tmp_path / "run" / "predict" / "predictions.csv")}
+    assert len(listed) == 7
+    assert "slide_03" not in listed

@@ -34,6 +34,8 @@ def run_stages(project: Project, stages: Sequence[str], observer: Observer | Non
     if partial and set(stages) <= _WHOLE_COHORT:
         raise ConfigError(f"{stages[0]} works on the whole cohort; leave --only out")
     check_names(project.config, stages)
+    if "train" in stages and not partial:
+        check_splits(project)
     earlier = [f for f in read_failures(project.folder.failures) if f.stage not in stages or not _mine(project, f)]
     with Engine(project.config.engine, project.config.out, observer, earlier) as engine:
         for stage in stages:
@@ -72,6 +74,16 @@ def check_names(config: Config, stages: Sequence[str]) -> None:
 
         for method in config.explain.methods:
             explainers.entry(method)
+
+
+def check_splits(project: Project) -> None:
+    """The manifest's labels and patients can be split. Raises ``ConfigError`` before a slide is read for nothing."""
+    from .train.splits import class_order, labelled, make_splits
+
+    rows = labelled(project.cohort)
+    class_order(rows, project.config.train.classes)
+    for seed in project.config.train.seeds:
+        make_splits(rows, project.config.train, seed)
 
 
 def read_failures(path: Path) -> list[Failure]:

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from .engine import Job, Result
 
-_UNITS = {"tile": "patches", "embed": "patches", "train": "epochs", "explain": "patches", "heatmap": "cells"}
+_UNITS = {"tile": "patches", "embed": "patches", "explain": "patches", "heatmap": "cells"}
 _WHAT = {"train": "folds", "explain": "maps"}
 
 

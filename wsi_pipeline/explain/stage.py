@@ -64,7 +64,7 @@ def fitting_methods(section: ExplainConfig, models: Mapping[str, Sequence[nn.Mod
         label: [name for name, explainer in methods.items() if not misfit(explainer, kinds)]
         for label, kinds in models.items()
     }
-    if "methods" not in section.model_fields_set:  # the default list is an offer: each model takes what fits
+    if section.methods == ExplainConfig().methods:  # the default list is an offer: each model takes what fits
         return fitting
     for name, explainer in methods.items():
         if not any(name in names for names in fitting.values()):

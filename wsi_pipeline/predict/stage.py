@@ -38,9 +38,10 @@ def run(project: Project, engine: Engine) -> None:
     groups = ensembles(project)
     engine.run("predict", [_job(project, groups, slide) for slide in slides])
     output = project.folder.predictions
-    # What --only leaves out keeps its rows, as long as they are current.
-    jobs = [_job(project, groups, s) for s in project.cohort if project.folder.bag(s.slide_id).exists()]
-    done = [job for job in jobs if is_current(job.output, job.key)]
+    # What --only leaves out keeps its rows, as long as they are current; a slide that failed loses its own.
+    failed = {failure.slide_id for failure in engine.failures}
+    kept = [s for s in project.cohort if project.folder.bag(s.slide_id).exists() and s.slide_id not in failed]
+    done = [job for job in (_job(project, groups, s) for s in kept) if is_current(job.output, job.key)]
     if not done:
         discard(output)
         return
