@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -60,6 +62,21 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         assert not target.exists()
     assert target.read_text() == "whole"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_what_a_killed_process_left_is_swept_and_a_living_one_is_left_alone(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, sys\nfrom wsi_pipeline.files import atomic_path\n"
+        "with atomic_path(pathlib.Path(sys.argv[1])) as beside:\n    beside.write_text('half')\n    os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "x.txt"], check=False)
+    (left,) = tmp_path.glob(".writing-*")
+    with files.atomic_path(tmp_path / "y.txt") as beside:
+        beside.write_text("whole")
+        files.sweep(tmp_path)
+        assert beside.exists()
+    assert not left.exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["y.txt"]
 
 
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:

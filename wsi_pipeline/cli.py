@@ -59,6 +59,9 @@ def _run(config: Config, stages: tuple[str, ...], only: list[str] | None) -> Non
     bars = Bars(console)
     try:
         failures = run_stages(project, stages, bars)
+    except KeyboardInterrupt:
+        console.print("stopped; what is finished stays: the same command goes on from there", highlight=False)
+        raise typer.Exit(130) from None
     finally:
         bars.close()
     if "view" in stages and project.folder.report.exists():
@@ -203,6 +206,3 @@ def main() -> None:
     except WsiError as error:
         print(f"wsi: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("wsi: stopped; what is finished stays, start again to go on", file=sys.stderr)
-        sys.exit(130)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from .config import EngineConfig
 from .errors import EngineError, WsiError
-from .files import discard, is_current, storage_error, write_text
+from .files import discard, is_current, storage_error, sweep, write_text
 from .types import SlideRow
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ class Engine:
         """
         todo = [job for job in jobs if not is_current(job.output, job.key)]
         self._observer.started(stage, len(jobs), len(jobs) - len(todo))
+        for folder in {job.output.parent for job in todo}:
+            sweep(folder)
         for job, result in self._results(todo):
             self._observer.advanced(stage, job, result)
             if result.error:
@@ -222,7 +224,7 @@ def _local(workers: int) -> Client:
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",  # any free port; the default one may be another run's
         memory_limit=0,
-        silence_logs=logging.ERROR,
+        silence_logs=logging.CRITICAL,
     )
     return Client(cluster)
 

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import psutil
 
 from . import __version__
 from .errors import ArtifactError, StorageError
@@ -156,7 +158,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The last suffix is kept, so that libraries that look at it are content. Raises ``StorageError`` on a full or
     forbidden disk.
     """
-    beside = path.parent / f".writing-{uuid.uuid4().hex}" / path.name
+    beside = path.parent / f".writing-{uuid.uuid4().hex}-{os.getpid()}-{platform.node()}" / path.name
     try:
         beside.parent.mkdir(parents=True)
         yield beside
@@ -177,6 +179,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise storage from error
     finally:
         shutil.rmtree(beside.parent, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes of this machine that were killed left half-written in ``folder``."""
+    for left in folder.glob(".writing-*"):
+        _, _, owner = left.name.removeprefix(".writing-").partition("-")
+        pid, _, host = owner.partition("-")
+        if host == platform.node() and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:
