@@ -185,7 +185,8 @@ def test_a_card_with_a_wrong_field(folder: Path, changes: dict[str, Any], words:
 def test_missing_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     assert refusal(folder) == (
-        f"{folder}/model.safetensors cannot be read (No such file or directory); copy the whole model folder"
+        f"{folder}/model.safetensors cannot be read (No such file or directory); "
+        f"copy the whole model folder, or run `wsi train` again"
     )
 
 
@@ -194,7 +195,7 @@ def test_cut_off_weights(folder: Path, keep: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     assert refusal(folder) == (
-        f"{path} is damaged or belongs to another model.json (sha256 differs); copy the model again"
+        f"{path} is damaged or belongs to another model.json (sha256 differs); copy the model again, or run `wsi train`"
     )
 
 

@@ -16,12 +16,14 @@ from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ArtifactError
 from wsi_pipeline.evaluate.stage import run
 from wsi_pipeline.files import Provenance, write_made
+from wsi_pipeline.predict import weights_id
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import write_explanations
 from wsi_pipeline.train.table import table
 from wsi_pipeline.types import Explanation, PatchGrid, SlideRow
 
-COLUMNS = ["slide_id", "patient_id", "label", "split", "model", "members", "held_out", "threshold", "predicted"]
+COLUMNS = ["slide_id", "patient_id", "label", "split", "model", "members", "weights"]
+COLUMNS += ["held_out", "threshold", "predicted"]
 # slide, patient, label, probability of tumour by abmil; the two models judge alike
 COHORT = [
     *[("s0", "p0", "normal", 0.1), ("s1", "p0", "normal", 0.6), ("s2", "p1", "normal", 0.2)],
@@ -48,7 +50,10 @@ class Study:
 
     def predict(self, rows: Sequence[Sequence[Any]], key: str = "predictions") -> None:
         """Rows: slide, patient, label, probability of tumour, model, held_out."""
-        lines = [[s, p, y, "", m, 1, held, "0.500000", "", f"{1 - q:.6f}", f"{q:.6f}"] for s, p, y, q, m, held in rows]
+        lines = [
+            [s, p, y, "", m, 1, weights_id(["w1"]), held, "0.500000", "", f"{1 - q:.6f}", f"{q:.6f}"]
+            for s, p, y, q, m, held in rows
+        ]
         path = self.root / "predict" / "predictions.csv"
         path.parent.mkdir(exist_ok=True)
         path.write_text(table([*COLUMNS, "prob_normal", "prob_tumour"], lines))
@@ -91,7 +96,8 @@ class Study:
         path = self.root / "explain" / model / method / f"{slide_id}.h5"
         unit = what.get("unit", "attribution")
         explanation = Explanation(grid, scores, method, model, "tumour", unit, unit == "attribution")
-        write_explanations(path, [explanation], Provenance.of(f"{first}", "explain"))
+        members = [[what.get("weights", "w1"), "abmil", {}, []]]
+        write_explanations(path, [explanation], Provenance.of(f"{first}", "explain", members=members))
 
     def run(self, **evaluate: Any) -> dict[str, Any]:
         """Evaluate; returns report.json."""
@@ -301,3 +307,11 @@ def test_an_interrupted_report_is_not_taken_for_a_current_one(study: Study, monk
     assert float(study.rows("metrics.csv")[4]["low"]) != low
     assert study.run() == first
     assert float(study.rows("metrics.csv")[4]["low"]) == low
+
+
+def test_a_map_of_an_earlier_model_is_not_measured(study: Study) -> None:
+    study.run()
+    before = len(study.rows("maps.csv"))
+    study.explain("s3", "abmil", "attention", [0.9, 0.1, 0.5], unit="attention", weights="an earlier model's")
+    study.run()
+    assert len(study.rows("maps.csv")) == before - 1

@@ -55,7 +55,7 @@ def explanations_of(grid: PatchGrid, target: str = "tumour") -> list[Explanation
 def write(path: Path, ngff: Literal["0.4", "0.5"] = "0.4", chunk: int = 512, grid: PatchGrid | None = None) -> Path:
     grid = grid or grid_of()
     config = HeatmapConfig(ngff=ngff, chunk=chunk)
-    write_heatmap(path, explanations_of(grid), config, "lite0", Provenance.of("k1", "heatmap"))
+    write_heatmap(path, explanations_of(grid), config, Provenance.of("k1", "heatmap"))
     return path
 
 
@@ -209,7 +209,7 @@ def test_the_key_is_found_in_the_store(ngff: Literal["0.4", "0.5"], tmp_path: Pa
 def test_names_that_are_not_xml_are_escaped_or_replaced(tmp_path: Path) -> None:
     grid, path = grid_of("<a&b>"), tmp_path / "x.ome.zarr"
     config, provenance = HeatmapConfig(), Provenance.of("k", "heatmap")
-    write_heatmap(path, explanations_of(grid, '<t>"&\x01'), config, "lite0", provenance)
+    write_heatmap(path, explanations_of(grid, '<t>"&\x01'), config, provenance)
     image = fromstring((path / "OME" / "METADATA.ome.xml").read_bytes())[0]
     assert image.get("Name") == "<a&b>"
     assert image[0][0].get("Name") == 'abmil attention: <t>"&\ufffd'
@@ -305,7 +305,7 @@ def test_memory_follows_the_chunk(tmp_path: Path) -> None:
 def test_explanations_on_different_patches_are_refused(tmp_path: Path) -> None:
     one, other = explanations_of(grid_of())[0], explanations_of(grid_of(side=500.0))[1]
     with pytest.raises(ArtifactError, match="slide s1 lie on different patches"):
-        write_heatmap(tmp_path / "a.ome.zarr", [one, other], HeatmapConfig(), "lite0", Provenance.of("k", "heatmap"))
+        write_heatmap(tmp_path / "a.ome.zarr", [one, other], HeatmapConfig(), Provenance.of("k", "heatmap"))
     assert list(tmp_path.iterdir()) == []
 
 

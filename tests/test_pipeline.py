@@ -17,9 +17,9 @@ from wsi_pipeline.cli import app
 from wsi_pipeline.config import load_config
 from wsi_pipeline.demo import draw_cohort
 from wsi_pipeline.engine import Failure
-from wsi_pipeline.errors import ConfigError, WsiError
+from wsi_pipeline.errors import ArtifactError, ConfigError, WsiError
 from wsi_pipeline.heatmap.ngff import read_heatmap
-from wsi_pipeline.pipeline import STAGES, run_stages
+from wsi_pipeline.pipeline import STAGES, read_failures, run_stages
 from wsi_pipeline.project import open_project
 from wsi_pipeline.store import read_bag, read_explanations
 
@@ -138,7 +138,7 @@ def test_the_map_holds_the_patch_scores_at_the_patches_centres(study: Path) -> N
 
 
 def test_a_model_is_applied_to_new_slides_without_yaml(study: Path) -> None:
-    slide = sorted((study / "slides").glob("*.tif"))[0]
+    slide = shutil.copy(sorted((study / "slides").glob("*.tif"))[0], study / "new_case.tif")
     command = ["predict", "--model", str(study / "run" / "train" / "abmil"), "--slides", str(slide), "--out"]
     result = CliRunner().invoke(app, [*command, str(study / "applied")])
     assert result.exit_code == 0, result.output
@@ -146,7 +146,7 @@ def test_a_model_is_applied_to_new_slides_without_yaml(study: Path) -> None:
     assert prediction["model"] == "abmil"
     assert prediction["members"] == "2"
     assert (study / "applied" / "report.html").exists()
-    assert (study / "applied" / "heatmap" / f"{slide.stem}.ome.zarr").is_dir()
+    assert (study / "applied" / "heatmap" / "new_case.ome.zarr").is_dir()
 
 
 def test_a_model_for_another_encoder_is_refused(study: Path) -> None:
@@ -206,3 +206,38 @@ def test_a_slide_that_breaks_later_leaves_the_predictions(study: Path, tmp_path:
     listed = {row["slide_id"] for row in rows(tmp_path / "run" / "predict" / "predictions.csv")}
     assert len(listed) == 7
     assert "slide_03" not in listed
+
+
+def test_failures_of_stages_that_follow_cost_no_slide_of_this_one(study: Path) -> None:
+    listed = study / "run" / "failures.csv"
+    listed.write_text("slide_id,stage,error,message\nslide_01,view,SlideError,gone\n", encoding="utf-8")
+    assert run(study, stages=("predict",)) == []
+    assert len(rows(study / "run" / "predict" / "predictions.csv")) == 16
+    run(study)
+
+
+def test_a_list_of_failures_that_is_damaged_is_one_line(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "failures.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(ArtifactError, match="is not a list of failures; delete it"):
+        read_failures(tmp_path / "failures.csv")
+
+
+def test_weights_that_are_damaged_are_trained_again(study: Path) -> None:
+    weights = study / "run" / "train" / "abmil" / "seed0_fold0" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    assert run(study) == []
+    assert weights.read_bytes() == whole
+
+
+def test_a_map_with_a_level_missing_is_painted_again(study: Path) -> None:
+    level = study / "run" / "heatmap" / "slide_01.ome.zarr" / "0"
+    shutil.rmtree(level)
+    assert run(study) == []
+    assert level.is_dir()
+
+
+def test_options_are_checked_before_the_first_slide(study: Path) -> None:
+    with pytest.raises(ConfigError, match="model 'abmil' has no option 'gaetd'"):
+        run(study, "aggregate.models=[{name: abmil, options: {gaetd: false}}]", "out=nowhere")
+    assert not (study / "nowhere" / "tile").exists()

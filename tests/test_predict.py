@@ -15,7 +15,7 @@ from test_train_data import DIM, planted_features, planted_project, write_bag
 
 from wsi_pipeline.aggregate import MILOutput, models
 from wsi_pipeline.aggregate.checkpoint import ModelCard, load_model, save_model
-from wsi_pipeline.config import build_config
+from wsi_pipeline.config import PredictConfig, build_config
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import ArtifactError, WsiError
 from wsi_pipeline.predict import stage
@@ -108,7 +108,9 @@ def apply(tmp_path: Path, model: Path, slides: int = 2, **sections: Any) -> Proj
 
 def test_every_slide_has_a_row_a_model_in_the_order_of_the_manifest(run_once: Project) -> None:
     header, _ = read_table(run_once.folder.predictions)
-    columns = "slide_id patient_id label split model members held_out threshold predicted prob_normal prob_tumour"
+    columns = (
+        "slide_id patient_id label split model members weights held_out threshold predicted prob_normal prob_tumour"
+    )
     assert header == columns.split()
     assert list(predictions(run_once)) == [(f"s{i:02d}", m) for i in range(14) for m in ("mean", "ab")]
 
@@ -199,12 +201,27 @@ def test_a_slide_predicted_on_its_own_leaves_the_rows_of_the_others(trained: Pro
 
 def test_judges_are_the_members_that_have_not_seen_the_patient(tmp_path: Path) -> None:
     a, b = save(tmp_path / "a", ["p1", "p2"]), save(tmp_path / "b", ["p2", "p3"])
-    assert judges([a, b], "p1") == ((b,), True)
-    assert judges([a, b], "p3") == ((a,), True)
-    assert judges([a, b], "new") == ((a, b), True)
-    assert judges([a, b], "p2") == ((a, b), False)  # all have: they say what they know, and the row says so
+    assert judges([a, b], "p1", ()) == ((b,), True)
+    assert judges([a, b], "p3", ()) == ((a,), True)
+    assert judges([a, b], "new", ()) == ((a, b), True)
+    assert judges([a, b], "p2", ()) == ((a, b), False)  # all have: they say what they know, and the row says so
     save(tmp_path / "a", ["p1"], seed=1)
-    assert judges([a, b], "p2") == ((a,), True)
+    assert judges([a, b], "p2", ()) == ((a,), True)
+
+
+def test_a_patient_by_another_name_is_known_by_the_slides(tmp_path: Path) -> None:
+    folder = save(tmp_path / "a", ["p1"], trained={"seen_patients": ["p1"], "seen_slides": ["s1"]})
+    assert judges([folder], "s1", ("s1", "s2")) == ((folder,), False)
+    assert judges([folder], "s3", ("s3",)) == ((folder,), True)
+
+
+def test_a_model_from_elsewhere_does_not_choose_which_code_runs(trained: Project, tmp_path: Path) -> None:
+    path = save(tmp_path / "a", []) / "model.json"
+    path.write_text(path.read_text().replace('"model": "mean"', '"model": "os:getcwd"'))
+    predict = PredictConfig(model=tmp_path / "a")
+    given = replace(trained, config=trained.config.model_copy(update={"predict": predict}))
+    with pytest.raises(ArtifactError, match="names the plug-in 'os:getcwd', which is code"):
+        ensembles(given)
 
 
 def test_a_given_folder_is_one_model_or_an_ensemble_a_model_name(tmp_path: Path) -> None:

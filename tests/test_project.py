@@ -55,6 +55,12 @@ def test_columns_of_other_programs_are_left_alone(tmp_path: Path) -> None:
         ("slide_id,path\nx/y,a.svs\n", "line 2: slide_id 'x/y'"),
         ("slide_id,path\na,1.svs\nb,2.svs\na,3.svs\n", "'a' stands twice"),
         ("slide_id,path\na,\n", "line 2: path is empty"),
+        ("path,path\na.svs,b.svs\n", "two columns 'path'"),
+        ("path,label\na.svs,tumor,extra\n", "more cells than the header"),
+        ('slide_id,path\na,"a.svs\nb,b.svs\n', "not a CSV"),
+        ("path\n~nosuchuser/a.svs\n", "is no path"),
+        ("path\n" + "x" * 250 + ".svs\n", "too long for a file name"),
+        ("path,mpp\na.svs,1e-9\n", "line 2: mpp '1e-9'"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_place(tmp_path: Path, text: str, says: str) -> None:

@@ -42,6 +42,34 @@ def test_a_fingerprint_knows_the_pixels_and_not_the_name(tmp_path: Path) -> None
     assert first != files.fingerprint(tmp_path / "c.svs")
 
 
+def test_a_folder_beside_a_slide_is_not_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "case.tif").write_bytes(b"pixels")
+    before = files.fingerprint(tmp_path / "case.tif")
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "report.html").write_text("of the run")
+    assert files.fingerprint(tmp_path / "case.tif") == before
+
+
+def test_a_text_whose_writing_is_cut_off_is_not_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "predictions.csv"
+    files.write_made_text(path, "a", Provenance.of("A", "predict"))
+
+    def killed(*_: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(files, "write_made", killed)
+        files.write_made_text(path, "b", Provenance.of("B", "predict"))
+    assert path.read_text() == "b"
+    assert not files.is_current(path, "A")
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="cannot create the folder"):
+        files.write_text(tmp_path / "file" / "run" / "config.yaml", "x")
+
+
 def test_a_slide_that_keeps_pixels_in_a_folder_is_known_by_them(tmp_path: Path) -> None:
     (tmp_path / "a.mrxs").write_bytes(b"index")
     (tmp_path / "a").mkdir()

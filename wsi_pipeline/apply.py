@@ -49,7 +49,9 @@ def find_slides(patterns: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        if path.is_dir():
+        if path.is_file():
+            matches = [path]
+        elif path.is_dir():
             matches = [p for p in path.iterdir() if p.suffix.lower() in _SLIDE_SUFFIXES]
         else:
             matches = [Path(p) for p in glob.glob(str(path), recursive=True)]

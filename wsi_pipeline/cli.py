@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from . import __version__
 from .errors import ConfigError, WsiError
@@ -65,11 +66,11 @@ def _run(config: Config, stages: tuple[str, ...], only: list[str] | None) -> Non
     finally:
         bars.close()
     if "view" in stages and project.folder.report.exists():
-        console.print(f"report     {project.folder.report}", highlight=False, soft_wrap=True)
+        console.print(f"report     {project.folder.report}", highlight=False, soft_wrap=True, markup=False)
     if failures:
         slides = len({f.slide_id for f in failures})
         console.print(
-            f"[yellow]{slides} of {len(project.cohort)} slides failed[/]; see {project.folder.failures}",
+            f"[yellow]{slides} of {len(project.cohort)} slides failed[/]; see {escape(str(project.folder.failures))}",
             highlight=False,
             soft_wrap=True,
         )

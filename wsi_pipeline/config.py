@@ -10,18 +10,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import ConfigError
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]  # YAML's true is no number
 Options = dict[str, Any]
 
 
 def _runtime(default: Any, description: str, **rules: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"runtime": True}, **rules)
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} stands twice")
+    return values
 
 
 class Section(BaseModel):
@@ -57,8 +64,10 @@ class TileConfig(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the side that neighbours share")
     min_tissue: Fraction = Field(0.5, description="least share of a patch that tissue must cover")
     detector: str = Field("otsu", description="a tissue detector's name")
-    detector_options: Options = Field(default_factory=dict, description="its options (see docs/config.md)")
-    tissue_mpp: Positive = Field(8.0, description="µm per pixel at which tissue is looked for")
+    detector_options: Options = Field(default_factory=dict, description="its options (see `wsi list detectors`)")
+    tissue_mpp: Annotated[float, Field(gt=0, le=1000)] = Field(
+        8.0, description="µm per pixel at which tissue is looked for"
+    )
     roi: Path | None = Field(
         None, description="GeoJSON, or a folder of <slide_id>.geojson: only patches inside these regions are kept"
     )
@@ -125,7 +134,7 @@ class TrainConfig(Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="share of a fold's training patients kept for early stopping and threshold"
     )
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: Annotated[tuple[int, ...], AfterValidator(_distinct)] = Field((0,), min_length=1)
     classes: tuple[str, ...] | None = Field(
         None, description="class order; default: the labels, sorted, the last is positive"
     )
@@ -156,7 +165,9 @@ class PredictConfig(Section):
 class ExplainConfig(Section):
     """Which explanations are computed."""
 
-    methods: tuple[str, ...] = Field(("attention", "contribution", "instance", "gradient_x_input"), min_length=1)
+    methods: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
+        ("attention", "contribution", "instance", "gradient_x_input"), min_length=1
+    )
     classes: tuple[str, ...] | None = Field(
         None, description="default: the positive class of two, else the predicted one"
     )
@@ -169,15 +180,15 @@ class HeatmapConfig(Section):
     cell_px0: Annotated[int, Field(ge=1, le=32)] | None = Field(
         None, description="level-0 pixels per cell side; default: the largest power of two up to 32 and half the stride"
     )
-    ngff: Literal["0.4", "0.5"] = Field("0.4", description="0.4 is what QuPath opens")
-    chunk: Count = Field(512, description="cells a chunk side")
+    ngff: Annotated[Literal["0.4", "0.5"], BeforeValidator(str)] = Field("0.4", description="0.4 is what QuPath opens")
+    chunk: Annotated[int, Field(ge=1, le=8192, strict=True)] = Field(512, description="cells a chunk side")
 
 
 class EvaluateConfig(Section):
     """Measures and their intervals."""
 
     bootstrap: Count = Field(1000, description="resamples of patients for the 95 % intervals")
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     tumour_classes: tuple[str, ...] | None = Field(
         None, description="annotation classes that count; default: all but exclusions"
     )
@@ -284,7 +295,8 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{where!r} is missing; a config needs 'slides: manifest.csv' and 'out: run'"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}{more}"
+    message = first["msg"].removeprefix("Value error, ").replace("tuple", "list").replace("Tuple", "List")
+    return f"{where} = {first['input']!r}: {message}{more}"
 
 
 def _anchored(config: Config, base: Path) -> Config:

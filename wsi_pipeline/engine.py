@@ -125,14 +125,16 @@ class Engine:
         """
         todo = [job for job in jobs if not is_current(job.output, job.key)]
         self._observer.started(stage, len(jobs), len(jobs) - len(todo))
-        for folder in {job.output.parent for job in todo}:
-            sweep(folder)
+        for folder in {job.output.parent for job in todo if job.output.parent.is_dir()}:
+            for place in (folder, *(p for p in folder.iterdir() if p.is_dir() and p.suffix != ".zarr")):
+                sweep(place)
         for job, result in self._results(todo):
-            self._observer.advanced(stage, job, result)
             if result.error:
                 discard(job.output)
-                if result.exit_code == 2:
-                    raise WsiError(result.message)
+            if result.exit_code == 2:
+                raise WsiError(result.message)
+            self._observer.advanced(stage, job, result)
+            if result.error:
                 self._list(stage, job, result)
         self._observer.finished()
 

@@ -48,8 +48,8 @@ def file_digest(path: Path) -> str:
 def fingerprint(path: Path, samples: int = 16, sample_bytes: int = 65_536) -> str:
     """Identity of a large file from its size and evenly spaced samples, first and last bytes included.
 
-    Independent of its name, folder and time, so a slide that moves is not computed again. A format that keeps its
-    pixels in a folder beside the file (MIRAX, VMS) adds the names and sizes found there.
+    Independent of its name, folder and time, so a slide that moves is not computed again. MIRAX keeps its pixels in
+    a folder beside the file: the names and sizes found there count too.
     """
     digest = hashlib.sha256()
     size = path.stat().st_size
@@ -59,7 +59,7 @@ def fingerprint(path: Path, samples: int = 16, sample_bytes: int = 65_536) -> st
             file.seek(round((size - sample_bytes) * i / (samples - 1)) if size > sample_bytes else 0)
             digest.update(file.read(sample_bytes))
     companion = path.with_suffix("")
-    if companion.is_dir():
+    if path.suffix.lower() == ".mrxs" and companion.is_dir():
         for part in sorted(p for p in companion.rglob("*") if p.is_file()):
             digest.update(f"{part.relative_to(companion).as_posix()}:{part.stat().st_size}".encode())
     return digest.hexdigest()
@@ -108,6 +108,14 @@ def is_current(path: Path, key: str) -> bool:
     return read_key(path) == key
 
 
+def read_made_by(path: Path) -> Mapping[str, Any]:
+    """What a file says of how it was made; empty where it says nothing."""
+    try:
+        return _mapping(json.loads((_read_attributes(path) or {}).get("made_by", "{}"))) or {}
+    except (ValueError, TypeError):
+        return {}
+
+
 def made_path(path: Path) -> Path:
     """Where the provenance of a file without room for attributes stands."""
     return path.parent / ".made" / f"{path.name}.json"
@@ -119,7 +127,10 @@ def _read_attributes(path: Path) -> Mapping[str, Any] | None:
             for name in (".zattrs", "zarr.json"):
                 if (path / name).exists():
                     data = json.loads((path / name).read_text(encoding="utf-8"))
-                    return _mapping(data.get("attributes", data).get("wsi_pipeline"))
+                    attributes = data.get("attributes", data)
+                    scales = attributes.get("ome", attributes)["multiscales"][0]["datasets"]
+                    whole = all((path / scale["path"]).is_dir() for scale in scales)
+                    return _mapping(attributes.get("wsi_pipeline")) if whole else None
             return None
         if path.suffix == ".h5":
             with h5py.File(path, "r") as file:
@@ -127,7 +138,7 @@ def _read_attributes(path: Path) -> Mapping[str, Any] | None:
         if path.name == "model.json":
             return _mapping(json.loads(path.read_text(encoding="utf-8")))
         return _mapping(json.loads(made_path(path).read_text(encoding="utf-8"))) if path.exists() else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return None
 
 
@@ -161,6 +172,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     beside = path.parent / f".writing-{uuid.uuid4().hex}-{os.getpid()}-{platform.node()}" / path.name
     try:
         beside.parent.mkdir(parents=True)
+    except OSError as error:
+        full = storage_error(error, path)
+        why = f"cannot create the folder {path.parent}: {error.strerror}; give another out: folder"
+        raise full or StorageError(why) from error
+    try:
         yield beside
         if beside.is_dir():
             for part in beside.rglob("*"):
@@ -212,6 +228,14 @@ def write_text(path: Path, text: str) -> None:
 def write_made(path: Path, provenance: Provenance) -> None:
     """Give a text or picture its provenance; called last, when the payload stands."""
     write_text(made_path(path), json.dumps(provenance.attributes(), indent=1) + "\n")
+
+
+def write_made_text(path: Path, text: str, provenance: Provenance) -> None:
+    """A text with its provenance. The old provenance goes first: killed in between, the file is not current."""
+    if read_key(path) != provenance.key:
+        made_path(path).unlink(missing_ok=True)
+    write_text(path, text)
+    write_made(path, provenance)
 
 
 def discard(path: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from .config import Config
 from .engine import Engine, Failure, Observer
-from .errors import ConfigError
-from .files import write_text
+from .errors import ArtifactError, ConfigError
+from .files import discard, write_text
 from .project import Project
 
 STAGES = ("tile", "embed", "train", "predict", "explain", "heatmap", "evaluate", "view")
@@ -36,7 +36,7 @@ def run_stages(project: Project, stages: Sequence[str], observer: Observer | Non
     check_names(project.config, stages)
     if "train" in stages and not partial:
         check_splits(project)
-    earlier = [f for f in read_failures(project.folder.failures) if f.stage not in stages or not _mine(project, f)]
+    earlier = [f for f in read_failures(project.folder.failures) if _stands(project, f, stages[0])]
     with Engine(project.config.engine, project.config.out, observer, earlier) as engine:
         for stage in stages:
             if partial and stage in _WHOLE_COHORT:
@@ -47,7 +47,10 @@ def run_stages(project: Project, stages: Sequence[str], observer: Observer | Non
                 write_failures(project.folder.failures, engine.failures)
             failed = {f.slide_id for f in engine.failures}
             if all(s.slide_id in failed for s in project.slides):
+                _drop_summaries(project, stages)
                 break  # nothing is left to work on; failures.csv says why
+            if failed - {s.slide_id for s in project.cohort}:
+                break  # a fold, or the cohort's own work: what follows rests on it
     return engine.failures
 
 
@@ -59,16 +62,16 @@ def check_names(config: Config, stages: Sequence[str]) -> None:
 
         if config.read.reader != "auto":
             readers.entry(config.read.reader)
-        detectors.entry(config.tile.detector)
+        detectors.check(config.tile.detector, config.tile.detector_options)
     if "embed" in stages:
         from .embed import encoders
 
-        encoders.entry(config.embed.encoder)
+        encoders.check(config.embed.encoder, config.embed.encoder_options)
     if "train" in stages:
         from .aggregate import models
 
         for choice in config.aggregate.models:
-            models.entry(choice.name)
+            models.check(choice.name, choice.options)
     if "explain" in stages:
         from .explain import explainers
 
@@ -87,11 +90,14 @@ def check_splits(project: Project) -> None:
 
 
 def read_failures(path: Path) -> list[Failure]:
-    """The lines of failures.csv; none where there is no such file."""
+    """The lines of failures.csv; none where there is no such file. Raises ``ArtifactError`` where it is damaged."""
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [Failure(*(line[name] for name in _FIELDS)) for line in csv.DictReader(file)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [Failure(*(line[name] for name in _FIELDS)) for line in csv.DictReader(file)]
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise ArtifactError(f"{path} is not a list of failures; delete it and run again") from error
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
@@ -103,6 +109,22 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     write_text(path, text.getvalue())
 
 
-def _mine(project: Project, failure: Failure) -> bool:
-    ids = {s.slide_id for s in project.slides}
-    return failure.slide_id in ids or failure.slide_id not in {s.slide_id for s in project.cohort}
+def _drop_summaries(project: Project, stages: Sequence[str]) -> None:
+    """No number of an earlier run stands for slides that have all failed now."""
+    if len(project.slides) == len(project.cohort):
+        for stage, path in (
+            ("predict", project.folder.predictions),
+            ("evaluate", project.folder.evaluate / "report.json"),
+        ):
+            if stage in stages:
+                discard(path)
+
+
+def _stands(project: Project, failure: Failure, first: str) -> bool:
+    """Whether a line of an earlier call still holds: its slide is left out now, or it failed before ``first``.
+
+    What follows ``first`` rests on work that is done again, and will say so again.
+    """
+    if failure.slide_id in {s.slide_id for s in project.cohort} - {s.slide_id for s in project.slides}:
+        return True
+    return failure.stage in STAGES[: STAGES.index(first)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .engine import Job, Result
@@ -57,7 +58,11 @@ class Bars:
         self._units += result.units
         if result.error:
             self._failed += 1
-            self._console.print(f"[yellow]{stage}: {job.name} failed:[/] {_escape(result.message)}", highlight=False)
+            self._console.print(
+                f"[yellow]{stage}: {escape(job.name)} failed:[/] {escape(result.message)}",
+                highlight=False,
+                soft_wrap=True,
+            )
         if self._progress is not None:
             self._progress.update(self._task, advance=1, rate=self._rate())
 
@@ -90,7 +95,3 @@ class Bars:
         if self._units and self._stage in _UNITS:
             text += f", {self._units / seconds:,.0f} {_UNITS[self._stage]}/s"
         return text
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 
 from .config import Config, dump_config
@@ -16,6 +17,7 @@ from .files import write_text
 from .types import SlideRow
 
 _COLUMNS = ("slide_id", "path", "patient_id", "label", "split", "mpp", "annotation")
+_LONGEST_ID = 200  # bytes; file systems take 255, and endings are added
 _SPLITS = {"train", "val", "test"}
 
 
@@ -86,6 +88,17 @@ class Project:
     def folder(self) -> RunFolder:
         return RunFolder(self.config.out)
 
+    def slides_of(self, patient_id: str) -> tuple[str, ...]:
+        """The slide_ids of one patient in the whole manifest."""
+        return self._of_patient.get(patient_id, ())
+
+    @cached_property
+    def _of_patient(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for slide in self.cohort:
+            found[slide.patient_id] = (*found.get(slide.patient_id, ()), slide.slide_id)
+        return found
+
 
 def open_project(config: Config, only: Sequence[str] = ()) -> Project:
     """Read the manifest and write the resolved config into the run folder. ``only``: slide ids to work on."""
@@ -105,13 +118,11 @@ def read_manifest(path: Path) -> tuple[SlideRow, ...]:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             header = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = header
             _check_header(path, header)
-            rows = [
-                _row(path, reader.line_num, line) for line in reader if any((v or "").strip() for v in line.values())
-            ]
+            rows = [_row(path, reader.line_num, line) for line in reader if any(line.values())]
     except OSError as error:
         raise ConfigError(f"cannot read the manifest {path}: {error.strerror}; give a CSV in slides:") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -138,6 +149,9 @@ def write_manifest(path: Path, rows: Sequence[SlideRow]) -> None:
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise ConfigError(f"the manifest {path} has two columns {twice[0]!r}; keep one")
     if "path" not in header:
         raise ConfigError(f"the manifest {path} has no 'path' column; its header is {','.join(header) or 'empty'}")
     for name in header:
@@ -148,13 +162,17 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 
 def _row(manifest: Path, number: int, line: dict[str, str]) -> SlideRow:
     where = f"{manifest}, line {number}"
+    if None in line:
+        raise ConfigError(f"{where} has more cells than the header; put quotes round a value with a comma")
     values = {name: (line.get(name) or "").strip() for name in _COLUMNS}
     if not values["path"]:
         raise ConfigError(f"{where}: path is empty")
-    path = (manifest.parent / Path(values["path"]).expanduser()).resolve()
+    path = _path(where, manifest, values["path"])
     slide_id = values["slide_id"] or _slide_id(path)
     if not re.fullmatch(r"[^/\\\x00-\x1f]+", slide_id) or slide_id.startswith(".") or ".zarr" in slide_id:
         raise ConfigError(f"{where}: slide_id {slide_id!r} cannot be a file name; use letters, digits, '_', '-'")
+    if len(slide_id.encode(errors="replace")) > _LONGEST_ID:
+        raise ConfigError(f"{where}: slide_id {slide_id[:40]!r}… is too long for a file name; give a shorter slide_id")
     if values["split"] and values["split"] not in _SPLITS:
         raise ConfigError(f"{where}: split {values['split']!r} must be train, val or test, or empty")
     return SlideRow(
@@ -163,21 +181,27 @@ def _row(manifest: Path, number: int, line: dict[str, str]) -> SlideRow:
         patient_id=values["patient_id"] or slide_id,
         label=values["label"] or None,
         split=values["split"] or None,
-        mpp=_mpp(where, values["mpp"]),
-        annotation=(manifest.parent / values["annotation"]).resolve() if values["annotation"] else None,
+        mpp=parse_mpp(where, values["mpp"]) if values["mpp"] else None,
+        annotation=_path(where, manifest, values["annotation"]) if values["annotation"] else None,
     )
 
 
-def _mpp(where: str, text: str) -> float | None:
-    if not text:
-        return None
+def parse_mpp(where: str, text: str) -> float:
+    """A resolution that a person gave: µm per pixel of level 0. Raises ``ConfigError`` where it cannot be one."""
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{where}: mpp {text!r} must be a positive number (µm per pixel of level 0)")
+    if not 0.01 <= value <= 1000:
+        raise ConfigError(f"{where}: mpp {text!r} must be a number of µm per pixel of level 0, for example 0.25")
     return value
+
+
+def _path(where: str, manifest: Path, text: str) -> Path:
+    try:
+        return (manifest.parent / Path(text).expanduser()).resolve()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(f"{where}: {text!r} is no path ({error})") from error
 
 
 def _slide_id(path: Path) -> str:

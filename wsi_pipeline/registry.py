@@ -79,19 +79,24 @@ class Registry(Generic[T]):
                 return self._entries[f"{prefix}:"]
             return Entry(name, self._import(name))
         close = get_close_matches(name, self._entries, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
         raise UnknownNameError(
             f"there is no {self.kind} called {name!r}{hint} Known: {', '.join(self.names())}; "
             f"or name your own as 'package.module:function'"
         )
 
-    def build(self, name: str, *args: Any, **options: Any) -> T:
-        """Call the factory; an option it does not take raises ``ConfigError`` that lists those it takes."""
+    def check(self, name: str, options: Mapping[str, Any]) -> Entry[T]:
+        """The entry, if there is one and it takes these options; else ``UnknownNameError`` or ``ConfigError``."""
         entry = self.entry(name)
         unknown = sorted(set(options) - set(entry.options))
         if unknown:
             known = ", ".join(sorted(entry.options)) or "none"
             raise ConfigError(f"{self.kind} {name!r} has no option {unknown[0]!r}; it takes: {known}")
+        return entry
+
+    def build(self, name: str, *args: Any, **options: Any) -> T:
+        """Call the factory; an option it does not take raises ``ConfigError`` that lists those it takes."""
+        entry = self.check(name, options)
         if entry.name.endswith(":"):
             args = (name.partition(":")[2], *args)
         return entry.factory(*args, **options)
@@ -108,7 +113,7 @@ class Registry(Generic[T]):
         module_name, _, attribute = name.partition(":")
         try:
             factory: Callable[..., T] = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise UnknownNameError(
                 f"{self.kind} {name!r} cannot be imported ({error}); "
                 f"is {module_name!r} installed in this environment and spelt 'package.module:function'?"

@@ -14,6 +14,7 @@ from rich.table import Table
 from . import __version__
 from .config import Config, ReadConfig, Section
 from .errors import UnknownNameError
+from .project import parse_mpp
 from .registry import Registry
 
 _KINDS = {
@@ -64,7 +65,7 @@ def slide_table(path: Path, mpp: float | None) -> Table:
     from .read import open_slide
 
     table = Table(title=path.name, show_header=False)
-    with open_slide(path, ReadConfig(), mpp) as slide:
+    with open_slide(path, ReadConfig(), None if mpp is None else parse_mpp("--mpp", str(mpp))) as slide:
         table.add_row("reader", slide.reader)
         table.add_row("vendor", slide.vendor)
         table.add_row("mpp (x, y)", f"{slide.mpp[0]:.5g}, {slide.mpp[1]:.5g} µm/px, from {slide.mpp_source}")

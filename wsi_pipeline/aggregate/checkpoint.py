@@ -97,9 +97,13 @@ def load_model(folder: Path, device: torch.device | str) -> tuple[nn.Module, Mod
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}); copy the whole model folder") from error
+        raise ArtifactError(
+            f"{path} cannot be read ({error.strerror}); copy the whole model folder, or run `wsi train` again"
+        ) from error
     if hashlib.sha256(data).hexdigest() != card.weights_sha256:
-        raise ArtifactError(f"{path} is damaged or belongs to another {CARD} (sha256 differs); copy the model again")
+        raise ArtifactError(
+            f"{path} is damaged or belongs to another {CARD} (sha256 differs); copy the model again, or run `wsi train`"
+        )
     try:
         state = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:

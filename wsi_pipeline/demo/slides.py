@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 from tifffile import TiffWriter
 
+from ..engine import cores
 from ..errors import EngineError
 from ..files import Provenance, atomic_path, content_key, is_current, write_made, write_text
 from ..types import UInt8
@@ -76,7 +76,7 @@ def draw_cohort(
     done = len(plans) - len(missing)
     tell = progress or (lambda *_: None)
     tell(done, len(plans))
-    workers = min(workers or os.cpu_count() or 1, len(missing))
+    workers = min(workers or cores(), len(missing))
     if workers <= 1:
         for i, plan in enumerate(missing, start=1):
             _draw_planned(plan, out)

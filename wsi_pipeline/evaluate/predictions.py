@@ -14,7 +14,7 @@ from ..train.table import read_table
 from ..types import Float64, Int64
 
 PROBABILITY = "prob_"
-_NEEDED = {"slide_id", "patient_id", "label", "model", "held_out", "threshold"}
+_NEEDED = {"slide_id", "patient_id", "label", "model", "weights", "held_out", "threshold"}
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Prediction:
     patient_id: str
     label: str
     model: str
+    weights: str  # which members judged, see ``predict.weights_id``
     held_out: bool  # no member that judged it has seen the patient
     threshold: float  # NaN: none
     probabilities: dict[str, float]  # class -> probability, in the model's order
@@ -66,6 +67,7 @@ def _prediction(row: dict[str, str]) -> Prediction:
         patient_id=row["patient_id"],
         label=row["label"],
         model=row["model"],
+        weights=row["weights"],
         held_out=row["held_out"].lower() == "true",
         threshold=float(row["threshold"] or "nan"),
         probabilities=probabilities,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,11 @@ from ..files import (
     file_digest,
     made_path,
     read_key,
+    read_made_by,
     write_made,
     write_text,
 )
+from ..predict import weights_id
 from ..project import Project
 from ..train.table import number, table
 from .bootstrap import Interval, intervals
@@ -29,6 +32,7 @@ from .metrics import METRICS, decide, slide_metrics
 from .predictions import Prediction, Scored, left_out, read_predictions, scored
 from .roc import roc_png
 
+_log = logging.getLogger("wsi_pipeline")
 METRIC_COLUMNS = ("model", "metric", "value", "low", "high", "n_slides", "n_patients")
 MAP_COLUMNS = (
     *("slide_id", "model", "method", "target", "held_out"),
@@ -77,6 +81,8 @@ def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, output: Path, prove
     measured = [(model, model_intervals(model, section)) for model in models]
     maps = score_maps(cohort.maps, section)
     means = channel_means(maps.scores, section)
+    for note in maps.notes:
+        _log.warning("%s", note)  # an annotation that cannot be used costs its slide's maps, and is said aloud
     notes = [note for name in names for note in model_notes(name, rows)] + map_notes(maps)
 
     write_text(output.parent / "metrics.csv", table(METRIC_COLUMNS, _metric_lines(measured)))
@@ -139,13 +145,19 @@ def _slide_maps(
     slides = []
     for slide_id, judgements in judged.items():
         files = [
-            (project.folder.explanation(row.model, method, slide_id), row.held_out)
+            (project.folder.explanation(row.model, method, slide_id), row)
             for row in judgements
             for method in project.config.explain.methods
         ]
-        maps = tuple((path, held_out) for path, held_out in files if path.exists())
+        maps = tuple((path, row.held_out) for path, row in files if path.exists() and _of_same_members(path, row))
         slides.append(SlideMaps(slide_id, judgements[0].patient_id, annotations[slide_id], maps))
     return tuple(slides)
+
+
+def _of_same_members(explanation: Path, row: Prediction) -> bool:
+    """Whether the map is of the members that made the prediction; one of an earlier model is not measured."""
+    members = read_made_by(explanation).get("members", ())
+    return weights_id(str(member[0]) for member in members) == row.weights
 
 
 def _digest(path: Path) -> str | None:

@@ -33,10 +33,16 @@ def run(project: Project, engine: Engine) -> None:
     for label, folders in members.items():
         check_classes(section.classes or (), label, card(folders[0]).classes)
     fitting = fitting_methods(section, {label: one_of_each_kind(folders) for label, folders in members.items()})
+    patients = dict.fromkeys(slide.patient_id for slide in slides)
+    jury = {
+        (label, patient): judges(folders, patient, project.slides_of(patient))[0]
+        for label, folders in members.items()
+        for patient in patients
+    }
     engine.run(
         "explain",
         [
-            _job(project, slide, label, method, judges(folders, slide.patient_id)[0])
+            _job(project, slide, label, method, jury[label, slide.patient_id])
             for label, folders in members.items()
             for method in fitting[label]
             for slide in slides

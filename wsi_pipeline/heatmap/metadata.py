@@ -107,7 +107,7 @@ def omero(name: str, channels: Sequence[Channel]) -> dict[str, Any]:
     return {"name": name, "channels": shown, "rdefs": {"defaultT": 0, "defaultZ": 0, "model": "color"}}
 
 
-def own_block(grid: PatchGrid, cell_px0: int, encoder: str, channels: Sequence[Channel]) -> dict[str, Any]:
+def own_block(grid: PatchGrid, cell_px0: int, channels: Sequence[Channel]) -> dict[str, Any]:
     """What no standard has room for: where the values come from."""
     return {
         "slide_id": grid.slide_id,
@@ -119,7 +119,6 @@ def own_block(grid: PatchGrid, cell_px0: int, encoder: str, channels: Sequence[C
         "patch_side_px0": list(grid.side_px0),
         "patch_stride_px0": list(grid.stride_px0),
         "target_mpp": grid.target_mpp,
-        "encoder": encoder,
         "channels": [asdict(c) | {"extent": list(c.extent), "window": list(c.window)} for c in channels],
     }
 

@@ -57,7 +57,7 @@ class Pyramid:
 
 
 def write_heatmap(
-    path: Path, explanations: Sequence[Explanation], config: HeatmapConfig, encoder: str, provenance: Provenance
+    path: Path, explanations: Sequence[Explanation], config: HeatmapConfig, provenance: Provenance
 ) -> int:
     """Write the pyramid of one slide, one channel an explanation; returns the number of cells painted.
 
@@ -78,7 +78,7 @@ def write_heatmap(
     shapes = level_shapes(raster_shape(grid.slide_size_px0, cell_px0))
     scales = multiscales(grid.slide_id, grid.mpp, cell_px0, len(shapes))
     display = omero(grid.slide_id, channels)
-    own = {_BLOCK: own_block(grid, cell_px0, encoder, channels), "wsi_pipeline": provenance.attributes()}
+    own = {_BLOCK: own_block(grid, cell_px0, channels), "wsi_pipeline": provenance.attributes()}
     with atomic_path(path) as beside:
         group = _create(beside, config.ngff, {"multiscales": [scales], "omero": display}, own)
         levels = [_create_level(group, str(i), (len(scores), *s), config.chunk) for i, s in enumerate(shapes)]

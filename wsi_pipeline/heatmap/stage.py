@@ -25,13 +25,13 @@ def run(project: Project, engine: Engine) -> None:
     engine.run("heatmap", [_job(project, slide.slide_id, find(slide.slide_id)) for slide in slides])
 
 
-def paint_slide(paths: Sequence[Path], config: HeatmapConfig, encoder: str, output: Path, key: str) -> int:
+def paint_slide(paths: Sequence[Path], config: HeatmapConfig, output: Path, key: str) -> int:
     """Write one slide's pyramid from its explanation files. Returns how many cells were painted."""
     from .ngff import write_heatmap
 
     explanations = [e for path in paths for e in read_explanations(path)]
     provenance = Provenance.of(key, "heatmap", config=config.for_key(), channels=[e.label for e in explanations])
-    return write_heatmap(output, explanations, config, encoder, provenance)
+    return write_heatmap(output, explanations, config, provenance)
 
 
 def heatmap_key(project: Project, sources: Sequence[Source]) -> str:
@@ -42,5 +42,5 @@ def heatmap_key(project: Project, sources: Sequence[Source]) -> str:
 
 def _job(project: Project, slide_id: str, sources: Sequence[Source]) -> Job:
     output, key = project.folder.heatmap(slide_id), heatmap_key(project, sources)
-    arguments = ([s.path for s in sources], project.config.heatmap, project.config.embed.encoder, output, key)
+    arguments = ([s.path for s in sources], project.config.heatmap, output, key)
     return Job(slide_id, output, key, paint_slide, arguments)

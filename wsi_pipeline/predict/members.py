@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,7 @@ def ensembles(project: Project) -> dict[str, list[Path]]:
     """
     config = project.config
     groups = _of_folder(config.predict.model) if config.predict.model is not None else _of_run(project, config)
+    _check_plugins(groups, config)
     first = next(iter(groups.values()))[0]
     classes = card(first).classes
     for folder in (folder for members in groups.values() for folder in members):
@@ -41,9 +42,30 @@ def ensembles(project: Project) -> dict[str, list[Path]]:
     return groups
 
 
-def judges(members: Sequence[Path], patient_id: str) -> tuple[tuple[Path, ...], bool]:
-    """The members that have not seen the patient, and True; where all have seen it, all of them, and False."""
-    unseen = tuple(folder for folder in members if patient_id not in card(folder).trained.get("seen_patients", ()))
+def _check_plugins(groups: Mapping[str, Sequence[Path]], config: Config) -> None:
+    """A model.json from elsewhere must not choose which code runs here: the config has to name it, too."""
+    allowed = {choice.name for choice in config.aggregate.models}
+    for folder in (folder for members in groups.values() for folder in members):
+        name = card(folder).model
+        if ":" in name and name not in allowed:
+            raise ArtifactError(
+                f"{folder} names the plug-in {name!r}, which is code; to allow it, --set aggregate.models=['{name}']"
+            )
+
+
+def judges(members: Sequence[Path], patient_id: str, slide_ids: Sequence[str]) -> tuple[tuple[Path, ...], bool]:
+    """The members that have not seen the patient, and True; where all have seen it, all of them, and False.
+
+    ``slide_ids``: the patient's slides. A member that has seen one of them has seen the patient, by whatever name the
+    manifest of its training knew it.
+    """
+
+    def saw(folder: Path) -> bool:
+        trained = card(folder).trained
+        slides = set(trained.get("seen_slides", ()))
+        return patient_id in trained.get("seen_patients", ()) or not slides.isdisjoint(slide_ids)
+
+    unseen = tuple(folder for folder in members if not saw(folder))
     return (unseen, True) if unseen else (tuple(members), False)
 
 

@@ -9,15 +9,17 @@ from pathlib import Path
 from ..embed.device import pick_device
 from ..engine import Engine, Job
 from ..errors import SlideError
-from ..files import Provenance, content_key, discard, is_current, read_key, write_made, write_text
+from ..files import Provenance, content_key, discard, is_current, read_key, write_made_text
 from ..project import Project
 from ..store import read_bag
 from ..train.inference import cpu_threads, fault
 from ..train.table import number, read_table, table
 from ..types import SlideRow
+from . import weights_id
 from .members import card, ensembles, judges, load_members, member_outputs, verdict
 
-_COLUMNS = ("slide_id", "patient_id", "label", "split", "model", "members", "held_out", "threshold", "predicted")
+_WHO = ("slide_id", "patient_id", "label", "split")
+_COLUMNS = (*_WHO, "model", "members", "weights", "held_out", "threshold", "predicted")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def run(project: Project, engine: Engine) -> None:
     engine.run("predict", [_job(project, groups, slide) for slide in slides])
     output = project.folder.predictions
     # What --only leaves out keeps its rows, as long as they are current; a slide that failed loses its own.
-    failed = {failure.slide_id for failure in engine.failures}
+    failed = {failure.slide_id for failure in engine.failures if failure.stage in ("tile", "embed", "predict")}
     kept = [s for s in project.cohort if project.folder.bag(s.slide_id).exists() and s.slide_id not in failed]
     done = [job for job in (_job(project, groups, s) for s in kept) if is_current(job.output, job.key)]
     if not done:
@@ -69,10 +71,11 @@ def predict_slide(
             said = verdict(members, member_outputs(members, bag, device))
             classes = members[0][1].classes
             who = [slide.slide_id, slide.patient_id, slide.label or "", slide.split or ""]
-            how = [jury.model, len(members), str(jury.held_out).lower(), number(said.threshold)]
+            weights = weights_id(c.weights_sha256 for _, c in members)
+            how = [jury.model, len(members), weights, str(jury.held_out).lower(), number(said.threshold)]
             rows.append([*who, *how, classes[said.predicted], *map(number, said.probabilities)])
-    write_text(output, table([*_COLUMNS, *(f"prob_{c}" for c in classes)], rows))
-    write_made(output, Provenance.of(key, "predict"))
+    text = table([*_COLUMNS, *(f"prob_{c}" for c in classes)], rows)
+    write_made_text(output, text, Provenance.of(key, "predict"))
     return len(bag.grid)
 
 
@@ -80,14 +83,14 @@ def join_slides(parts: Sequence[Path], output: Path, key: str) -> int:
     """Write the slides' tables as one, in the manifest's order. Returns its rows."""
     tables = [read_table(path) for path in parts]
     rows = [row for _, lines in tables for row in lines]
-    write_text(output, table(tables[0][0], rows))
-    write_made(output, Provenance.of(key, "predict"))
+    write_made_text(output, table(tables[0][0], rows), Provenance.of(key, "predict"))
     return len(rows)
 
 
 def _job(project: Project, groups: Mapping[str, Sequence[Path]], slide: SlideRow) -> Job:
     output = project.folder.predictions.parent / "slides" / f"{slide.slide_id}.csv"
-    juries = [Jury(model, *judges(members, slide.patient_id)) for model, members in groups.items()]
+    own = project.slides_of(slide.patient_id)
+    juries = [Jury(model, *judges(members, slide.patient_id, own)) for model, members in groups.items()]
     bag, device = project.folder.bag(slide.slide_id), project.config.predict.device
     key = content_key(
         stage="predict",

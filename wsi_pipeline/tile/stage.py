@@ -76,6 +76,7 @@ def tile_slide(task: Task) -> int:
     mask = TissueMask(tissue, overview.side_px0, overview.unreadable_px0)
     grid = patch_grid(facts, mask, config)
     provenance = _provenance(task, notes + more_notes)
+    discard(task.folder.grid(slide_id))  # killed below, the slide is not tiled
     if not task.edited:
         write_outlines(task.folder.tissue(slide_id), tissue_geojson(outlines, slide_id, facts.bounds_px0), task.key)
     overlay = Overlay(outlines, roi, grid, mask.unreadable_px0, _legend(task, mask, grid))

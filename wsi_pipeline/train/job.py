@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..aggregate import models
-from ..aggregate.checkpoint import ModelCard, save_model
+from ..aggregate.checkpoint import CARD, ModelCard, save_model
 from ..embed.device import pick_device
 from ..files import discard, write_text
 from ..types import Float64, SlideRow
@@ -40,6 +40,7 @@ def train_fold(task: FoldTask, folder: Path, key: str) -> int:
         fitted = fit(model, data, task.config, device, folder)
         model.load_state_dict(fitted.weights)
         unseen = predict_bags(model, reader, split.val + split.test, device)
+    (folder / CARD).unlink(missing_ok=True)  # killed below, the fold is not current
     write_text(folder / "log.csv", log_table(fitted))
     write_text(folder / "predictions.csv", predictions_table(task.classes, split, rows, unseen))
     threshold = None
@@ -98,6 +99,7 @@ def _card(task: FoldTask, reader: BagReader, fitted: Fitted, threshold: float | 
             "seed": task.seed,
             "fold": task.split.fold,
             "seen_patients": sorted({patients[s] for s in task.split.train + task.split.val}),
+            "seen_slides": sorted(task.split.train + task.split.val),
             "val_patients": sorted({patients[s] for s in task.split.val}),
             "train_slides": len(task.split.train),
             "val_slides": len(task.split.val),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..engine import Engine, Job
-from ..files import Provenance, content_key, discard, is_current, write_made, write_text
+from ..files import Provenance, content_key, discard, file_digest, is_current, write_made_text
 from ..project import Project
 from ..types import SlideRow
 from .splits import class_order, labelled, make_splits
@@ -25,6 +26,9 @@ def run(project: Project, engine: Engine) -> None:
     """
     slides = labelled(engine.ready("train", project.slides, project.folder.bag, "embed"))
     jobs = _fold_jobs(project, slides, class_order(slides, project.config.train.classes))
+    for job in jobs.values():
+        if not _weights_stand(job.output):
+            discard(job.output)
     engine.run("train", list(jobs.values()))
     output = project.folder.train / "predictions.csv"
     if not all(is_current(job.output, job.key) for job in jobs.values()):
@@ -33,6 +37,15 @@ def run(project: Project, engine: Engine) -> None:
     parts = {fold: job.output.parent / "predictions.csv" for fold, job in jobs.items()}
     key = content_key(stage="train", part="cohort", folds=[(*fold, job.key) for fold, job in jobs.items()])
     engine.run("train", [Job("cohort", output, key, join_folds, (parts, output, key))])
+
+
+def _weights_stand(card: Path) -> bool:
+    """Whether the weights beside a model.json are those it was written for."""
+    try:
+        expected = json.loads(card.read_text(encoding="utf-8"))["weights_sha256"]
+        return bool(file_digest(card.parent / "model.safetensors") == expected)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def train_fold(task: FoldTask, folder: Path, key: str) -> int:
@@ -50,8 +63,7 @@ def join_folds(parts: Mapping[Fold, Path], output: Path, key: str) -> int:
         columns, lines = read_table(path)
         header = ["model", "seed", "fold", *columns]
         rows.extend([*fold, *line] for line in lines)
-    write_text(output, table(header, rows))
-    write_made(output, Provenance.of(key, "train"))
+    write_made_text(output, table(header, rows), Provenance.of(key, "train"))
     return len(rows)
 
 

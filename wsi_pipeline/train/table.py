@@ -25,7 +25,9 @@ def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
     except (OSError, ValueError, csv.Error) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); run the stage that makes it") from error
+        raise ArtifactError(
+            f"{path} cannot be read ({error.__class__.__name__}); delete it and run the stage that makes it"
+        ) from error
     return header, rows
 
 

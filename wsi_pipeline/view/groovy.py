@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from ..files import Provenance, write_made, write_text
+from ..files import Provenance, write_made_text
 from ..types import SlideRow
 
 LOADER = "load_into_qupath.groovy"
@@ -31,8 +31,6 @@ def write_loader(output: Path, slides: Sequence[SlideRow], key: str) -> int:
     """Write the script at ``output`` and the list beside it; returns the number of slides."""
     listing = output.parent / SLIDES
     provenance = Provenance.of(key, "view")
-    write_text(listing, slides_text(slides))
-    write_made(listing, provenance)
-    write_text(output, loader_text())
-    write_made(output, provenance)
+    write_made_text(listing, slides_text(slides), provenance)
+    write_made_text(output, loader_text(), provenance)
     return len(slides)

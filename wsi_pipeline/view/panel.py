@@ -17,7 +17,7 @@ from shapely.geometry.base import BaseGeometry
 
 from ..config import ReadConfig, ViewConfig
 from ..errors import ConfigError, RegionError
-from ..files import Provenance, write_made, write_text
+from ..files import Provenance, write_made_text
 from ..heatmap.metadata import primary
 from ..heatmap.ngff import Pyramid, read_heatmap
 from ..read import open_slide, patch_level, read_overview, read_patch
@@ -104,8 +104,8 @@ def write_panel(inputs: PanelInput, key: str) -> int:
     """
     with open_slide(inputs.slide.path, inputs.read, inputs.slide.mpp) as slide:
         panel = make_panel(inputs, slide)
-    write_text(inputs.output, render("panel.html", panel=panel))
-    write_made(inputs.output, Provenance.of(key, "view", config=inputs.view.for_key()))
+    provenance = Provenance.of(key, "view", config=inputs.view.for_key())
+    write_made_text(inputs.output, render("panel.html", panel=panel), provenance)
     return 1 + len(panel.maps) + len(panel.patches)
 
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from .. import __version__
 from ..config import Config, Section
 from ..engine import Failure
-from ..files import Provenance, write_made, write_text
+from ..files import Provenance, write_made_text
 from ..project import RunFolder
 from ..types import SlideRow
 from .numbers import MapLine, MetricLine, Verdict, read_metrics, read_verdicts
@@ -92,8 +92,7 @@ def write_report(inputs: ReportInput, key: str) -> int:
         script=script,
         script_source=script_source,
     )
-    write_text(folder.report, page)
-    write_made(folder.report, Provenance.of(key, "view", config=inputs.config.view.for_key()))
+    write_made_text(folder.report, page, Provenance.of(key, "view", config=inputs.config.view.for_key()))
     return len(report.slides)
 
 
@@ -108,7 +107,7 @@ def make_report(inputs: ReportInput, folder: RunFolder) -> Report:
     return Report(
         title="Whole-slide report",
         lead=_lead(inputs, failed),
-        facts=_facts(inputs.config, models, inputs.versions),
+        facts=_facts(inputs.config, inputs.slides, models, inputs.versions),
         settings=settings(inputs.config),
         metric_names=metrics.metric_names,
         metrics=metrics.metrics,
@@ -128,9 +127,13 @@ def make_report(inputs: ReportInput, folder: RunFolder) -> Report:
 
 
 def settings(config: Config) -> str:
-    """What decides the results, as YAML: no path of this machine's run, no number of workers."""
+    """What decides the results, as YAML: no folder of this machine, no number of workers."""
     sections = {name: getattr(config, name) for name in type(config).model_fields}
-    chosen = {name: section.for_key() for name, section in sections.items() if isinstance(section, Section)}
+    chosen = {
+        name: {k: getattr(section, k).name if isinstance(getattr(section, k), Path) else v for k, v in values.items()}
+        for name, section in sections.items()
+        if isinstance(section, Section) and (values := section.for_key())
+    }
     return yaml.safe_dump({k: v for k, v in chosen.items() if v}, sort_keys=False, allow_unicode=True)
 
 
@@ -189,13 +192,16 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _facts(config: Config, models: Sequence[str], libraries: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+def _facts(
+    config: Config, slides: Sequence[SlideRow], models: Sequence[str], libraries: Sequence[tuple[str, str]]
+) -> tuple[tuple[str, str], ...]:
     tile, train = config.tile, config.train
+    folds = "the manifest's split" if any(s.split for s in slides) else f"{train.folds} patient-level folds"
     overlap = f", {tile.overlap:.0%} overlap" if tile.overlap else ""
     trained = (
         f"applied from {config.predict.model.name}"
         if config.predict.model
-        else f"{train.folds} patient-level folds × {_count(len(train.seeds), 'seed')}"
+        else f"{folds} × {_count(len(train.seeds), 'seed')}"
     )
     return (
         ("Slides", config.slides.name),

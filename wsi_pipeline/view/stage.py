@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config import ViewConfig
 from ..engine import Engine, Job
-from ..files import Provenance, content_key, file_digest, is_current, read_key, write_made
+from ..files import Provenance, content_key, file_digest, is_current, made_path, read_key, write_made
 from ..heatmap.metadata import primary
 from ..heatmap.sources import Source, source_finder
 from ..heatmap.stage import heatmap_key
@@ -38,6 +38,7 @@ def write_tiles_of(paths: Sequence[Path], first: int, grid: Path, section: ViewC
     from ..tile.contours import mask_polygons
     from .geojson import write_tiles
 
+    made_path(output).unlink(missing_ok=True)  # killed below, the tiles are not current
     of_path = [read_explanations(path) for path in paths]
     before = sum(len(explanations) for explanations in of_path[:first])
     explanations = [e for group in of_path for e in group]
