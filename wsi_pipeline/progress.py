@@ -91,7 +91,8 @@ class Bars:
 
     def _rate(self) -> str:
         seconds = self._seconds()
-        text = f"{self._done / seconds:.2g} {_WHAT.get(self._stage, 'slides')}/s"
+        rate = self._done / seconds
+        text = f"{f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} {_WHAT.get(self._stage, 'slides')}/s"
         if self._units and self._stage in _UNITS:
             text += f", {self._units / seconds:,.0f} {_UNITS[self._stage]}/s"
         return text
