@@ -301,7 +301,7 @@ def test_an_interrupted_report_is_not_taken_for_a_current_one(study: Study, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("wsi_pipeline.evaluate.stage._write_picture", fail)
+        patch.setattr("wsi_pipeline.evaluate.stage.write_bytes", fail)
         study.run(bootstrap=5)
     low = first["models"]["abmil"]["metrics"]["accuracy"]["low"]
     assert float(study.rows("metrics.csv")[4]["low"]) != low

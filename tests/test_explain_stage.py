@@ -260,7 +260,7 @@ def test_features_that_are_no_numbers_cost_their_slide_only(house: House) -> Non
     made, engine = house.run(methods=["attention"])
     assert len(made) == 8
     assert {(f.slide_id, f.error) for f in engine.failures} == {("s1", "SlideError")}
-    assert "first of patch 3 of 5" in engine.failures[0].message
+    assert "first in row 3 of 5" in engine.failures[0].message
     assert not house.path("abmil", "attention", "s1").exists()
     assert house.path("abmil", "attention", "s0").exists()
 

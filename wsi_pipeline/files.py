@@ -45,6 +45,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_or_none(path: Path | None) -> str | None:
+    """``file_digest`` of a file that may be missing, or that nobody named."""
+    return file_digest(path) if path is not None and path.is_file() else None
+
+
 def fingerprint(path: Path, samples: int = 16, sample_bytes: int = 65_536) -> str:
     """Identity of a large file from its size and evenly spaced samples, first and last bytes included.
 
@@ -217,12 +222,17 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole; a file that already says so is not touched."""
-    if path.exists() and path.read_bytes() == text.encode():
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file whole; a file that already holds ``data`` is not touched."""
+    if path.exists() and path.read_bytes() == data:
         return
     with atomic_path(path) as beside:
-        beside.write_text(text, encoding="utf-8", newline="")
+        beside.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """``write_bytes`` in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_made(path: Path, provenance: Provenance) -> None:

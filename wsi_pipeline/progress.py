@@ -26,7 +26,7 @@ class Bars:
 
     def _clear(self) -> None:
         self._begin = time.monotonic()
-        self._done = self._units = self._failed = self._total = self._current = 0
+        self._done = self._units = self._failed = self._current = 0
 
     def started(self, stage: str, total: int, current: int) -> None:
         """A stage may map more than once (folds, then the cohort): its numbers add up until another begins."""
@@ -34,7 +34,6 @@ class Bars:
             self.close()
             self._clear()
             self._stage = stage
-        self._total += total
         self._current += current
         if total > current and self._console.is_terminal:
             self._open(total - current)

@@ -142,11 +142,6 @@ def model_folders(path: Path) -> list[Path]:
     return shown
 
 
-def model_digest(folder: Path) -> str:
-    """sha256 of the model's weights, for the keys of what is made with them."""
-    return load_card(folder).weights_sha256
-
-
 def check_fits(card: ModelCard, bag: FeatureBag, where: str) -> None:
     """Raise ``ArtifactError`` unless ``bag`` holds what the model was trained on; ``where`` names the bag.
 

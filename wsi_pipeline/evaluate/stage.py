@@ -13,13 +13,13 @@ from ..engine import Engine, Job
 from ..errors import ArtifactError
 from ..files import (
     Provenance,
-    atomic_path,
     content_key,
+    digest_or_none,
     discard,
-    file_digest,
     made_path,
     read_key,
     read_made_by,
+    write_bytes,
     write_made,
     write_text,
 )
@@ -65,7 +65,7 @@ def run(project: Project, engine: Engine) -> None:
         config=section.for_key(),
         predictions=read_key(path),
         maps=[[s.slide_id, s.patient_id, [[held_out, read_key(m)] for m, held_out in s.maps]] for s in cohort.maps],
-        annotations={s.slide_id: _digest(s.annotation) for s in cohort.maps if s.annotation},
+        annotations={s.slide_id: digest_or_none(s.annotation) for s in cohort.maps if s.annotation},
     )
     output = project.folder.evaluate / "report.json"
     provenance = Provenance.of(key, "evaluate", config=section.for_key())
@@ -87,7 +87,11 @@ def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, output: Path, prove
 
     write_text(output.parent / "metrics.csv", table(METRIC_COLUMNS, _metric_lines(measured)))
     write_text(output.parent / "maps.csv", table(MAP_COLUMNS, map(_map_line, maps.scores)))
-    _write_picture(output.parent / "roc.png", roc_png(models) if _two_sided(models) else None)
+    picture = output.parent / "roc.png"
+    if _two_sided(models):
+        write_bytes(picture, roc_png(models))
+    else:
+        discard(picture)
     report = {
         "models": {model.model: _model_report(model, found) for model, found in measured},
         "maps": [_channel_report(*mean) for mean in means],
@@ -160,22 +164,9 @@ def _of_same_members(explanation: Path, row: Prediction) -> bool:
     return weights_id(str(member[0]) for member in members) == row.weights
 
 
-def _digest(path: Path) -> str | None:
-    """None where the annotation is missing; the report says so."""
-    return file_digest(path) if path.is_file() else None
-
-
 def _two_sided(models: Sequence[Scored]) -> bool:
     """Whether there is one curve to draw."""
     return any(len(set(model.truth.tolist())) > 1 for model in models)
-
-
-def _write_picture(path: Path, data: bytes | None) -> None:
-    if data is None:
-        discard(path)
-    elif not path.exists() or path.read_bytes() != data:
-        with atomic_path(path) as beside:
-            beside.write_bytes(data)
 
 
 def _metric_lines(measured: Sequence[tuple[Scored, dict[str, Interval]]]) -> list[list[object]]:

@@ -12,13 +12,13 @@ from ..aggregate.checkpoint import check_fits
 from ..config import ExplainConfig
 from ..embed.device import pick_device
 from ..engine import Engine, Job
-from ..errors import ConfigError, EmptySlideError, SlideError, UnknownNameError
+from ..errors import ConfigError, SlideError, UnknownNameError
 from ..files import Provenance, content_key, read_key
 from ..predict.members import card, ensembles, judges, load_members, member_outputs, verdict
 from ..project import Project
 from ..store import read_bag, write_explanations
-from ..train.inference import bag_tensors, cpu_threads
-from ..types import Explanation, FeatureBag, Float32, SlideRow
+from ..train.inference import bag_tensors, cpu_threads, fault
+from ..types import Explanation, Float32, SlideRow
 from . import Explainer, explainers
 
 
@@ -127,7 +127,8 @@ def explain_slide(
     device = pick_device(section.device)
     explainer = explainers.build(method)
     bag = read_bag(bag_path)
-    check_bag(bag, bag_path)
+    if reason := fault(bag):
+        raise SlideError(f"the bag {bag_path} {reason}")
     with cpu_threads(1):
         members = load_members(folders, str(device))
         for _, of_model in members:
@@ -150,18 +151,6 @@ def explain_slide(
     ]
     write_explanations(output, explanations, provenance)
     return len(bag.grid)
-
-
-def check_bag(bag: FeatureBag, path: Path) -> None:
-    """Raise where the bag has no patch, or one whose features are no numbers."""
-    if not len(bag.grid):
-        raise EmptySlideError(f"the bag {path} holds no patch; look at the slide's tissue mask")
-    broken = np.flatnonzero(~np.isfinite(bag.features).all(axis=1))
-    if len(broken):
-        raise SlideError(
-            f"the bag {path} has features that are no numbers, first of patch {broken[0]} of {len(bag.grid)}; "
-            f"embed the slide again, with --set embed.dtype=float32 where float16 overflows"
-        )
 
 
 def target_classes(wanted: Sequence[str] | None, classes: Sequence[str], predicted: Callable[[], int]) -> list[int]:

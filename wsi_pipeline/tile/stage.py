@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from shapely.geometry import MultiPolygon
 from ..config import ReadConfig, TileConfig
 from ..engine import Engine, Job
 from ..errors import ConfigError
-from ..files import Provenance, atomic_path, content_key, discard, file_digest, fingerprint, write_made
+from ..files import Provenance, content_key, discard, file_digest, fingerprint, write_bytes, write_made
 from ..project import Project, RunFolder
 from ..read import Overview, open_slide, read_overview
 from ..read.resample import area_mean
@@ -80,7 +79,9 @@ def tile_slide(task: Task) -> int:
     if not task.edited:
         write_outlines(task.folder.tissue(slide_id), tissue_geojson(outlines, slide_id, facts.bounds_px0), task.key)
     overlay = Overlay(outlines, roi, grid, mask.unreadable_px0, _legend(task, mask, grid))
-    _write_picture(task.folder.quality(slide_id), quality_picture(picture.rgb, picture.side_px0, overlay), provenance)
+    quality = task.folder.quality(slide_id)
+    write_bytes(quality, quality_picture(picture.rgb, picture.side_px0, overlay))
+    write_made(quality, provenance)
     require_patches(grid, mask, config)
     write_grid(task.folder.grid(slide_id), grid, mask, provenance)
     return len(grid)
@@ -175,10 +176,3 @@ def _legend(task: Task, mask: TissueMask, grid: PatchGrid) -> str:
         f"{grid.slide_id}   {mpp} um/px   tissue {mask.tissue.mean():.1%} ({origin})   "
         f"{len(grid)} patches of {grid.side_px} px at {grid.target_mpp:.4g} um/px"
     )
-
-
-def _write_picture(path: Path, jpeg: bytes, provenance: Provenance) -> None:
-    if not path.exists() or path.read_bytes() != jpeg:
-        with atomic_path(path) as beside:
-            beside.write_bytes(jpeg)
-    write_made(path, provenance)

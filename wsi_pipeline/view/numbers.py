@@ -45,15 +45,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class MetricLine:
-    """One model's metrics."""
+class Line:
+    """One model's metrics, or one map's."""
 
     name: str
     cells: tuple[Cell, ...]
     slides: int
-
-
-MapLine = MetricLine
 
 
 @dataclass(frozen=True)
@@ -61,9 +58,9 @@ class Metrics:
     """The tables of evaluate; empty where it was not run."""
 
     metric_names: tuple[str, ...] = ()
-    metrics: tuple[MetricLine, ...] = ()
+    metrics: tuple[Line, ...] = ()
     map_names: tuple[str, ...] = ()
-    maps: tuple[MapLine, ...] = ()
+    maps: tuple[Line, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -99,12 +96,12 @@ def read_metrics(path: Path) -> Metrics:
         return Metrics(
             tuple(_NAMES.get(name, name) for name in metric_keys),
             tuple(
-                MetricLine(name, tuple(_cell(model["metrics"].get(k)) for k in metric_keys), model["n_slides"])
+                Line(name, tuple(_cell(model["metrics"].get(k)) for k in metric_keys), model["n_slides"])
                 for name, model in models.items()
             ),
             tuple(_NAMES.get(name, name) for name in map_keys),
             tuple(
-                MapLine(
+                Line(
                     f"{m['model']} {m['method']}: {m['target']}",
                     tuple(_cell(m.get(k)) for k in map_keys),
                     m["n_slides"],

@@ -19,7 +19,7 @@ from ..engine import Failure
 from ..files import Provenance, write_made_text
 from ..project import RunFolder
 from ..types import SlideRow
-from .numbers import MapLine, MetricLine, Verdict, read_metrics, read_verdicts
+from .numbers import Line, Verdict, read_metrics, read_verdicts
 from .pages import inline, render, source_text, uid
 from .pictures import bar_uri
 
@@ -63,9 +63,9 @@ class Report:
     facts: tuple[tuple[str, str], ...]
     settings: str
     metric_names: tuple[str, ...]
-    metrics: tuple[MetricLine, ...]
+    metrics: tuple[Line, ...]
     map_names: tuple[str, ...]
-    maps: tuple[MapLine, ...]
+    maps: tuple[Line, ...]
     notes: tuple[str, ...]
     roc: str | None
     models: tuple[str, ...]

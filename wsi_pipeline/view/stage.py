@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config import ViewConfig
 from ..engine import Engine, Job
-from ..files import Provenance, content_key, file_digest, is_current, made_path, read_key, write_made
+from ..files import Provenance, content_key, digest_or_none, is_current, made_path, read_key, write_made
 from ..heatmap.metadata import primary
 from ..heatmap.sources import Source, source_finder
 from ..heatmap.stage import heatmap_key
@@ -90,7 +90,7 @@ def _panel_job(project: Project, slide: SlideRow, sources: Sequence[Source]) -> 
         name=slide.path.name,
         mpp=slide.mpp,
         tumour_classes=config.evaluate.tumour_classes,
-        annotation=_digest(slide.annotation),
+        annotation=digest_or_none(slide.annotation),
         upstream=[read_key(path) if path else None for path in (grid, inputs.heatmap, first)],
     )
     return Job(slide.slide_id, output, key, write_panel, (inputs, key))
@@ -122,7 +122,7 @@ def _report_job(project: Project, engine: Engine, panels: dict[str, Job]) -> Job
         manifest=project.config.slides.name,
         panels={name: read_key(path) for name, path in standing.items()},
         files=shown,
-        numbers=[_digest(path) for path in numbers],
+        numbers=[digest_or_none(path) for path in numbers],
         failures=[vars(f) for f in inputs.failures],
         versions=inputs.versions,
     )
@@ -131,7 +131,3 @@ def _report_job(project: Project, engine: Engine, panels: dict[str, Job]) -> Job
 
 def _first(sources: Sequence[Source]) -> int:
     return primary([(s.model, s.method) for s in sources])
-
-
-def _digest(path: Path | None) -> str | None:
-    return file_digest(path) if path is not None and path.is_file() else None
