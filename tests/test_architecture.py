@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "wsi_pipeline"
 ORDER = """
-    errors types geometry registry config files store project engine
+    errors types geometry registry recipes sections config files store project engine
     read tile embed aggregate train predict explain heatmap evaluate view demo
     pipeline apply tables progress cli __main__
 """

@@ -16,7 +16,7 @@ from .errors import ConfigError
 from .files import write_text
 from .types import SlideRow
 
-_COLUMNS = ("slide_id", "path", "patient_id", "label", "split", "mpp", "annotation")
+_COLUMNS = ("slide_id", "path", "patient_id", "label", "split", "mpp", "annotation", "time", "event", "site")
 _LONGEST_ID = 200  # bytes; file systems take 255, and endings are added
 _SPLITS = {"train", "val", "test"}
 
@@ -58,6 +58,10 @@ class RunFolder:
     @property
     def predictions(self) -> Path:
         return self.root / "predict" / "predictions.csv"
+
+    @property
+    def patients(self) -> Path:
+        return self.root / "predict" / "patients.csv"
 
     @property
     def evaluate(self) -> Path:
@@ -183,7 +187,27 @@ def _row(manifest: Path, number: int, line: dict[str, str]) -> SlideRow:
         split=values["split"] or None,
         mpp=parse_mpp(where, values["mpp"]) if values["mpp"] else None,
         annotation=_path(where, manifest, values["annotation"]) if values["annotation"] else None,
+        time=_time(where, values["time"]) if values["time"] else None,
+        event=_event(where, values["event"]) if values["event"] else None,
+        site=values["site"],
     )
+
+
+def _time(where: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value < float("inf"):
+        raise ConfigError(f"{where}: time {text!r} must be a number that is not negative, in one unit for all slides")
+    return value
+
+
+def _event(where: str, text: str) -> bool:
+    known = {"1": True, "true": True, "0": False, "false": False}
+    if text.lower() not in known:
+        raise ConfigError(f"{where}: event {text!r} must be 1 (seen) or 0 (censored)")
+    return known[text.lower()]
 
 
 def parse_mpp(where: str, text: str) -> float:

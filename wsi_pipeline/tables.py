@@ -90,7 +90,9 @@ def config_table(section: str | None) -> Table:
             for key, inner in type(field.default).model_fields.items():
                 runtime = isinstance(inner.json_schema_extra, dict) and "runtime" in inner.json_schema_extra
                 default = inner.get_default(call_default_factory=True, validated_data={})
-                table.add_row(f"{name}.{key}{'*' if runtime else ''}", _plain(default), inner.description or "")
+                table.add_row(
+                    f"{name}.{inner.alias or key}{'*' if runtime else ''}", _plain(default), inner.description or ""
+                )
         else:
             table.add_row(name, "(must be given)", field.description or "")
     return table

@@ -62,6 +62,9 @@ class SlideRow:
     split: str | None = None  # "train", "val" or "test"
     mpp: float | None = None
     annotation: Path | None = None
+    time: float | None = None  # survival: follow-up, in any unit that all slides share
+    event: bool | None = None  # survival: whether the event was seen at ``time``; False: censored
+    site: str = ""  # where the patient was treated; for site-preserving folds
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,22 @@ class MILModel(Protocol):
         ...
 
 
+class TrainingOutput(NamedTuple):
+    """What a model with a training loss of its own gives for one bag."""
+
+    streams: tuple[tuple[float, Tensor], ...]  # (weight, logits (C,)): each is given the task's loss; as many every bag
+    extra: Tensor  # () what is added to the loss as it is: an instance loss, a graph's cut; 0 where there is nothing
+
+
+@runtime_checkable
+class OwnTraining(Protocol):
+    """A model whose loss is not just the task's on its logits: sum of weight * task loss(logits) + extra."""
+
+    def training_output(self, features: Tensor, xy: Tensor, label: int | None) -> TrainingOutput:
+        """Like a call, in training. ``label``: the bag's class index; None where the task has no single class."""
+        ...
+
+
 @runtime_checkable
 class Additive(Protocol):
     """A model whose logits are a sum over patches: ``logits == bias() + evidence(features, xy).sum(0)``.

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
@@ -43,6 +43,10 @@ class ModelCard:
     threshold: float | None  # on the positive class's probability, from validation; None for more than two classes
     trained: dict[str, Any]  # fold, seed, patients held out and the like; anything JSON can hold
     weights_sha256: str = ""  # of model.safetensors; filled in by save_model
+    task: Literal["classification", "multilabel", "regression", "survival"] = "classification"
+    bag: Literal["slide", "patient"] = "slide"  # what one bag of its training was
+    temperature: Annotated[float, Field(gt=0)] | None = None  # what logits are divided by, from validation
+    calibration: tuple[float, ...] = ()  # nonconformity of validation patients, for prediction sets
 
 
 def save_model(folder: Path, model: nn.Module, card: ModelCard, key: str) -> None:
