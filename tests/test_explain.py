@@ -18,7 +18,7 @@ from wsi_pipeline.explain.alone import batches, logits_alone
 from wsi_pipeline.explain.target import contrast
 
 DIM = 8
-SMALL = {"hidden": 16, "attention_dim": 4, "heads": 2, "landmarks": 4, "dropout": 0.5}
+SMALL = {"hidden": 16, "attention_dim": 4, "heads": 2, "landmarks": 4, "nodes": 8, "dropout": 0.5}
 METHODS = explainers.names()
 MODELS = models.names()
 TRANSMILS: list[dict[str, Any]] = [

@@ -13,13 +13,14 @@ import pytest
 import torch
 from test_train_data import DIM, planted_features, planted_project, write_bag
 
-from wsi_pipeline.aggregate import MILOutput, models
+from wsi_pipeline.aggregate import models
 from wsi_pipeline.aggregate.checkpoint import ModelCard, load_model, save_model
 from wsi_pipeline.config import PredictConfig, build_config
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import ArtifactError, WsiError
 from wsi_pipeline.predict import stage
-from wsi_pipeline.predict.members import Verdict, ensembles, judges, load_members, member_outputs, verdict
+from wsi_pipeline.predict.members import ensembles, judges, load_members, member_logits
+from wsi_pipeline.predict.verdict import Verdict, columns, verdict, votes
 from wsi_pipeline.project import Project, RunFolder
 from wsi_pipeline.store import read_bag
 from wsi_pipeline.train import stage as train_stage
@@ -109,7 +110,8 @@ def apply(tmp_path: Path, model: Path, slides: int = 2, **sections: Any) -> Proj
 def test_every_slide_has_a_row_a_model_in_the_order_of_the_manifest(run_once: Project) -> None:
     header, _ = read_table(run_once.folder.predictions)
     columns = (
-        "slide_id patient_id label split model members weights held_out threshold predicted prob_normal prob_tumour"
+        "slide_id patient_id label split model task members weights held_out threshold predicted "
+        "prob_normal prob_tumour calibrated_normal calibrated_tumour entropy aleatoric epistemic set"
     )
     assert header == columns.split()
     assert list(predictions(run_once)) == [(f"s{i:02d}", m) for i in range(14) for m in ("mean", "ab")]
@@ -274,7 +276,10 @@ def test_a_bag_with_features_that_are_no_numbers_costs_its_slide(tmp_path: Path)
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        ({"classes": ("benign", "tumour")}, "predicts benign, tumour, but .* normal, tumour; give predict.model"),
+        (
+            {"classes": ("benign", "tumour")},
+            r"predicts benign, tumour \(.*\), but .* normal, tumour \(.*\); give",
+        ),
         ({"options": {"hidden": 5}}, "are both 'mean' but differ in their options"),
     ],
 )
@@ -306,21 +311,127 @@ def test_members_are_loaded_once_frozen_and_ready_to_judge(tmp_path: Path) -> No
     assert not first.training
     assert not any(p.requires_grad for p in first.parameters())
     write_bag(RunFolder(tmp_path).bag("s"), planted_features("s", False))
-    (output,) = member_outputs(load_members([folder], "cpu"), read_bag(RunFolder(tmp_path).bag("s")), "cpu")
-    assert output.logits.shape == (2,)
+    logits = member_logits(load_members([folder], "cpu"), [read_bag(RunFolder(tmp_path).bag("s"))], "cpu")
+    assert logits.shape == (1, 2)
     save(folder, [], seed=1)
     assert load_members([folder], "cpu")[0][0] is not first
 
 
+def said_of(probabilities: list[float], threshold: float | None) -> Verdict:
+    numbers, names = np.array(probabilities), ("a", "b", "c")[: len(probabilities)]
+    return Verdict("classification", names, numbers, numbers, threshold, 0.0, 0.0, 0.0, None)
+
+
 def test_of_two_classes_the_threshold_decides_and_of_more_the_likeliest() -> None:
-    assert Verdict(np.array([0.6, 0.4]), 0.4).predicted == 1
-    assert Verdict(np.array([0.6, 0.4]), 0.400001).predicted == 0
-    assert Verdict(np.array([0.2, 0.5, 0.3]), None).predicted == 1
+    assert said_of([0.6, 0.4], 0.4).predicted == 1
+    assert said_of([0.6, 0.4], 0.400001).predicted == 0
+    assert said_of([0.2, 0.5, 0.3], None).predicted == 1
 
 
-def test_three_classes_are_joined_without_a_threshold(tmp_path: Path) -> None:
-    members = load_members([save(tmp_path / "m", [], classes=("a", "b", "c"), threshold=None)], "cpu") * 2
-    outputs = [MILOutput(torch.log(torch.tensor(p)), None) for p in ([0.2, 0.2, 0.6], [0.2, 0.6, 0.2])]
-    said = verdict(members, outputs)
+def card_of(**facts: Any) -> ModelCard:
+    given: dict[str, Any] = {
+        "model": "mean",
+        "options": {},
+        "classes": ("a", "b", "c"),
+        "encoder": "lite0",
+        "encoder_options": {},
+        "weights_digest": "d0",
+        "dim": DIM,
+        "target_mpp": 0.5,
+        "side_px": 224,
+        "threshold": None,
+        "trained": {},
+    }
+    return ModelCard(**(given | facts))
+
+
+def test_three_classes_are_joined_without_a_threshold() -> None:
+    cards = [card_of(), card_of()]
+    logits = np.log([[0.2, 0.2, 0.6], [0.2, 0.6, 0.2]])
+    said = verdict(cards, votes(cards, logits, logits[:0]), PredictConfig())
     assert said.threshold is None
-    assert said.probabilities.tolist() == pytest.approx([0.2, 0.4, 0.4], abs=1e-6)
+    assert said.outcome.tolist() == pytest.approx([0.2, 0.4, 0.4], abs=1e-6)
+    assert said.epistemic == pytest.approx(said.entropy - said.aleatoric)
+    assert said.epistemic > 0.1
+
+
+def test_the_temperature_changes_the_calibrated_probability_only() -> None:
+    cards = [card_of(temperature=2.0)]
+    logits = np.array([[1.0, 2.0, 4.0]])
+    said = verdict(cards, votes(cards, logits, logits[:0]), PredictConfig())
+    soft = [np.exp([1.0, 2.0, 4.0]), np.exp([0.5, 1.0, 2.0])]
+    assert said.outcome.tolist() == pytest.approx((soft[0] / soft[0].sum()).tolist(), abs=1e-6)
+    assert said.calibrated.tolist() == pytest.approx((soft[1] / soft[1].sum()).tolist(), abs=1e-6)
+
+
+def test_who_abstains_names_no_class_unless_the_set_holds_just_one() -> None:
+    cards = [card_of(calibration=(0.1,) * 30)]
+    sure, unsure = (np.log([p]) for p in ([0.01, 0.01, 0.98], [0.3, 0.3, 0.4]))
+    words = {
+        name: verdict(cards, votes(cards, z, z[:0]), PredictConfig(alpha=0.1)).word(abstain=True)
+        for name, z in (("sure", sure), ("unsure", unsure))
+    }
+    assert words == {"sure": "c", "unsure": "abstain"}
+
+
+def test_the_tasks_have_their_own_words_and_columns() -> None:
+    several = card_of(task="multilabel", temperature=1.0)
+    said = verdict([several], votes([several], np.array([[3.0, -3.0, 0.1]]), np.zeros((0, 3))), PredictConfig())
+    assert said.word(abstain=False) == "a;c"
+    assert [c.partition("_")[0] for c in columns("multilabel", "abc")][2:] == [
+        *["prob"] * 3, *["calibrated"] * 3, "entropy", "aleatoric", "epistemic"
+    ]  # fmt: skip
+    value = card_of(task="regression", classes=("value",), scale=(600.0, 10.0))
+    said = verdict([value] * 2, votes([value] * 2, np.array([[1.0], [2.0]]), np.zeros((0, 1))), PredictConfig())
+    assert said.outcome.tolist() == [615.0]
+    assert said.epistemic == 25.0
+    assert columns("regression", ("value",)) == ["threshold", "predicted", "value", "epistemic"]
+
+
+def patients(project: Project) -> dict[tuple[str, str], dict[str, str]]:
+    header, rows = read_table(project.folder.patients)
+    found = [dict(zip(header, row, strict=True)) for row in rows]
+    return {(row["patient_id"], row["model"]): row for row in found}
+
+
+def test_a_patient_is_the_mean_of_its_slides(run_once: Project) -> None:
+    slides, of_patient = predictions(run_once), patients(run_once)
+    assert len(of_patient) == 2 * len({s.patient_id for s in run_once.slides})
+    own = of_patient["p00", "ab"]  # slides s00 and s02
+    assert (own["slides"], own["label"]) == ("2", "normal")
+    mean = np.mean([float(slides[s, "ab"]["prob_tumour"]) for s in ("s00", "s02")])
+    assert float(own["prob_tumour"]) == pytest.approx(mean, abs=2e-6)
+    alone = of_patient["p04", "ab"]
+    assert {k: alone[k] for k in alone if k != "slides"} == {
+        k: v for k, v in slides["s04", "ab"].items() if k not in ("slide_id", "split")
+    }
+
+
+def test_a_patient_whose_slides_were_one_bag_in_training_is_judged_by_one(tmp_path: Path) -> None:
+    project = apply(tmp_path, save(tmp_path / "model", [], bag="patient"), slides=4)
+    assert predict(project) == []
+    row = patients(project)["p00", "mean"]
+    features = np.concatenate([read_bag(project.folder.bag(s)).features for s in ("s00", "s02")])
+    model, _ = load_model(tmp_path / "model", "cpu")
+    with torch.no_grad():
+        logits = model(torch.from_numpy(features).float(), torch.zeros(len(features), 2)).logits
+    assert float(row["prob_tumour"]) == pytest.approx(float(logits.softmax(0)[1]), abs=2e-6)
+
+
+def test_passes_with_dropout_add_uncertainty_and_change_no_probability(tmp_path: Path) -> None:
+    options = {"hidden": 64, "dropout": 0.5}
+    project = apply(tmp_path, save(tmp_path / "model", [], options=options))
+    assert predict(project) == []
+    plain = predictions(project)["s00", "mean"]
+    passes = moved(project, predict={"model": str(tmp_path / "model"), "mc_dropout": 8})
+    assert predict(passes) == []
+    wavering = predictions(passes)["s00", "mean"]
+    assert float(plain["epistemic"]) == 0.0
+    assert float(wavering["epistemic"]) > 1e-5
+    assert plain["prob_tumour"] == wavering["prob_tumour"]
+    before = files(project.config.out)
+    (project.config.out / "predict/slides/s00.csv").unlink()
+    text = project.folder.predictions.read_bytes()
+    assert predict(passes) == []
+    assert project.folder.predictions.read_bytes() == text  # drawn the same again
+    assert before.keys() == files(project.config.out).keys()

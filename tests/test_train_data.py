@@ -17,7 +17,7 @@ from wsi_pipeline.errors import ArtifactError
 from wsi_pipeline.files import Provenance, content_key
 from wsi_pipeline.project import Project, RunFolder
 from wsi_pipeline.store import BagWriter
-from wsi_pipeline.train.data import BagReader, FoldData
+from wsi_pipeline.train.data import BagReader, FoldData, Sampling
 from wsi_pipeline.train.sampling import epoch_order, patch_rows, stream
 from wsi_pipeline.types import Float32, PatchGrid, SlideRow
 
@@ -108,13 +108,14 @@ def fold(tmp_path: Path) -> FoldData:
     paths = {s: tmp_path / f"{s}.h5" for s in ("n1", "n2", "t1", "v1")}
     for slide_id, path in paths.items():
         write_bag(path, planted_features(slide_id, slide_id == "t1"))
-    return FoldData(BagReader(paths), ("n1", "n2", "t1"), ("v1",), {"n1": 0, "n2": 0, "t1": 1, "v1": 0}, 7, 2)
+    targets = {s: (float(s == "t1"),) for s in paths}
+    return FoldData(BagReader(paths), ("n1", "n2", "t1"), ("v1",), targets, 7, 2)
 
 
 def test_an_epoch_is_the_same_however_often_and_in_whatever_order_it_is_asked_for(fold: FoldData) -> None:
-    later = [b.features.numpy() for b in fold.training(1, balanced=True, max_patches=5)]
-    first = [b.features.numpy() for b in fold.training(0, balanced=True, max_patches=5)]
-    again = [b.features.numpy() for b in fold.training(0, balanced=True, max_patches=5)]
+    later = [b.features.numpy() for (b,) in fold.training(1, balanced=True, sampling=Sampling(5))]
+    first = [b.features.numpy() for (b,) in fold.training(0, balanced=True, sampling=Sampling(5))]
+    again = [b.features.numpy() for (b,) in fold.training(0, balanced=True, sampling=Sampling(5))]
     assert len(first) == 4  # ceil(3 / 2) of each class
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, later, strict=True))
@@ -122,18 +123,18 @@ def test_an_epoch_is_the_same_however_often_and_in_whatever_order_it_is_asked_fo
 
 def test_features_and_positions_of_a_sample_belong_together(fold: FoldData) -> None:
     whole = {
-        row.tobytes(): tuple(xy) for b in fold.validation() for row, xy in zip(*map(np.asarray, b[:2]), strict=True)
+        row.tobytes(): tuple(xy) for (b,) in fold.validation() for row, xy in zip(*map(np.asarray, b[:2]), strict=True)
     }
-    bags = FoldData(fold.reader, ("v1",), ("v1",), fold.labels, 0, 0)
-    (sample,) = bags.training(0, balanced=False, max_patches=7)
+    bags = FoldData(fold.reader, ("v1",), ("v1",), fold.targets, 0, 0)
+    ((sample,),) = bags.training(0, balanced=False, sampling=Sampling(7))
     assert sample.features.shape == (7, DIM)
     for row, xy in zip(sample.features.numpy(), sample.xy.numpy(), strict=True):
         assert whole[row.tobytes()] == tuple(xy)
 
 
 def test_validation_sees_whole_bags_as_stored_with_positions_in_strides(fold: FoldData) -> None:
-    (bag,) = fold.validation()
-    assert bag.label == 0
+    ((bag,),) = fold.validation()
+    assert bag.target.tolist() == [0.0]
     assert np.array_equal(bag.features.numpy(), planted_features("v1", False).astype(np.float16))
     assert bag.xy.tolist() == [[i % 8, i // 8] for i in range(PATCHES)]
 

@@ -24,7 +24,8 @@ from wsi_pipeline.store import read_bag
 from wsi_pipeline.train import stage
 from wsi_pipeline.train.data import FoldData
 from wsi_pipeline.train.inference import bag_output, probabilities
-from wsi_pipeline.train.module import lr_factor, macro_auroc
+from wsi_pipeline.train.losses import macro_auroc
+from wsi_pipeline.train.optimizer import lr_factor
 from wsi_pipeline.train.table import read_table
 
 
@@ -339,3 +340,11 @@ def test_models_carry_no_time_and_no_path(trained: Project) -> None:
     text = (trained.folder.fold("abmil", 0, 0) / "model.json").read_text()
     assert str(trained.config.out) not in text
     assert set(json.loads(text)["made_by"]) == {"program", "version", "stage"}
+
+
+def test_the_last_epochs_weights_are_kept_when_asked_for(tmp_path: Path) -> None:
+    project = planted_project(tmp_path, 12, train={"epochs": 6, "patience": 1, "lr": 0.05, "keep": "last"})
+    assert train(project)[1] == []
+    for fold in (0, 1):
+        trained = load_card(project.folder.fold("abmil", 0, fold)).trained
+        assert (trained["epochs"], trained["best_epoch"]) == (6, 6)

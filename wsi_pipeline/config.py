@@ -151,7 +151,8 @@ def _anchored(config: Config, base: Path) -> Config:
     return anchored
 
 
-_ONE_FOR_ALL = {"task", "bag", "folds", "site_preserving", "val_fraction", "seeds", "classes", "tensorboard"}
+_ONE_FOR_ALL = {"task", "bag", "folds", "site_preserving", "val_fraction", "seeds", "classes"}
+_ONE_FOR_ALL |= {"tensorboard", "state_every_s"}
 
 
 def train_of(section: TrainConfig, choice: ModelChoice) -> TrainConfig:

@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config import Config
+from .config import Config, train_of
 from .engine import Engine, Failure, Observer
 from .errors import ArtifactError, ConfigError
 from .files import discard, write_text
@@ -72,6 +72,7 @@ def check_names(config: Config, stages: Sequence[str]) -> None:
 
         for choice in config.aggregate.models:
             models.check(choice.name, choice.options)
+            train_of(config.train, choice)
     if "explain" in stages:
         from .explain import explainers
 
@@ -81,12 +82,15 @@ def check_names(config: Config, stages: Sequence[str]) -> None:
 
 def check_splits(project: Project) -> None:
     """The manifest's labels and patients can be split. Raises ``ConfigError`` before a slide is read for nothing."""
-    from .train.splits import class_order, labelled, make_splits
+    from .train.splits import labelled, make_splits
+    from .train.targets import outputs, units
 
-    rows = labelled(project.cohort)
-    class_order(rows, project.config.train.classes)
-    for seed in project.config.train.seeds:
-        make_splits(rows, project.config.train, seed)
+    config = project.config.train
+    rows = labelled(project.cohort, config.task)
+    outputs(rows, config)
+    units(rows, config.bag)
+    for seed in config.seeds:
+        make_splits(rows, config, seed)
 
 
 def read_failures(path: Path) -> list[Failure]:

@@ -41,7 +41,7 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 class Section(BaseModel):
     """A part of the config: frozen, and a key that it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     def for_key(self) -> dict[str, Any]:
         """What decides the result: every field that is not marked ``runtime``, JSON-ready."""
@@ -167,6 +167,9 @@ class TrainConfig(Section):
     recipe: str = Field("house", description=f"values of a paper for what is not set here: {', '.join(RECIPES)}")
     epochs: Count = 50
     patience: Count = Field(10, description="epochs without a better validation loss before training stops")
+    keep: Literal["best", "last"] = Field(
+        "best", description="the weights of the epoch with the best validation loss, or of the last epoch"
+    )
     loss: Literal["cross_entropy", "weighted", "symmetric"] = Field(
         "cross_entropy", description="of classes; weighted: by inverse frequency; symmetric: robust to wrong labels"
     )
@@ -194,6 +197,9 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
     threads: Count = Field(1, description="CPU threads of one fold; changes the last bits of the result")
+    state_every_s: Annotated[float, Field(ge=0)] = _runtime(
+        60.0, "seconds between the states from which a stopped fold goes on"
+    )
     tensorboard: bool = _runtime(False, "also write TensorBoard logs")
 
     @model_validator(mode="before")

@@ -45,6 +45,7 @@ class ModelCard:
     weights_sha256: str = ""  # of model.safetensors; filled in by save_model
     task: Literal["classification", "multilabel", "regression", "survival"] = "classification"
     bag: Literal["slide", "patient"] = "slide"  # what one bag of its training was
+    scale: tuple[float, float] = (0.0, 1.0)  # regression: value = scale[0] + scale[1] * output
     temperature: Annotated[float, Field(gt=0)] | None = None  # what logits are divided by, from validation
     calibration: tuple[float, ...] = ()  # nonconformity of validation patients, for prediction sets
 

@@ -29,7 +29,7 @@ class Contribution:
     def fits(self, model: nn.Module) -> str | None:
         if isinstance(model, Additive):
             return None
-        return "is no sum over patches; this method needs a model with evidence() and bias(): mean, max, abmil"
+        return "is no sum over patches; this method needs a model with evidence() and bias(), as abmil has"
 
     def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
         additive = cast(Additive, model)

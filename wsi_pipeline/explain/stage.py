@@ -14,7 +14,7 @@ from ..embed.device import pick_device
 from ..engine import Engine, Job
 from ..errors import ConfigError, SlideError, UnknownNameError
 from ..files import Provenance, content_key, read_key
-from ..predict.members import card, ensembles, judges, load_members, member_outputs, verdict
+from ..predict.members import card, ensembles, judges, load_members, predicted_class
 from ..project import Project
 from ..store import read_bag, write_explanations
 from ..train.inference import bag_tensors, cpu_threads, fault
@@ -134,9 +134,7 @@ def explain_slide(
         for _, of_model in members:
             check_fits(of_model, bag, f"the bag of slide {bag.grid.slide_id!r}")
         classes = members[0][1].classes
-        targets = target_classes(
-            section.classes, classes, lambda: verdict(members, member_outputs(members, bag, str(device))).predicted
-        )
+        targets = target_classes(section.classes, classes, lambda: predicted_class(members, bag, str(device)))
         features, xy = bag_tensors(bag, device)
         models = [module for module, _ in members]
         scores = [mean_scores(explainer, models, features.float(), xy, target) for target in targets]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
-from ..aggregate import MILOutput
 from ..aggregate.checkpoint import CARD, ModelCard, check_fits, load_card, load_model, model_folders
-from ..config import Config, ModelChoice
+from ..config import Config, ModelChoice, PredictConfig
 from ..errors import ArtifactError
 from ..project import Project
-from ..train.inference import bag_output, probabilities
+from ..train.inference import bag_output, logits_of
+from ..train.sampling import entropy
 from ..train.table import read_table
 from ..types import FeatureBag, Float64
+from .verdict import verdict, votes
 
 Loaded = tuple[nn.Module, ModelCard]  # the module is in eval mode and its parameters are frozen
 
@@ -34,12 +36,17 @@ def ensembles(project: Project) -> dict[str, list[Path]]:
     first = next(iter(groups.values()))[0]
     classes = card(first).classes
     for folder in (folder for members in groups.values() for folder in members):
-        if card(folder).classes != classes:
+        if (card(folder).classes, card(folder).task, card(folder).bag) != (classes, card(first).task, card(first).bag):
             raise ArtifactError(
-                f"{folder} predicts {', '.join(card(folder).classes)}, but {first} {', '.join(classes)}; "
+                f"{folder} predicts {_what(folder)}, but {first} {_what(first)}; "
                 f"give predict.model a folder whose models share their classes"
             )
     return groups
+
+
+def _what(folder: Path) -> str:
+    found = card(folder)
+    return f"{', '.join(found.classes)} ({found.task} of one {found.bag} a bag)"
 
 
 def _check_plugins(groups: Mapping[str, Sequence[Path]], config: Config) -> None:
@@ -90,34 +97,44 @@ def load_members(folders: Sequence[Path], device: str) -> list[Loaded]:
     return [(load(folder, card(folder).weights_sha256, device)[0], card(folder)) for folder in folders]
 
 
-def member_outputs(members: Sequence[Loaded], bag: FeatureBag, device: str) -> list[MILOutput]:
-    """What each member says of ``bag``, without gradients. Raises ``ArtifactError`` where the bag is not its kind."""
+def member_logits(members: Sequence[Loaded], bags: Sequence[FeatureBag], device: str) -> Float64:
+    """Logits (M, C) of the one bag that ``bags`` make together."""
+    for bag in bags:
+        _check(members, bag)
+    return np.stack([logits_of(bag_output(module, bags, device)) for module, _ in members])
+
+
+def dropout_logits(members: Sequence[Loaded], bags: Sequence[FeatureBag], device: str, passes: int) -> Float64:
+    """Logits (M * passes, C) with dropout at work, member by member; the same for every call. No pass: (0, C).
+
+    Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016. A model without dropout repeats itself.
+    """
+    rows: list[Float64] = []
+    names = [bag.grid.slide_id for bag in bags]
+    for (module, of_model), _ in ((member, i) for member in members for i in range(passes)):
+        layers = [layer for layer in module.modules() if isinstance(layer, _DropoutNd)]
+        with torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []):
+            torch.manual_seed(entropy("dropout", of_model.weights_sha256, len(rows), *names))
+            try:
+                for layer in layers:
+                    layer.train()
+                rows.append(logits_of(bag_output(module, bags, device)))
+            finally:
+                for layer in layers:
+                    layer.eval()
+    return np.stack(rows) if rows else np.zeros((0, len(members[0][1].classes)))
+
+
+def predicted_class(members: Sequence[Loaded], bag: FeatureBag, device: str) -> int:
+    """The class that the ensemble names for ``bag``."""
+    cards = [of_model for _, of_model in members]
+    logits = member_logits(members, [bag], device)
+    return verdict(cards, votes(cards, logits, logits[:0]), PredictConfig()).predicted
+
+
+def _check(members: Sequence[Loaded], bag: FeatureBag) -> None:
     for _, of_model in members:
         check_fits(of_model, bag, f"the bag of slide {bag.grid.slide_id!r}")
-    return [bag_output(module, bag, device) for module, _ in members]
-
-
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """What an ensemble says of one slide."""
-
-    probabilities: Float64  # (C,) mean of the members' softmax, rounded to the six decimals that are written
-    threshold: float | None  # mean of the members', rounded likewise; None for more than two classes
-
-    @property
-    def predicted(self) -> int:
-        """Class index: of two, the last where its probability reaches the threshold; of more, the likeliest."""
-        if self.threshold is None:
-            return int(self.probabilities.argmax())
-        return int(self.probabilities[1] >= self.threshold)
-
-
-def verdict(members: Sequence[Loaded], outputs: Sequence[MILOutput]) -> Verdict:
-    """Join the members' outputs; all members weigh the same."""
-    mean = np.mean([probabilities(output.logits) for output in outputs], axis=0)
-    thresholds = [c.threshold for _, c in members if c.threshold is not None]
-    threshold = round(float(np.mean(thresholds)), 6) if len(thresholds) == len(members) else None
-    return Verdict(mean.round(6), threshold)
 
 
 def _of_folder(path: Path) -> dict[str, list[Path]]:

@@ -1,107 +1,159 @@
-"""``wsi predict``: every slide with a bag, labelled or not, by every ensemble."""
+"""``wsi predict``: every slide with a bag, labelled or not, by every ensemble; and every patient."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..embed.device import pick_device
+from ..config import PredictConfig
 from ..engine import Engine, Job
-from ..errors import SlideError
-from ..files import Provenance, content_key, discard, is_current, read_key, write_made_text
+from ..files import Provenance, content_key, discard, is_current, made_path, read_key, write_made_text, write_text
 from ..project import Project
-from ..store import read_bag
-from ..train.inference import cpu_threads, fault
-from ..train.table import number, read_table, table
+from ..train.table import read_table, table
 from ..types import SlideRow
-from . import weights_id
-from .members import card, ensembles, judges, load_members, member_outputs, verdict
+from .members import card, ensembles, judges
+from .patients import Patient, hear_joint, join_patients
+from .verdict import cells, columns, verdict, votes
+from .voices import Jury, hear, voices_path, voices_table, who_cells, who_columns, whole_bag
 
-_WHO = ("slide_id", "patient_id", "label", "split")
-_COLUMNS = (*_WHO, "model", "members", "weights", "held_out", "threshold", "predicted")
-
-
-@dataclass(frozen=True)
-class Jury:
-    """Who judges one slide in the name of one model."""
-
-    model: str  # label
-    members: tuple[Path, ...]
-    held_out: bool  # whether none of them has seen the patient
+Groups = Mapping[str, Sequence[Path]]
+_BEFORE = ("tile", "embed", "predict")
 
 
 def run(project: Project, engine: Engine) -> None:
-    """Predict what is not current, one small table a slide; then ``predict/predictions.csv`` joins them.
+    """Predict what is not current, one small table a slide; then the tables of slides and of patients join them.
 
     Raises ``ArtifactError`` where there is no model.
     """
     slides = engine.ready("predict", project.slides, project.folder.bag, "embed")
     groups = ensembles(project)
     engine.run("predict", [_job(project, groups, slide) for slide in slides])
-    output = project.folder.predictions
     # What --only leaves out keeps its rows, as long as they are current; a slide that failed loses its own.
-    failed = {failure.slide_id for failure in engine.failures if failure.stage in ("tile", "embed", "predict")}
+    failed = {failure.slide_id for failure in engine.failures if failure.stage in _BEFORE}
     kept = [s for s in project.cohort if project.folder.bag(s.slide_id).exists() and s.slide_id not in failed]
-    done = [job for job in (_job(project, groups, s) for s in kept) if is_current(job.output, job.key)]
+    jobs = [(slide, _job(project, groups, slide)) for slide in kept]
+    done = {slide: job for slide, job in jobs if is_current(job.output, job.key)}
     if not done:
-        discard(output)
+        discard(project.folder.predictions)
+        discard(project.folder.patients)
         return
-    key = content_key(stage="predict", part="cohort", slides=[(job.name, job.key) for job in done])
-    engine.run("predict", [Job("cohort", output, key, join_slides, ([job.output for job in done], output, key))])
+    joint = _joint_jobs(project, groups, list(done))
+    engine.run("predict", list(joint.values()))
+    engine.run("predict", [_slides_job(project, list(done.values())), _patients_job(project, groups, done, joint)])
 
 
 def predict_slide(
-    slide: SlideRow, bag_path: Path, juries: Sequence[Jury], device_name: str, output: Path, key: str
+    slide: SlideRow, bag: Path, juries: Sequence[Jury], section: PredictConfig, output: Path, key: str
 ) -> int:
-    """Write one row a jury; returns how many patches were judged. One CPU thread: equal bytes on any machine's share.
+    """Write one row a jury, and beside them every member's logits; returns how many patches were judged.
 
     Raises ``ArtifactError`` where the bag is not of the kind that a model was trained on, ``SlideError`` where it is
     empty or holds features that are no numbers.
     """
-    device = str(pick_device(device_name))
-    bag = read_bag(bag_path)
-    if reason := fault(bag):
-        raise SlideError(f"the bag {bag_path} {reason}")
+    whole = whole_bag(bag)
+    heard = hear(juries, [whole], section)
     rows: list[list[object]] = []
-    classes: tuple[str, ...] = ()
-    with cpu_threads(1):
-        for jury in juries:
-            members = load_members(jury.members, device)
-            said = verdict(members, member_outputs(members, bag, device))
-            classes = members[0][1].classes
-            who = [slide.slide_id, slide.patient_id, slide.label or "", slide.split or ""]
-            weights = weights_id(c.weights_sha256 for _, c in members)
-            how = [jury.model, len(members), weights, str(jury.held_out).lower(), number(said.threshold)]
-            rows.append([*who, *how, classes[said.predicted], *map(number, said.probabilities)])
-    text = table([*_COLUMNS, *(f"prob_{c}" for c in classes)], rows)
-    write_made_text(output, text, Provenance.of(key, "predict"))
-    return len(bag.grid)
+    header: list[str] = []
+    for jury, logits in zip(juries, heard, strict=True):
+        cards = [card(folder) for folder in jury.members]
+        said = verdict(cards, votes(cards, *logits), section)
+        header = ["slide_id", *who_columns(said.task), *columns(said.task, said.classes)]
+        rows.append([slide.slide_id, *who_cells(slide, slide.label or "", jury), *cells(said, section.abstain)])
+    made_path(output).unlink(missing_ok=True)  # killed below, the slide is not current
+    write_text(voices_path(output), voices_table(juries, heard))
+    write_made_text(output, table(header, rows), Provenance.of(key, "predict"))
+    return len(whole.grid)
 
 
-def join_slides(parts: Sequence[Path], output: Path, key: str) -> int:
-    """Write the slides' tables as one, in the manifest's order. Returns its rows."""
+def join_slides(parts: Sequence[Path], splits: Sequence[str], output: Path, key: str) -> int:
+    """Write the slides' tables as one, in the manifest's order, each with its split. Returns its rows."""
     tables = [read_table(path) for path in parts]
-    rows = [row for _, lines in tables for row in lines]
-    write_made_text(output, table(tables[0][0], rows), Provenance.of(key, "predict"))
+    at = tables[0][0].index("model")
+    rows = [[*row[:at], split, *row[at:]] for (_, lines), split in zip(tables, splits, strict=True) for row in lines]
+    header = [*tables[0][0][:at], "split", *tables[0][0][at:]]
+    write_made_text(output, table(header, rows), Provenance.of(key, "predict"))
     return len(rows)
 
 
-def _job(project: Project, groups: Mapping[str, Sequence[Path]], slide: SlideRow) -> Job:
+def _job(project: Project, groups: Groups, slide: SlideRow) -> Job:
     output = project.folder.predictions.parent / "slides" / f"{slide.slide_id}.csv"
-    own = project.slides_of(slide.patient_id)
-    juries = [Jury(model, *judges(members, slide.patient_id, own)) for model, members in groups.items()]
-    bag, device = project.folder.bag(slide.slide_id), project.config.predict.device
+    juries, bag, section = _juries(project, groups, slide), project.folder.bag(slide.slide_id), project.config.predict
     key = content_key(
         stage="predict",
-        device=device,
-        slide=[slide.slide_id, slide.patient_id, slide.label, slide.split],
+        config=_result(section),
+        slide=[slide.slide_id, slide.patient_id, slide.label, slide.time, slide.event],
         bag=read_key(bag),
-        juries=[[jury.model, jury.held_out, [_identity(folder) for folder in jury.members]] for jury in juries],
+        juries=_identities(juries),
     )
-    return Job(slide.slide_id, output, key, predict_slide, (slide, bag, juries, device, output, key))
+    return Job(slide.slide_id, output, key, predict_slide, (slide, bag, juries, section, output, key))
+
+
+def _joint_jobs(project: Project, groups: Groups, slides: Sequence[SlideRow]) -> dict[str, Job]:
+    """patient_id -> the job of its joint bag, where models were trained on such and there is more than one slide."""
+    if all(card(folders[0]).bag == "slide" for folders in groups.values()):
+        return {}
+    section, jobs = project.config.predict, {}
+    for patient_id, own in _by_patient(slides).items():
+        if len(own) > 1:
+            output = project.folder.predictions.parent / "joint" / f"{own[0].slide_id}.csv"
+            juries, bags = _juries(project, groups, own[0]), [project.folder.bag(s.slide_id) for s in own]
+            key = content_key(
+                stage="predict",
+                part="joint",
+                config=_result(section),
+                bags=[read_key(bag) for bag in bags],
+                juries=_identities(juries),
+            )
+            jobs[patient_id] = Job(own[0].slide_id, output, key, hear_joint, (juries, bags, section, output, key))
+    return jobs
+
+
+def _slides_job(project: Project, jobs: Sequence[Job]) -> Job:
+    output = project.folder.predictions
+    splits = {slide.slide_id: slide.split or "" for slide in project.cohort}
+    of_jobs = [splits[job.name] for job in jobs]
+    key = content_key(stage="predict", part="cohort", slides=[(job.name, job.key) for job in jobs], splits=of_jobs)
+    return Job("cohort", output, key, join_slides, ([job.output for job in jobs], of_jobs, output, key))
+
+
+def _patients_job(project: Project, groups: Groups, done: Mapping[SlideRow, Job], joint: Mapping[str, Job]) -> Job:
+    output, section = project.folder.patients, project.config.predict
+    patients = []
+    for patient_id, own in _by_patient(list(done)).items():
+        voices = tuple(voices_path(done[slide].output) for slide in own)
+        together = joint[patient_id].output if patient_id in joint else None
+        patients.append(Patient(tuple(own), _juries(project, groups, own[0]), together, voices))
+    key = content_key(
+        stage="predict",
+        part="patients",
+        slides=[(slide.slide_id, job.key) for slide, job in done.items()],
+        joint=[job.key for job in joint.values()],
+    )
+    return Job("patients", output, key, join_patients, (patients, section, output, key))
+
+
+def _juries(project: Project, groups: Groups, slide: SlideRow) -> tuple[Jury, ...]:
+    own = project.slides_of(slide.patient_id)
+    return tuple(Jury(model, *judges(members, slide.patient_id, own)) for model, members in groups.items())
+
+
+def _by_patient(slides: Sequence[SlideRow]) -> dict[str, list[SlideRow]]:
+    found: dict[str, list[SlideRow]] = {}
+    for slide in slides:
+        found.setdefault(slide.patient_id, []).append(slide)
+    return found
+
+
+def _result(section: PredictConfig) -> dict[str, object]:
+    """What of the section decides the numbers. The model counts by its weights, wherever its folder lies."""
+    return {name: value for name, value in section.for_key().items() if name != "model"}
+
+
+def _identities(juries: Sequence[Jury]) -> list[list[object]]:
+    return [[jury.model, jury.held_out, [_identity(folder) for folder in jury.members]] for jury in juries]
 
 
 def _identity(folder: Path) -> list[object]:
     found = card(folder)
-    return [found.weights_sha256, found.model, found.options, found.classes, found.threshold]
+    numbers = (found.threshold, found.scale, found.temperature, found.calibration)
+    return [found.weights_sha256, found.model, found.options, found.classes, found.task, found.bag, *numbers]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import ArtifactError
@@ -14,6 +16,7 @@ from ..store import read_bag
 from ..types import FeatureBag
 from .inference import bag_tensors, fault
 from .sampling import epoch_order, patch_rows, stream
+from .targets import Target
 
 CACHE_BYTES = 2**30  # folds whose bags are smaller keep them in memory, as stored
 
@@ -70,63 +73,98 @@ class BagReader:
 
 
 class LabelledBag(NamedTuple):
-    """One step's input."""
+    """One bag of a step's input."""
 
     features: Tensor  # (n, D), as stored
     xy: Tensor  # (n, 2) float32, units of the stride
-    label: int
+    target: Tensor  # (K,) float32, see ``targets``
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a training bag is shown; the default shows it whole, as it is."""
+
+    max_patches: int | None = None
+    feature_noise: float = 0.0
+    feature_drop: float = 0.0
+
+    def show(self, features: Tensor, generator: np.random.Generator) -> Tensor:
+        """Features (n, D) with noise and without some channels; as they are where neither is asked for."""
+        if self.feature_noise:
+            noise = torch.from_numpy(generator.standard_normal(features.shape, np.float32))
+            features = features.float()
+            features = features + self.feature_noise * features.std(unbiased=False) * noise.to(features)
+        if self.feature_drop:
+            kept = torch.from_numpy(generator.random(features.shape[1]) >= self.feature_drop)
+            features = features * kept.to(features) / (1 - self.feature_drop)
+        return features
 
 
 class Bags:
-    """The bags of ``slide_ids`` in that order, read as they are asked for.
+    """Groups of ``size`` bags in the order of ``names``, read as they are asked for; the last may be smaller.
 
-    ``max_patches`` of each are sampled, as ``seeds``, position and slide_id decide; None: all.
+    What a bag shows is decided by ``seeds``, position and name.
     """
 
     def __init__(
         self,
-        reader: BagReader,
-        slide_ids: Sequence[str],
-        labels: Mapping[str, int],
-        max_patches: int | None = None,
+        data: FoldData,
+        names: Sequence[str],
+        sampling: Sampling | None = None,
         seeds: tuple[int, ...] = (),
+        size: int = 1,
     ) -> None:
-        self._reader = reader
-        self._slide_ids = slide_ids
-        self._labels = labels
-        self._max_patches = max_patches
+        self._data = data
+        self._names = names
+        self._sampling = sampling
         self._seeds = seeds
+        self._size = size
 
     def __len__(self) -> int:
-        return len(self._slide_ids)
+        return -(-len(self._names) // self._size)
 
-    def __iter__(self) -> Iterator[LabelledBag]:
-        for position, slide_id in enumerate(self._slide_ids):
-            bag = self._reader(slide_id)
-            rows = None
-            if self._max_patches is not None:
-                generator = stream("patches", *self._seeds, position, slide_id)
-                rows = patch_rows(len(bag.grid), self._max_patches, generator)
-            yield LabelledBag(*bag_tensors(bag, rows=rows), self._labels[slide_id])
+    def __iter__(self) -> Iterator[tuple[LabelledBag, ...]]:
+        for start in range(0, len(self._names), self._size):
+            stop = min(start + self._size, len(self._names))
+            yield tuple(self._bag(position) for position in range(start, stop))
+
+    def _bag(self, position: int) -> LabelledBag:
+        name = self._names[position]
+        bags = self._data.bags(name)
+        target = torch.tensor(self._data.targets[name], dtype=torch.float32)
+        if self._sampling is None:
+            return LabelledBag(*bag_tensors(bags), target)
+        generator = stream("patches", *self._seeds, position, name)
+        rows = None
+        if self._sampling.max_patches is not None:
+            rows = patch_rows(sum(len(b.grid) for b in bags), self._sampling.max_patches, generator)
+        features, xy = bag_tensors(bags, rows=rows)
+        return LabelledBag(self._sampling.show(features, generator), xy, target)
 
 
 @dataclass(frozen=True)
 class FoldData:
-    """A fold's slides with their class indices, and the bags behind them."""
+    """A fold's bags by name, what each teaches, and the slides behind them."""
 
     reader: BagReader
     train: tuple[str, ...]
     val: tuple[str, ...]
-    labels: Mapping[str, int]
+    targets: Mapping[str, Target]
     seed: int
     fold: int
+    units: Mapping[str, tuple[str, ...]] | None = None  # name -> slide ids; None: the name is the slide's
 
-    def training(self, epoch: int, *, balanced: bool, max_patches: int) -> Bags:
-        """Bags of ``epoch``, at most ``max_patches`` patches each; the same for every call."""
+    def bags(self, name: str) -> list[FeatureBag]:
+        """The bags of the slides that ``name`` stands for."""
+        return [self.reader(slide_id) for slide_id in (self.units[name] if self.units else (name,))]
+
+    def training(self, epoch: int, *, balanced: bool, sampling: Sampling, size: int = 1) -> Bags:
+        """Groups of bags of ``epoch``; the same for every call. ``balanced`` needs class indices as targets."""
         seeds = (self.seed, self.fold, epoch)
-        order = epoch_order([self.labels[s] for s in self.train], balanced, stream("bags", *seeds))
-        return Bags(self.reader, [self.train[i] for i in order], self.labels, max_patches, seeds)
+        classes = [int(self.targets[name][0]) for name in self.train] if balanced else [0] * len(self.train)
+        order = epoch_order(classes, balanced, stream("bags", *seeds))
+        return Bags(self, [self.train[i] for i in order], sampling, seeds, size)
 
     def validation(self) -> Bags:
         """All validation bags, whole."""
-        return Bags(self.reader, self.val, self.labels)
+        return Bags(self, self.val)

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..embed import torchvision_guard  # noqa: F401
 from ..errors import ConfigError
-from .data import Bags, FoldData
+from .data import Bags, FoldData, Sampling
 from .inference import cpu_threads
+from .losses import task_loss
 from .module import EpochLog, FoldModule
+from .resume import SaveState, state_of
 from .sampling import entropy
+from .task import STATE
 
 # isort: split
 import lightning as L
@@ -53,7 +56,13 @@ class _Data(L.LightningDataModule):
 
     def train_dataloader(self) -> Bags:
         epoch = self.trainer.current_epoch if self.trainer else 0
-        return self._data.training(epoch, balanced=self._config.balanced, max_patches=self._config.max_patches)
+        config = self._config
+        return self._data.training(
+            epoch,
+            balanced=config.balanced and config.task == "classification",
+            sampling=Sampling(config.max_patches, config.feature_noise, config.feature_drop),
+            size=config.risk_set if config.task == "survival" else 1,
+        )
 
     def val_dataloader(self) -> Bags:
         return self._data.validation()
@@ -78,17 +87,28 @@ def reproducible(device: torch.device, threads: int, *seed_parts: object) -> Ite
                 os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace
 
 
-def fit(model: nn.Module, data: FoldData, config: TrainConfig, device: torch.device, folder: Path) -> Fitted:
+def fit(
+    model: nn.Module,
+    data: FoldData,
+    config: TrainConfig,
+    outputs: int,
+    device: torch.device,
+    folder: Path,
+    key: str,
+) -> Fitted:
     """Train ``model`` in place until validation stops getting better; its weights afterwards are the last ones.
 
-    ``folder`` receives TensorBoard logs where the config wants them, and nothing else. Call it inside
-    ``reproducible``. Raises ``ConfigError`` where no epoch has a finite validation loss.
+    ``folder`` receives the state to go on from after a stop, under ``key``, and TensorBoard logs where the config
+    wants them. Call it inside ``reproducible``. Raises ``ConfigError`` where no epoch has a finite validation loss.
     """
-    module = FoldModule(model, config)
+    targets = torch.tensor([data.targets[name] for name in data.train], dtype=torch.float32)  # (n, K)
+    loss = task_loss(config, targets, outputs)
+    module = FoldModule(model, config, loss, ("epoch", data.seed, data.fold))
+    state = folder / STATE
     with _quiet():
-        trainer = _trainer(config, device, folder)
+        trainer = _trainer(config, device, folder, SaveState(state, key, config.state_every_s))
         try:
-            trainer.fit(module, datamodule=_Data(data, config))
+            trainer.fit(module, datamodule=_Data(data, config), ckpt_path=state_of(state, key), weights_only=True)
         except SystemExit as stop:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stop
     if module.best is None:
@@ -96,7 +116,7 @@ def fit(model: nn.Module, data: FoldData, config: TrainConfig, device: torch.dev
     return Fitted(module.best, module.best_epoch, tuple(module.log_lines))
 
 
-def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> L.Trainer:
+def _trainer(config: TrainConfig, device: torch.device, folder: Path, state: SaveState) -> L.Trainer:
     return L.Trainer(
         accelerator=device.type,
         devices=[device.index or 0] if device.type == "cuda" else 1,
@@ -105,14 +125,14 @@ def _trainer(config: TrainConfig, device: torch.device, folder: Path) -> L.Train
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip_norm or None,
         deterministic=True if device.type == "cpu" else "warn",  # some accelerator kernels have no such form
-        callbacks=[EarlyStopping("val_loss", patience=config.patience, mode="min")],
+        callbacks=[state] if config.keep == "last" else [EarlyStopping("val_loss", patience=config.patience), state],
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=_tensorboard(folder) if config.tensorboard else False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=False,
+        enable_checkpointing=True,  # ``state`` only, which keeps Lightning from adding its own
         default_root_dir=folder,
         plugins=[LightningEnvironment()],  # one process, also inside a cluster's batch job
     )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,13 +14,16 @@ from ..aggregate import models
 from ..aggregate.checkpoint import CARD, ModelCard, save_model
 from ..embed.device import pick_device
 from ..files import discard, write_text
-from ..types import Float64, SlideRow
+from ..types import Float64
+from .calibration import Calibration, calibrate
 from .data import BagReader, FoldData
 from .fit import Fitted, fit, reproducible
-from .inference import bag_output, probabilities
-from .splits import Split
+from .inference import bag_output, logits_of
+from .losses import measure
+from .outcome import outcome, outcome_columns
+from .plan import BagPlan
 from .table import number, table
-from .task import FoldTask
+from .task import STATE, FoldTask
 from .threshold import best_threshold
 
 
@@ -29,61 +33,70 @@ def train_fold(task: FoldTask, folder: Path, key: str) -> int:
     Returns how many training bags there were.
     """
     discard(folder / "tensorboard")
-    rows = {slide.slide_id: slide for slide in task.slides}
-    labels = {slide_id: task.classes.index(str(row.label)) for slide_id, row in rows.items()}
-    split = task.split
-    device = pick_device(task.config.device)
-    with reproducible(device, task.config.threads, "train", task.seed, split.fold):
+    config = task.config
+    plan = BagPlan.of(task)
+    device = pick_device(config.device)
+    with reproducible(device, config.threads, "train", task.seed, task.split.fold):
         reader = BagReader(task.bags)
-        data = FoldData(reader, split.train, split.val, labels, task.seed, split.fold)
+        data = FoldData(reader, plan.train, plan.val, plan.standard, task.seed, task.split.fold, plan.units)
         model = models.build(task.choice.name, reader.kind.dim, len(task.classes), **task.choice.options)
-        fitted = fit(model, data, task.config, device, folder)
+        fitted = fit(model, data, config, len(task.classes), device, folder, key)
         model.load_state_dict(fitted.weights)
-        unseen = predict_bags(model, reader, split.val + split.test, device)
+        unseen = predict_bags(model, data, plan.val + plan.test, device)
     (folder / CARD).unlink(missing_ok=True)  # killed below, the fold is not current
-    write_text(folder / "log.csv", log_table(fitted))
-    write_text(folder / "predictions.csv", predictions_table(task.classes, split, rows, unseen))
-    threshold = None
-    if len(task.classes) == 2:
-        threshold = best_threshold([labels[s] == 1 for s in split.val], [float(unseen[s][1]) for s in split.val])
-    save_model(folder, model, _card(task, reader, fitted, threshold), key)
-    return len(split.train)
+    write_text(folder / "log.csv", log_table(fitted, config.task))
+    write_text(folder / "predictions.csv", predictions_table(task, plan, unseen))
+    logits = np.stack([unseen[name] for name in plan.val])
+    calibration = calibrate(config.task, logits, [plan.targets[name] for name in plan.val], plan.patients(plan.val))
+    save_model(folder, model, _card(task, plan, reader, fitted, calibration, logits), key)
+    discard(folder / STATE)
+    return len(plan.train)
 
 
-def predict_bags(
-    model: nn.Module, reader: BagReader, slide_ids: Sequence[str], device: torch.device
-) -> dict[str, Float64]:
-    """slide_id -> probabilities (C,) of its whole bag."""
+def predict_bags(model: nn.Module, data: FoldData, names: Sequence[str], device: torch.device) -> dict[str, Float64]:
+    """Name -> logits (C,) of its whole bag."""
     model.to(device).eval()
-    return {s: probabilities(bag_output(model, reader(s), device).logits) for s in slide_ids}
+    return {name: logits_of(bag_output(model, data.bags(name), device)) for name in names}
 
 
-def log_table(fitted: Fitted) -> str:
+def log_table(fitted: Fitted, task: str) -> str:
     """The text of log.csv."""
     lines = [
-        (line.epoch, number(line.train_loss), number(line.val_loss), number(line.val_auroc), f"{line.lr:.6g}")
+        (line.epoch, number(line.train_loss), number(line.val_loss), number(line.val_score), f"{line.lr:.6g}")
         for line in fitted.log
     ]
-    return table(("epoch", "train_loss", "val_loss", "val_auroc", "lr"), lines)
+    return table(("epoch", "train_loss", "val_loss", measure(task), "lr"), lines)
 
 
-def predictions_table(
-    classes: Sequence[str], split: Split, rows: Mapping[str, SlideRow], unseen: Mapping[str, Float64]
-) -> str:
-    """The text of a fold's predictions.csv: its validation and test slides."""
-    header = ["slide_id", "patient_id", "label", "part", *(f"prob_{c}" for c in classes)]
-    lines = [
-        [slide_id, rows[slide_id].patient_id, rows[slide_id].label, part, *map(number, unseen[slide_id])]
-        for part, slide_ids in (("val", split.val), ("test", split.test))
-        for slide_id in slide_ids
-    ]
+def predictions_table(task: FoldTask, plan: BagPlan, unseen: Mapping[str, Float64]) -> str:
+    """The text of a fold's predictions.csv: its validation and test bags, slides of one bag joined by ``;``."""
+    followed = ["time", "event"] if task.config.task == "survival" else []
+    header = ["slide_id", "patient_id", "label", *followed, "part", *outcome_columns(task.config.task, task.classes)]
+    lines: list[list[object]] = []
+    for part, names in (("val", plan.val), ("test", plan.test)):
+        for name in names:
+            row = plan.rows[plan.units[name][0]]
+            said = outcome(task.config.task, unseen[name], scale=plan.scale)
+            outcomes = [number(row.time), int(bool(row.event))] if followed else []
+            who = [";".join(plan.units[name]), row.patient_id, row.label or ""]
+            lines.append([*who, *outcomes, part, *map(number, said)])
     return table(header, lines)
 
 
-def _card(task: FoldTask, reader: BagReader, fitted: Fitted, threshold: float | None) -> ModelCard:
-    patients = {slide.slide_id: slide.patient_id for slide in task.slides}
+def _card(
+    task: FoldTask,
+    plan: BagPlan,
+    reader: BagReader,
+    fitted: Fitted,
+    calibration: Calibration,
+    val_logits: Float64,
+) -> ModelCard:
     best = fitted.log[fitted.best_epoch - 1]
-    kind = reader.kind
+    kind, config, split = reader.kind, task.config, task.split
+    threshold = None
+    if config.task == "classification" and len(task.classes) == 2:
+        positive = [plan.targets[name] == (1.0,) for name in plan.val]
+        threshold = best_threshold(positive, outcome(config.task, val_logits)[:, 1].tolist())
     return ModelCard(
         model=task.choice.name,
         options=dict(task.choice.options),
@@ -95,17 +108,23 @@ def _card(task: FoldTask, reader: BagReader, fitted: Fitted, threshold: float | 
         target_mpp=kind.target_mpp,
         side_px=kind.side_px,
         threshold=threshold,
+        task=config.task,
+        bag=config.bag,
+        scale=plan.scale,
+        temperature=calibration.temperature,
+        calibration=calibration.nonconformity,
         trained={
             "seed": task.seed,
-            "fold": task.split.fold,
-            "seen_patients": sorted({patients[s] for s in task.split.train + task.split.val}),
-            "seen_slides": sorted(task.split.train + task.split.val),
-            "val_patients": sorted({patients[s] for s in task.split.val}),
-            "train_slides": len(task.split.train),
-            "val_slides": len(task.split.val),
+            "fold": split.fold,
+            "recipe": config.recipe,
+            "seen_patients": sorted({plan.rows[s].patient_id for s in split.train + split.val}),
+            "seen_slides": sorted(split.train + split.val),
+            "val_patients": sorted({plan.rows[s].patient_id for s in split.val}),
+            "train_slides": len(split.train),
+            "val_slides": len(split.val),
             "epochs": len(fitted.log),
             "best_epoch": fitted.best_epoch,
             "val_loss": best.val_loss,
-            "val_auroc": None if math.isnan(best.val_auroc) else best.val_auroc,
+            measure(config.task): None if math.isnan(best.val_score) else best.val_score,
         },
     )

@@ -9,37 +9,42 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..aggregate import OwnTraining, TrainingOutput
 from ..config import TrainConfig
 from ..embed import torchvision_guard  # noqa: F401
-from ..types import Float64, Int64
+from ..types import Float64
 from .data import LabelledBag
-from .inference import probabilities
+from .losses import TaskLoss, score
+from .optimizer import build_optimizer, lr_factor
+from .sampling import entropy
 
 # isort: split
 import lightning as L
 
+Group = tuple[LabelledBag, ...]
+
 
 @dataclass(frozen=True)
 class EpochLog:
-    """One line of log.csv. ``val_auroc`` is NaN where validation lacks a class."""
+    """One line of log.csv. ``val_score`` is NaN where it is undefined, as AUROC is where validation lacks a class."""
 
     epoch: int  # from 1
     train_loss: float
     val_loss: float
-    val_auroc: float
+    val_score: float  # see ``losses.measure``
     lr: float
 
 
 class FoldModule(L.LightningModule):
-    """Trains ``model`` by cross-entropy, one bag at a time, and remembers the weights of the best validation loss.
+    """Trains ``model`` one bag at a time (survival: a risk set) and remembers the weights of the best epoch, or last.
 
     The optimiser steps by the gradients' sum over ``accumulate`` bags, divided by ``accumulate``, also at an epoch's
-    end where they are fewer.
+    end where they are fewer. What an epoch draws (dropout, pseudo-bags) is decided by ``seeds`` and the epoch, so that
+    training which goes on after a stop goes the same way.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig, loss: TaskLoss, seeds: tuple[object, ...] = ()) -> None:
         super().__init__()
         self.model = model
         self.log_lines: list[EpochLog] = []
@@ -48,73 +53,75 @@ class FoldModule(L.LightningModule):
         self._best_loss = math.inf
         self._lr = math.nan
         self._config = config
+        self._task_loss = loss
+        self._seeds = seeds
         self._train_losses: list[Tensor] = []
-        self._val_outputs: list[tuple[float, Float64, int]] = []  # loss, probabilities (C,), label
+        self._val_outputs: list[tuple[Tensor, Tensor]] = []  # logits (C,), target (K,)
 
     def on_train_epoch_start(self) -> None:
-        """Notes the learning rate: Lightning sets the next one before it validates."""
+        """Seeds the epoch and sets its learning rate: both are decided by the epoch, and by nothing before it."""
+        config, epoch = self._config, self.current_epoch
+        torch.manual_seed(entropy(*self._seeds, epoch))
+        self._lr = config.lr * lr_factor(epoch, config.warmup_epochs, config.epochs, config.schedule)
         optimizer: Any = self.optimizers()
-        self._lr = float(optimizer.param_groups[0]["lr"])
+        for group in optimizer.param_groups:
+            group["lr"] = self._lr
 
-    def training_step(self, bag: LabelledBag, _: int) -> Tensor:
-        """Cross-entropy of one bag."""
-        loss = self._loss(bag)[0]
+    def training_step(self, group: Group, _: int) -> Tensor:
+        """The task's loss of one group of bags, and what the model adds to it."""
+        outputs = [self._training_output(bag) for bag in group]
+        targets = torch.stack([bag.target for bag in group])  # (B, K)
+        loss = torch.stack([output.extra.float() for output in outputs]).mean()
+        for streams in zip(*(output.streams for output in outputs), strict=True):
+            logits = torch.stack([logits.float() for _, logits in streams])  # (B, C)
+            loss = loss + streams[0][0] * self._task_loss(logits, targets)
         self._train_losses.append(loss.detach())
         return loss
 
-    def validation_step(self, bag: LabelledBag, _: int) -> None:
-        """Keeps loss and probabilities of one whole bag."""
-        loss, logits = self._loss(bag)
-        self._val_outputs.append((float(loss), probabilities(logits), bag.label))
+    def validation_step(self, group: Group, _: int) -> None:
+        """Keeps the logits of whole bags."""
+        for bag in group:
+            logits = self.model(bag.features.float(), bag.xy).logits
+            self._val_outputs.append((logits.float().cpu(), bag.target.cpu()))
 
     def on_validation_epoch_end(self) -> None:
         """Logs what early stopping looks at."""
-        losses, rows, labels = zip(*self._val_outputs, strict=True)
+        logits, targets = (torch.stack(part) for part in zip(*self._val_outputs, strict=True))
         self._val_outputs.clear()
-        val_loss = float(np.mean(losses))
-        auroc = macro_auroc(np.asarray(labels, np.int64), np.stack(rows))
+        val_loss = float(self._task_loss(logits, targets))
         train_loss = float(torch.stack(self._train_losses).double().mean()) if self._train_losses else math.nan
         self._train_losses.clear()
-        line = EpochLog(self.current_epoch + 1, train_loss, val_loss, auroc, self._lr)
+        val_score = score(self._config.task, _double(logits), _double(targets))
+        line = EpochLog(self.current_epoch + 1, train_loss, val_loss, val_score, self._lr)
         self.log_lines.append(line)
         self.log_dict({k: v for k, v in vars(line).items() if k != "epoch"})
-        if val_loss < self._best_loss:
+        if val_loss < self._best_loss or (self._config.keep == "last" and math.isfinite(val_loss)):
             self._best_loss, self.best_epoch = val_loss, line.epoch
             self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
     def configure_optimizers(self) -> Any:
-        """AdamW (Loshchilov and Hutter, ICLR 2019); the learning rate changes once an epoch."""
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self._config.lr, weight_decay=self._config.weight_decay
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda epoch: lr_factor(epoch, self._config.warmup_epochs, self._config.epochs)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+        """The configured optimiser; the learning rate changes once an epoch."""
+        return build_optimizer(self.model.parameters(), self._config)
 
-    def _loss(self, bag: LabelledBag) -> tuple[Tensor, Tensor]:
-        logits = self.model(bag.features.float(), bag.xy).logits.float()  # (C,)
-        target = torch.tensor([bag.label], device=logits.device)
-        return F.cross_entropy(logits[None], target), logits
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what Lightning does not know of: the log and the best weights."""
+        lines = [list(vars(line).values()) for line in self.log_lines]
+        checkpoint["fold"] = {"log": lines, "best": self.best, "best_epoch": self.best_epoch, "loss": self._best_loss}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes it back."""
+        fold = checkpoint["fold"]
+        self.log_lines = [EpochLog(*line) for line in fold["log"]]
+        self.best, self.best_epoch, self._best_loss = fold["best"], fold["best_epoch"], fold["loss"]
+
+    def _training_output(self, bag: LabelledBag) -> TrainingOutput:
+        features = bag.features.float()
+        if not isinstance(self.model, OwnTraining):
+            logits = self.model(features, bag.xy).logits
+            return TrainingOutput(((1.0, logits),), logits.new_zeros(()))
+        label = int(bag.target[0]) if self._config.task == "classification" else None
+        return self.model.training_output(features, bag.xy, label)
 
 
-def lr_factor(epoch: int, warmup: int, epochs: int) -> float:
-    """Share of the learning rate in ``epoch`` (from 0): a linear rise, then half a cosine that ends above 0."""
-    if epoch < warmup:
-        return (epoch + 1) / (warmup + 1)
-    return (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup))) / 2
-
-
-def macro_auroc(labels: Int64, probabilities: Float64) -> float:
-    """Area under the ROC curve of the last of two classes; of more, the mean of one against the rest.
-
-    ``labels`` (N,) class indices, ``probabilities`` (N, C). NaN where a class is missing from ``labels`` or a
-    probability is no number.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    classes = probabilities.shape[1]
-    if len(set(labels.tolist())) < classes or not np.isfinite(probabilities).all():
-        return math.nan
-    ranked = range(1, 2) if classes == 2 else range(classes)
-    return float(np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in ranked]))
+def _double(values: Tensor) -> Float64:
+    return np.asarray(values.double().numpy(), np.float64)

@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..config import train_of
 from ..engine import Engine, Job
 from ..files import Provenance, content_key, discard, file_digest, is_current, write_made_text
 from ..project import Project
 from ..types import SlideRow
-from .splits import class_order, labelled, make_splits
+from .splits import labelled, make_splits
 from .table import read_table, table
-from .task import FoldTask
+from .targets import outputs
+from .task import STATE, FoldTask
 
 Fold = tuple[str, int, int]  # model label, seed, fold
 
@@ -24,11 +26,14 @@ def run(project: Project, engine: Engine) -> None:
     the config no longer has stay where they are and are not used. Raises ``ConfigError`` where the slides cannot be
     split.
     """
-    slides = labelled(engine.ready("train", project.slides, project.folder.bag, "embed"))
-    jobs = _fold_jobs(project, slides, class_order(slides, project.config.train.classes))
+    config = project.config.train
+    slides = labelled(engine.ready("train", project.slides, project.folder.bag, "embed"), config.task)
+    jobs = _fold_jobs(project, slides, outputs(slides, config))
     for job in jobs.values():
         if not _weights_stand(job.output):
             discard(job.output)
+        elif is_current(job.output, job.key):
+            (job.output.parent / STATE).unlink(missing_ok=True)  # killed between the card and this
     engine.run("train", list(jobs.values()))
     output = project.folder.train / "predictions.csv"
     if not all(is_current(job.output, job.key) for job in jobs.values()):
@@ -76,7 +81,7 @@ def _fold_jobs(project: Project, slides: Sequence[SlideRow], classes: tuple[str,
     for choice in project.config.aggregate.models:
         for seed in splits:
             for split in splits[seed]:
-                task = FoldTask(choice, config, options, classes, seed, split, tuple(slides), bags)
+                task = FoldTask(choice, train_of(config, choice), options, classes, seed, split, tuple(slides), bags)
                 folder, key = project.folder.fold(choice.label, seed, split.fold), task.key()
                 name = f"{choice.label}_seed{seed}_fold{split.fold}"
                 job = Job(name, folder / "model.json", key, train_fold, (task, folder, key))

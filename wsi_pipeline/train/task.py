@@ -12,7 +12,10 @@ from ..files import content_key, read_key
 from ..types import SlideRow
 from .splits import Split
 
-_DECIDED_ELSEWHERE = {"seeds", "folds", "val_fraction", "classes"}  # in the key as seed, split and class order
+# In the key as seed, split and class order; a recipe as the values it gave.
+_DECIDED_ELSEWHERE = {"seeds", "folds", "val_fraction", "classes", "site_preserving", "recipe"}
+
+STATE = "unfinished.ckpt"  # in a fold's folder: what it goes on from after a stop
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class FoldTask:
     """All that one fold needs to know; crosses a process border."""
 
     choice: ModelChoice
-    config: TrainConfig
+    config: TrainConfig  # of this model, see ``config.train_of``
     encoder_options: Mapping[str, Any]  # for the card
     classes: tuple[str, ...]
     seed: int
@@ -39,5 +42,8 @@ class FoldTask:
             classes=self.classes,
             seed=self.seed,
             split=vars(self.split),
-            slides=[(s.slide_id, s.patient_id, s.label, read_key(self.bags[s.slide_id])) for s in self.slides],
+            slides=[
+                (s.slide_id, s.patient_id, s.label, s.time, s.event, read_key(self.bags[s.slide_id]))
+                for s in self.slides
+            ],
         )

@@ -1,0 +1,43 @@
+"""The optimisers of the recipes, by name, and the learning rate's course."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import TrainConfig
+from ..embed import torchvision_guard  # noqa: F401
+
+LOOKAHEAD = {"alpha": 0.5, "k": 6}  # Zhang et al., NeurIPS 2019, as TransMIL uses it
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam and RAdam add the weight decay to the gradient, as the papers' code does; AdamW decouples it."""
+    parameters = list(parameters)
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=config.betas[0], **common)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, betas=config.betas, **common)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, betas=config.betas, **common)
+    radam = torch.optim.RAdam(parameters, betas=config.betas, **common)
+    if config.optimizer == "radam":
+        return radam
+    from timm.optim.lookahead import Lookahead
+
+    lookahead: torch.optim.Optimizer = Lookahead(radam, **LOOKAHEAD)  # type: ignore[no-untyped-call]
+    return lookahead
+
+
+def lr_factor(epoch: int, warmup: int, epochs: int, schedule: str = "cosine") -> float:
+    """Share of the learning rate in ``epoch`` (from 0): a linear rise, then flat or half a cosine that ends above 0."""
+    if epoch < warmup:
+        return (epoch + 1) / (warmup + 1)
+    if schedule == "constant":
+        return 1.0
+    return (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup))) / 2
