@@ -24,7 +24,7 @@ def slides(rng: np.random.Generator, count: int, classes: int, skill: float) -> 
 
 
 def scores_of(probabilities: Float64, truth: Int64) -> list[float]:
-    return nonconformity(probabilities)[np.arange(len(truth)), truth].tolist()
+    return [float(s) for s in nonconformity(probabilities)[np.arange(len(truth)), truth]]
 
 
 def by_definition(probabilities: Float64, calibrations: list[list[float]], alpha: float) -> list[bool]:

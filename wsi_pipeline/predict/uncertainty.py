@@ -27,7 +27,7 @@ def _entropy(probabilities: Float64, multilabel: bool) -> Float64:
 
 def _surprise(p: Float64) -> Float64:
     """-p log p, 0 at 0."""
-    return -p * np.log(np.where(p > 0, p, 1.0))
+    return 0.0 - p * np.log(np.where(p > 0, p, 1.0))
 
 
 def _mean(values: Float64) -> Float64:
