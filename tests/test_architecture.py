@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "wsi_pipeline"
 ORDER = """
     errors types geometry registry recipes sections config files store project engine
-    read tile embed aggregate train predict explain heatmap evaluate view demo
+    read tile embed aggregate train predict explain heatmap evaluate view demo studies
     pipeline apply tables progress cli __main__
 """
 FLOW = ORDER.split()

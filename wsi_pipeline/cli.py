@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from . import __version__
 from .errors import ConfigError, WsiError
+from .studies.commands import manifest, summary
 
 if TYPE_CHECKING:
     from .config import Config
@@ -132,6 +133,8 @@ _stage("explain", "Score every patch: why the model says what it says -> explain
 _stage("heatmap", "Paint the scores into OME-Zarr pyramids -> heatmap/")
 _stage("evaluate", "AUROC and its kin with intervals, maps against annotations -> evaluate/")
 _stage("view", "QuPath GeoJSON and the report -> view/, report.html")
+app.add_typer(manifest, name="manifest")
+app.command()(summary)
 
 
 @app.command()

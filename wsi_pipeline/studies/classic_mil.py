@@ -1,0 +1,134 @@
+"""The classic MIL sets (MUSK1, elephant and their kin): a CSV of instances becomes bags that `wsi train` reads.
+
+Dietterich, Lathrop and Lozano-Pérez, "Solving the multiple instance problem with axis-parallel rectangles", Artificial
+Intelligence 1997 (MUSK); Andrews, Tsochantaridis and Hofmann, NeurIPS 2002 (elephant). No header; column 0 is the
+bag's label (1 or larger: positive), column 1 the bag's number, the rest are the instance's features.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..files import Provenance, content_key, file_digest, write_text
+from ..project import RunFolder
+from ..store import BagWriter
+from ..train.table import read_table, table
+from ..types import Float32, Float64, PatchGrid
+
+CLASSES = ("negative", "positive")
+
+
+@dataclass(frozen=True, eq=False)
+class ClassicBag:
+    """One bag of a set."""
+
+    name: str
+    positive: bool
+    features: Float64  # (N, D) as the file gives them
+
+
+def read_bags(path: Path) -> tuple[ClassicBag, ...]:
+    """The bags of a CSV, by number. Raises ``ConfigError`` with the line that cannot be used."""
+    instances: dict[int, list[list[float]]] = defaultdict(list)
+    labels: dict[int, bool] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for line, row in enumerate(csv.reader(file), 1):
+                label, number, *features = map(float, row)
+                if len(features) != len(next(iter(instances.values()), [features])[0]):
+                    raise ConfigError(
+                        f"{path}, line {line}: {len(features)} features, but other lines have another number"
+                    )
+                if labels.setdefault(int(number), label > 0) != (label > 0):
+                    raise ConfigError(f"{path}, line {line}: bag {int(number)} has two labels; give all its lines one")
+                instances[int(number)].append(features)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; give a CSV of instances") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: a cell is no number, or a line has none ({error}); it needs label,bag,features"
+        ) from error
+    if not instances:
+        raise ConfigError(f"{path} holds no instance")
+    return tuple(
+        ClassicBag(f"{path.stem}_{number:04d}", labels[number], np.array(instances[number]))
+        for number in sorted(instances)
+    )
+
+
+def standardised(bags: Sequence[ClassicBag]) -> list[Float32]:
+    """The bags' features, each with mean 0 and standard deviation 1 over all instances, as the published runs do.
+
+    No label is used. A feature that never changes is 0.
+    """
+    every = np.concatenate([bag.features for bag in bags])
+    spread = every.std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    return [((bag.features - every.mean(axis=0)) / scale).astype(np.float32) for bag in bags]
+
+
+def write_study(source: Path, out: Path) -> int:
+    """Write ``embed/<bag>.h5`` and the manifest ``slides.csv`` of a run folder; returns the number of bags.
+
+    Instances have no place: they stand on a square raster in the file's order.
+    """
+    bags = read_bags(source)
+    digest = file_digest(source)
+    for bag, features in zip(bags, standardised(bags), strict=True):
+        key = content_key(stage="embed", part="classic", source=digest, bag=bag.name)
+        with BagWriter(
+            RunFolder(out).bag(bag.name), _raster(bag.name, len(features)), features.shape[1], "float32"
+        ) as writer:
+            writer.append(features)
+            writer.finish(np.ones(len(features), bool), source.stem, digest, Provenance.of(key, "embed"))
+    rows = [(bag.name, source.resolve(), CLASSES[bag.positive]) for bag in bags]
+    write_text(out / "slides.csv", table(("slide_id", "path", "label"), rows))
+    return len(bags)
+
+
+def _raster(name: str, count: int) -> PatchGrid:
+    side = int(np.ceil(np.sqrt(count)))
+    index = np.arange(count)
+    xy = np.stack([index % side, index // side], axis=1).astype(np.int64)
+    return PatchGrid(name, xy, 1, (1.0, 1.0), (1.0, 1.0), 1.0, (1.0, 1.0), (side, side), (0, 0, side, side))
+
+
+def accuracies(predictions: Path, part: str = "test") -> dict[str, list[float]]:
+    """model -> accuracy of each repeat (seed) over all its folds' bags of ``part``, where 0.5 decides."""
+    header, rows = read_table(predictions)
+    right: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for row in (dict(zip(header, cells, strict=True)) for cells in rows):
+        if row["part"] == part:
+            said = CLASSES[float(row[f"prob_{CLASSES[1]}"]) >= 0.5]
+            right[row["model"], row["seed"]].append(said == row["label"])
+    found: dict[str, list[float]] = defaultdict(list)
+    for (model, _), hits in right.items():
+        found[model].append(float(np.mean(hits)))
+    return dict(found)
+
+
+def accuracy_table(runs: dict[str, Path], published: dict[str, dict[str, float]]) -> str:
+    """Markdown: a row a model, a column a set: mean ± sd over the repeats, and the published accuracy beside it."""
+    found = {name: accuracies(run / "train" / "predictions.csv") for name, run in runs.items()}
+    models = list(dict.fromkeys(model for of_set in found.values() for model in of_set))
+    lines = [
+        "| model | " + " | ".join(f"{name} | published" for name in runs) + " |",
+        "|---" * (1 + 2 * len(runs)) + "|",
+    ]
+    for model in models:
+        cells = []
+        for name in runs:
+            repeats = found[name].get(model, [])
+            sd = np.std(repeats, ddof=1) if len(repeats) > 1 else 0.0
+            cells.append(f"{np.mean(repeats):.3f} ± {sd:.3f}" if repeats else "–")
+            known = published.get(model, {}).get(name)
+            cells.append("–" if known is None else f"{known:.3f}")
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
