@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 import shapely
 from shapely.geometry import Polygon, box
-from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from wsi_pipeline.evaluate.bootstrap import Interval, intervals, resamples
 from wsi_pipeline.evaluate.localisation import annotated_shares, localisation, positive_patches
-from wsi_pipeline.evaluate.metrics import METRICS, decide, slide_metrics
+from wsi_pipeline.evaluate.metrics import classification_metrics, decide
 from wsi_pipeline.types import Float64, Int64, PatchGrid
 
 # --- metrics -------------------------------------------------------------------------------------------------
+
+
+def slide_metrics(truth: Int64, probabilities: Float64, predicted: Int64) -> dict[str, float]:
+    return classification_metrics(truth, probabilities, predicted, "abcdef"[: probabilities.shape[1]])
 
 
 def two(scores: list[float]) -> Float64:
@@ -29,7 +33,7 @@ def test_the_metrics_of_five_slides_are_those_worked_out_by_hand() -> None:
     predicted = decide(probabilities, np.full(5, 0.5))
     assert predicted.tolist() == [0, 1, 0, 1, 1]
     found = slide_metrics(truth, probabilities, predicted)
-    assert tuple(found) == METRICS
+    assert tuple(found) == ("auroc", "auprc", "balanced_accuracy", "f1", "accuracy")
     # Of the 6 pairs only (0.6, 0.4) is the wrong way round. By falling score: +, +, -, +, -.
     assert found["auroc"] == pytest.approx(5 / 6)
     assert found["auprc"] == pytest.approx((1 / 1 + 2 / 2 + 3 / 4) / 3)
@@ -64,6 +68,7 @@ def test_three_classes_are_measured_each_against_the_rest_and_averaged() -> None
     assert found["balanced_accuracy"] == pytest.approx((1 + 0 + 1) / 3)
     assert found["f1"] == pytest.approx((2 / 3 + 0 + 1) / 3)
     assert found["accuracy"] == pytest.approx(3 / 4)
+    assert [found[f"auroc[{c}]"] for c in "abc"] == pytest.approx([1, 1.5 / 3, 1])
 
 
 def test_with_a_class_missing_only_accuracy_can_be_said() -> None:
@@ -73,13 +78,17 @@ def test_with_a_class_missing_only_accuracy_can_be_said() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_counted_metrics_are_those_of_scikit_learn(classes: int) -> None:
+def test_metrics_are_those_of_scikit_learn(classes: int) -> None:
     generator = np.random.default_rng(classes)
     truth = np.concatenate([np.arange(classes), generator.integers(0, classes, 60)])
     probabilities = generator.dirichlet(np.ones(classes), len(truth))
     predicted = decide(probabilities, np.full(len(truth), 0.4))
     found = slide_metrics(truth, probabilities, predicted)
     average = "binary" if classes == 2 else "macro"
+    positive = np.eye(classes)[truth] if classes > 2 else truth
+    scores = probabilities if classes > 2 else probabilities[:, 1]
+    assert found["auroc"] == pytest.approx(roc_auc_score(positive, scores))
+    assert found["auprc"] == pytest.approx(average_precision_score(positive, scores))
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted))
     assert found["f1"] == pytest.approx(f1_score(truth, predicted, average=average))
 

@@ -22,14 +22,26 @@ from wsi_pipeline.store import write_explanations
 from wsi_pipeline.train.table import table
 from wsi_pipeline.types import Explanation, PatchGrid, SlideRow
 
-COLUMNS = ["slide_id", "patient_id", "label", "split", "model", "members", "weights"]
-COLUMNS += ["held_out", "threshold", "predicted"]
+COLUMNS = ["slide_id", "patient_id", "label", "split", "model", "task", "members", "weights"]
+COLUMNS += ["held_out", "threshold", "predicted", "prob_normal", "prob_tumour", "calibrated_normal"]
+COLUMNS += ["calibrated_tumour", "entropy", "aleatoric", "epistemic", "set"]
+PATIENT_COLUMNS = ["patient_id", "slides", "label", *COLUMNS[4:]]
+METRICS = ["auroc", "auprc", "balanced_accuracy", "f1", "accuracy", "sensitivity_at_0.95"]
+METRICS += ["ece", "brier", "aurc", "ece_calibrated", "brier_calibrated", "aurc_calibrated"]
+METRICS += ["coverage", "set_size", "abstained", "accuracy_not_abstained"]
 # slide, patient, label, probability of tumour by abmil; the two models judge alike
 COHORT = [
     *[("s0", "p0", "normal", 0.1), ("s1", "p0", "normal", 0.6), ("s2", "p1", "normal", 0.2)],
     *[("s3", "p2", "tumour", 0.55), ("s4", "p3", "tumour", 0.9), ("s5", "p4", "tumour", 0.8)],
 ]
 GRID_SIDE = 6  # patches a side, 10 px0 each
+
+
+def judged(q: float) -> list[str]:
+    """Threshold to set, for a probability ``q`` of tumour; after temperature it is half as far from one half."""
+    softer = (q + 0.5) / 2
+    members = ";".join([*(["normal"] if q < 0.65 else []), *(["tumour"] if q > 0.35 else [])])
+    return ["0.500000", "", *(f"{p:.6f}" for p in (1 - q, q, 1 - softer, softer)), "", "", "", members]
 
 
 class Study:
@@ -50,14 +62,25 @@ class Study:
 
     def predict(self, rows: Sequence[Sequence[Any]], key: str = "predictions") -> None:
         """Rows: slide, patient, label, probability of tumour, model, held_out."""
-        lines = [
-            [s, p, y, "", m, 1, weights_id(["w1"]), held, "0.500000", "", f"{1 - q:.6f}", f"{q:.6f}"]
-            for s, p, y, q, m, held in rows
-        ]
-        path = self.root / "predict" / "predictions.csv"
+        said = [[s, p, y, m, held, *judged(q)] for s, p, y, q, m, held in rows]
+        slides = [[s, p, y, "", m, "classification", 1, weights_id(["w1"]), *rest] for s, p, y, m, *rest in said]
+        self.write("predictions.csv", COLUMNS, slides, key)
+        of_patients: dict[tuple[str, str], list[Sequence[Any]]] = {}
+        for row in rows:
+            of_patients.setdefault((row[1], row[4]), []).append(row)
+        patients = []
+        for (p, m), own in of_patients.items():
+            labels = {y for _, _, y, _, _, _ in own}
+            label, held = labels.pop() if len(labels) == 1 else "", own[0][5]
+            mean = judged(float(np.mean([q for _, _, _, q, _, _ in own])))
+            patients.append([p, len(own), label, m, "classification", 1, weights_id(["w1"]), held, *mean])
+        self.write("patients.csv", PATIENT_COLUMNS, patients, key)
+
+    def write(self, name: str, columns: Sequence[str], lines: Sequence[Sequence[Any]], key: str) -> None:
+        path = self.root / "predict" / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(table([*COLUMNS, "prob_normal", "prob_tumour"], lines))
-        write_made(path, Provenance.of(key, "predict"))
+        path.write_text(table(columns, lines))
+        write_made(path, Provenance.of(f"{key} {name}", "predict"))
 
     def annotate(
         self, slide_id: str, boxes: Sequence[tuple[int, int, int, int]], hole: tuple[int, int, int, int] | None = None
@@ -115,6 +138,19 @@ class Study:
             return list(csv.DictReader(file))
 
 
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of this stage; tests that are not about pictures draw one dot."""
+    if "drawn" not in request.fixturenames:
+        dot = {"roc.png": b"a dot"}
+        monkeypatch.setattr("wsi_pipeline.evaluate.stage.pictures", lambda models, bins: dot)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Asked for by tests that need the pictures themselves."""
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     return Study(tmp_path)
@@ -134,9 +170,7 @@ def test_every_model_gets_every_metric_with_its_interval(study: Study) -> None:
     report = study.run()
     rows = study.rows("metrics.csv")
     assert [(r["model"], r["metric"]) for r in rows] == [
-        (model, metric)
-        for model in ("abmil", "transmil")
-        for metric in ("auroc", "auprc", "balanced_accuracy", "f1", "accuracy")
+        (model, metric) for model in ("abmil", "transmil") for metric in METRICS
     ]
     assert {(r["n_slides"], r["n_patients"]) for r in rows} == {("6", "5")}
     auroc = rows[0]
@@ -164,7 +198,7 @@ def test_slides_that_were_seen_in_training_or_have_no_label_do_not_count(study: 
     ]
 
 
-def test_a_run_without_labels_gets_a_report_that_says_so(study: Study) -> None:
+def test_a_run_without_labels_gets_a_report_that_says_so(study: Study, drawn: None) -> None:
     study.predict([[slide, patient, "", q, "abmil", "true"] for slide, patient, _, q in COHORT])
     report = study.run()
     assert report["models"] == {}
@@ -173,13 +207,13 @@ def test_a_run_without_labels_gets_a_report_that_says_so(study: Study) -> None:
     assert not (study.root / "evaluate" / "roc.png").exists()
 
 
-def test_with_one_class_only_accuracy_is_reported(study: Study) -> None:
+def test_with_one_class_only_what_needs_both_is_not_reported(study: Study) -> None:
     study.predict([[*row, "abmil", "true"] for row in COHORT if row[2] == "tumour"])
     report = study.run()
     metrics = report["models"]["abmil"]["metrics"]
-    assert metrics["accuracy"]["value"] == 1.0
+    assert metrics["accuracy"]["value"] == metrics["coverage"]["value"] == 1.0
     assert metrics["auroc"] == {"value": None, "low": None, "high": None, "resamples": 0}
-    assert "abmil: no slide of class normal, so no metric but accuracy" in report["notes"]
+    assert "abmil: no slide of class normal, so no metric that needs every class" in report["notes"]
     assert study.rows("metrics.csv")[0]["value"] == ""
 
 
@@ -257,22 +291,25 @@ def test_without_a_map_that_can_be_measured_the_report_says_so(study: Study) -> 
 # --- when it is made -----------------------------------------------------------------------------------------
 
 
-def test_a_second_run_touches_no_file(study: Study) -> None:
+def test_a_second_run_touches_no_file(study: Study, drawn: None) -> None:
     study.run()
     before = files(study.root)
-    assert {name for name in before if "/" not in name} == {"metrics.csv", "maps.csv", "roc.png", "report.json"}
+    tables = {"metrics.csv", "metrics_patients.csv", "maps.csv", "report.json"}
+    pictures = {"roc.png", "pr.png", "confusion.png", "reliability.png", "risk_coverage.png"}
+    assert {name for name in before if "/" not in name} == tables | pictures
     study.run()
     assert files(study.root) == before
 
 
-def test_the_same_study_elsewhere_gives_the_same_bytes(study: Study, tmp_path: Path) -> None:
+def test_the_same_study_elsewhere_gives_the_same_bytes(study: Study, drawn: None, tmp_path: Path) -> None:
     study.run()
     (tmp_path / "other").mkdir()
     other = Study(tmp_path / "other")
     other.run()
     first, second = ({name: data for name, (_, data) in files(s.root).items()} for s in (study, other))
     assert first == second
-    assert b"tEXt" not in first["roc.png"]  # no program name, no date
+    for name in ("roc.png", "pr.png", "confusion.png", "reliability.png", "risk_coverage.png"):
+        assert b"tEXt" not in first[name]  # no program name, no date
 
 
 def test_the_report_is_made_again_when_what_it_rests_on_changes(study: Study) -> None:

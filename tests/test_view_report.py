@@ -28,7 +28,7 @@ from wsi_pipeline.store import write_explanations, write_grid
 from wsi_pipeline.types import Explanation, PatchGrid, SlideRow, TissueMask
 from wsi_pipeline.view import report as report_room
 from wsi_pipeline.view import stage as view_stage
-from wsi_pipeline.view.numbers import read_metrics, read_verdicts
+from wsi_pipeline.view.numbers import Verdicts, read_metrics, read_verdicts
 from wsi_pipeline.view.panel import svg_path, top_rows
 from wsi_pipeline.view.pictures import crop, map_uri, palette
 
@@ -86,37 +86,80 @@ def test_the_highest_scores_come_first_and_equal_ones_in_the_grids_order() -> No
 
 # --- numbers -----------------------------------------------------------------------------------------------------
 
-HEADER = "slide_id,patient_id,label,split,model,members,held_out,threshold,predicted,"
+HEADER = "slide_id,patient_id,label,split,model,task,members,weights,held_out,threshold,predicted,"
+
+
+def verdicts_of(path: Path, columns: str, *rows: str) -> Verdicts:
+    path.write_text("".join(f"{line}\n" for line in (HEADER + columns, *rows)))
+    return read_verdicts(path)
 
 
 def test_of_two_classes_the_last_ones_probability_is_shown(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.csv"
-    path.write_text(HEADER + "prob_a,prob_b\ns,p,a,,abmil,5,true,0.25,b,0.600000,0.400000\n")
-    models, verdicts, note = read_verdicts(path)
-    assert models == ("abmil",)
-    found = verdicts["s", "abmil"]
-    assert (found.predicted, found.right, found.of, found.probability) == ("b", False, "b", "0.400")
-    assert (found.percent, found.threshold_percent, found.held_out) == (40.0, 25.0, True)
-    assert note.startswith("Probability of b,")
+    row = "s,p,a,,abmil,classification,5,w,true,0.25,b,0.600000,0.400000,0.6,0.4,a;b"
+    found = verdicts_of(tmp_path / "p.csv", "prob_a,prob_b,calibrated_a,calibrated_b,set", row)
+    assert found.models == ("abmil",)
+    said = found.get("s", "abmil")
+    assert said is not None
+    assert (said.predicted, said.right, said.of, said.probability) == ("b", False, "b", "0.400")
+    assert (said.percent, said.threshold_percent, said.held_out) == (40.0, 25.0, True)
+    assert found.note.startswith("Probability of b,")
+    assert found.get("t", "abmil") is None
 
 
-def test_of_more_classes_the_predicted_ones_probability_is_shown(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.csv"
-    path.write_text(HEADER + "prob_a,prob_b,prob_c\ns,p,,,abmil,5,false,,b,0.2,0.5,0.3\n")
-    found = read_verdicts(path)[1]["s", "abmil"]
-    assert (found.right, found.held_out, found.probability, found.threshold_percent) == (None, False, "0.500", None)
+def test_of_more_classes_the_likeliest_ones_probability_is_shown(tmp_path: Path) -> None:
+    columns = "prob_a,prob_b,prob_c,calibrated_a,calibrated_b,calibrated_c,set"
+    row = "s,p,,,abmil,classification,5,w,false,,b,0.2,0.5,0.3,0.2,0.5,0.3,b"
+    said = verdicts_of(tmp_path / "p.csv", columns, row).get("s", "abmil")
+    assert said is not None
+    assert (said.right, said.held_out, said.probability, said.threshold_percent) == (None, False, "0.500", None)
 
 
-def test_metrics_without_a_number_are_a_dash(tmp_path: Path) -> None:
+def test_a_model_that_abstains_is_neither_right_nor_wrong_and_says_between_what(tmp_path: Path) -> None:
+    columns = "prob_a,prob_b,calibrated_a,calibrated_b,set"
+    rows = [
+        f"{s},p,a,,abmil,classification,5,w,true,0.5,abstain,0.5,0.5,0.5,0.5,{names}"
+        for s, names in (("s", "a;b"), ("t", ""))
+    ]
+    found = verdicts_of(tmp_path / "p.csv", columns, *rows)
+    both, none = found.get("s", "abmil"), found.get("t", "abmil")
+    assert both is not None
+    assert none is not None
+    assert (both.predicted, both.right) == ("abstain (a, b)", None)
+    assert none.predicted == "abstain (no class fits)"
+
+
+def test_other_tasks_show_their_own_number(tmp_path: Path) -> None:
+    rows = ["s,p,b;a,,m,multilabel,5,w,true,,a;b,0.7,0.9,0.7,0.9", "t,p,-,,m,multilabel,5,w,true,,a,0.7,0.1,0.7,0.1"]
+    found = verdicts_of(tmp_path / "p.csv", "prob_a,prob_b,calibrated_a,calibrated_b", *rows)
+    shown = [v for s in "st" if (v := found.get(s, "m"))]
+    assert [(v.predicted, v.right, v.of, v.probability) for v in shown] == [
+        ("a;b", True, "b", "0.900"),
+        ("a", False, "a", "0.700"),
+    ]
+    found = verdicts_of(tmp_path / "p.csv", "value,epistemic", "s,p,12.5,,m,regression,5,w,true,,,13.25,0.1")
+    value = found.get("s", "m")
+    assert value is not None
+    assert (found.outcome, value.predicted, value.right, value.of) == ("Value", "", None, "value")
+    assert (value.probability, value.percent, value.threshold_percent) == ("13.2", None, None)
+
+
+def test_metrics_without_a_number_are_a_dash_and_patients_follow_where_they_are_not_the_slides(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     none = {"value": None, "low": None, "high": None}
-    some = {"value": 0.91234, "low": 0.8, "high": 1.0}
-    model = {"n_slides": 7, "metrics": {"auroc": some, "f1": none}}
-    path.write_text(json.dumps({"models": {"abmil": model}, "maps": [], "notes": ["few slides"]}))
+    some = {"value": 0.91234, "low": 0.8, "high": 1.0, "delong": [0.81, 0.99]}
+    slides = {"n_slides": 7, "n_patients": 7, "metrics": {"auroc": some, "sensitivity_at_0.95": none}}
+    report = {"models": {"abmil": slides}, "patients": {"abmil": slides}, "maps": [], "notes": ["few slides"]}
+    path.write_text(json.dumps(report))
     found = read_metrics(path)
-    assert found.metric_names == ("AUROC", "F1")
-    assert [(c.value, c.interval) for c in found.metrics[0].cells] == [("0.912", "(0.800–1.000)"), ("–", "")]
+    (table,) = found.tables
+    assert table.columns == ("abmil",)
+    assert [line.name for line in table.lines] == ["AUROC", "Sensitivity at specificity 0.95", "Slides"]
+    cells = [line.cells[0] for line in table.lines]
+    assert [(c.value, c.interval) for c in cells] == [("0.912", "(0.800–1.000)"), ("–", ""), ("7", "")]
+    assert cells[0].delong == "DeLong 0.810–0.990"
     assert found.notes == ("few slides",)
+    path.write_text(json.dumps(report | {"models": {"abmil": slides | {"n_slides": 9}}}))
+    assert [table.lines[-1].name for table in read_metrics(path).tables] == ["Slides", "Patients"]
 
 
 def test_damaged_tables_are_named(tmp_path: Path) -> None:
@@ -124,7 +167,9 @@ def test_damaged_tables_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         with pytest.raises(ArtifactError, match=r"report\.json cannot be read .* run `wsi evaluate` again"):
             read_metrics(tmp_path / name)
-    (tmp_path / "p.csv").write_text(HEADER + "prob_a,prob_b\ns,p,a,,abmil,5,true,x,b,0.6,0.4\n")
+    (tmp_path / "p.csv").write_text(
+        HEADER + "prob_a,calibrated_a,set\ns,p,a,,abmil,classification,5,w,true,x,b,0.6,0.4,a\n"
+    )
     with pytest.raises(ArtifactError, match=r"p\.csv cannot be read .* run `wsi predict` again"):
         read_verdicts(tmp_path / "p.csv")
 
@@ -184,11 +229,13 @@ def predict(project: Project, probability: float) -> None:
 
     with project.folder.predictions.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow([*HEADER.rstrip(",").split(","), "prob_normal", "prob_tumour"])
+        names = [f"{kind}_{name}" for kind in ("prob", "calibrated") for name in ("normal", "tumour")]
+        table.writerow([*HEADER.rstrip(",").split(","), *names, "set"])
         for row in project.cohort:
             said = "tumour" if probability >= 0.5 else "normal"
             numbers = [f"{1 - probability:.6f}", f"{probability:.6f}"]
-            table.writerow([row.slide_id, row.patient_id, "tumour", "", "abmil", 5, "true", "0.5", said, *numbers])
+            who = [row.slide_id, row.patient_id, "tumour", "", "abmil", "classification", 5, "w", "true"]
+            table.writerow([*who, "0.5", said, *numbers, *numbers, said])
 
 
 def view(project: Project, earlier: tuple[Failure, ...] = ()) -> list[Failure]:

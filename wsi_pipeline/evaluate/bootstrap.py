@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..types import Int64
+from ..types import Float64, Int64
 
 PERCENTILES = (2.5, 97.5)
 
@@ -45,18 +45,39 @@ def intervals(
     A resample in which a measure is NaN does not count for it. With fewer than two patients there is nothing to
     resample, and the interval is NaN.
     """
-    whole = statistic(np.arange(len(patients)))
+    whole, drawn = draws(statistic, patients, count, seed)
+    return {name: interval(value, drawn[name]) for name, value in whole.items()}
+
+
+def draws(
+    statistic: Callable[[Int64], Mapping[str, float]], patients: Sequence[str], count: int, seed: int
+) -> tuple[dict[str, float], dict[str, Float64]]:
+    """Each measure on all rows, and on each resample (count,), NaN where it is undefined there."""
+    whole = dict(statistic(np.arange(len(patients))))
     drawn = {name: np.full(count, np.nan) for name in whole}
     if len(set(patients)) > 1:
         for i, rows in enumerate(resamples(patients, count, np.random.default_rng(seed))):
             for name, value in statistic(rows).items():
                 drawn[name][i] = value
-    return {name: _interval(value, drawn[name]) for name, value in whole.items()}
+    return whole, drawn
 
 
-def _interval(value: float, drawn: np.ndarray) -> Interval:
+def interval(value: float, drawn: Float64) -> Interval:
+    """The percentile interval of a measure from its resamples (count,)."""
     valid = drawn[np.isfinite(drawn)]
     if not np.isfinite(value) or not len(valid):
         return Interval(value, float("nan"), float("nan"), 0)
     low, high = np.percentile(valid, PERCENTILES)
     return Interval(value, float(low), float(high), len(valid))
+
+
+def p_value(drawn: Float64) -> float:
+    """Two-sided, of no difference: twice the smaller share of a difference's resamples (count,) on one side of 0.
+
+    One is added to both counts, so that no p is 0 (Davison and Hinkley, 1997). NaN where nothing was drawn.
+    """
+    valid = drawn[np.isfinite(drawn)]
+    if not len(valid):
+        return float("nan")
+    fewer = min(np.count_nonzero(valid <= 0), np.count_nonzero(valid >= 0))
+    return min(1.0, 2 * (1 + fewer) / (1 + len(valid)))

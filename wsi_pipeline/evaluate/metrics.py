@@ -1,18 +1,20 @@
-"""Measures of slide predictions. What a class's absence leaves undefined is NaN, never a default.
+"""Measures of predictions, one function a task. What a class's absence leaves undefined is NaN, never a default.
 
-For two classes AUROC, AUPRC and F1 are those of the positive (last) class; for more, the mean over the classes, each
-against the rest (macro).
+For two classes AUROC, AUPRC, F1 and sensitivity are those of the positive (last) class; for more, the mean over the
+classes, each against the rest (macro); of multilabel, the mean over the classes. ``auroc[x]`` is that of class x alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ..types import Float64, Int64
+from ..types import Bool, Float64, Int64
+from .calibration import brier, calibration_error, reliability, risk_coverage_area, set_metrics, top_label
+from .ranking import NAN, auroc, average_precision, ranking, sensitivity_at
 
-METRICS = ("auroc", "auprc", "balanced_accuracy", "f1", "accuracy")
-EVEN_ODDS = 0.5  # the threshold where validation gave none
+EVEN_ODDS = 0.5  # the threshold where validation gave none, and of every multilabel class
 
 
 def positive_classes(classes: int) -> range:
@@ -32,23 +34,118 @@ def decide(probabilities: Float64, threshold: Float64) -> Int64:
     return reached.astype(np.int64)
 
 
-def slide_metrics(truth: Int64, probabilities: Float64, predicted: Int64) -> dict[str, float]:
-    """``METRICS`` of n slides: true class (n,), probabilities (n, C), predicted class (n,).
+def classification_metrics(
+    truth: Int64, probabilities: Float64, predicted: Int64, classes: Sequence[str], specificity: Sequence[float] = ()
+) -> dict[str, float]:
+    """How well n slides are told apart: true class (n,), probabilities (n, C), predicted class (n,).
 
-    All but accuracy are NaN unless every class is there.
+    All but accuracy are NaN unless every class is there; of more than two classes, each one's AUROC follows.
     """
-    classes = probabilities.shape[1]
-    confusion = np.bincount(truth * classes + predicted, minlength=classes**2).reshape(classes, classes)  # true, said
+    count = len(classes)
+    confusion = np.bincount(truth * count + predicted, minlength=count**2).reshape(count, count)  # true, said
     hits, true, said = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    accuracy = {"accuracy": float(hits.sum() / true.sum())}
-    if classes < 2 or not true.all():
-        return dict.fromkeys(METRICS, float("nan")) | accuracy
-    positives = positive_classes(classes)
-    ranked = [(truth == c, probabilities[:, c]) for c in positives]
-    return {
-        "auroc": float(np.mean([roc_auc_score(is_class, score) for is_class, score in ranked])),
-        "auprc": float(np.mean([average_precision_score(is_class, score) for is_class, score in ranked])),
-        "balanced_accuracy": float(np.mean(hits / true)),
-        "f1": float(np.mean([2 * hits[c] / (true[c] + said[c]) for c in positives])),
-        **accuracy,
+    positives = positive_classes(count)
+    ranked = [ranking(truth == c, probabilities[:, c]) for c in positives]
+    complete = bool(true.all())
+    areas = [auroc(r) for r in ranked]
+    found = {
+        "auroc": float(np.mean(areas)),
+        "auprc": float(np.mean([average_precision(r) for r in ranked])),
+        "balanced_accuracy": float(np.mean(hits / true)) if complete else NAN,
+        "f1": float(np.mean([2 * hits[c] / (true[c] + said[c]) for c in positives])) if complete else NAN,
+        "accuracy": float(hits.sum() / true.sum()),
     }
+    for wanted in specificity:
+        found[sensitivity_name(wanted)] = float(np.mean([sensitivity_at(r, wanted) for r in ranked]))
+    return found | (_of_classes("auroc", classes, areas) if count > 2 else {})
+
+
+def certainty_metrics(
+    truth: Int64, probabilities: Float64, calibrated: Float64, sets: Bool, predicted: Int64, bins: int
+) -> dict[str, float]:
+    """How far probabilities can be believed, as they came and after temperature (``_calibrated``), both (n, C).
+
+    ``sets`` (n, C): the prediction sets. Calibration error and area under risk and coverage are of the likeliest class.
+    """
+    target = np.eye(probabilities.shape[1])[truth]  # (n, C)
+    found = {}
+    for ending, given in (("", probabilities), ("_calibrated", calibrated)):
+        confidence, hit = top_label(truth, given)
+        found[f"ece{ending}"] = calibration_error(reliability(confidence, hit, bins))
+        found[f"brier{ending}"] = brier(target, given)
+        found[f"aurc{ending}"] = risk_coverage_area(confidence, hit)
+    return found | set_metrics(sets, truth, predicted)
+
+
+def multilabel_metrics(
+    truth: Bool, probabilities: Float64, calibrated: Float64, classes: Sequence[str], bins: int
+) -> dict[str, float]:
+    """Each of C classes present or not (n, C), and its probability (n, C): macro means, then each class's own.
+
+    F1 is that at 0.5, NaN for a class that is neither there nor named. Calibration error and Brier score (per class,
+    0..1) take every slide and class as one statement.
+    """
+    ranked = [ranking(truth[:, c], probabilities[:, c]) for c in range(len(classes))]
+    said = probabilities >= EVEN_ODDS
+    agreed, named = (truth & said).sum(axis=0), truth.sum(axis=0) + said.sum(axis=0)
+    per_class = {
+        "auroc": [auroc(r) for r in ranked],
+        "auprc": [average_precision(r) for r in ranked],
+        "f1": [2 * float(a) / float(n) if n else NAN for a, n in zip(agreed, named, strict=True)],
+    }
+    found = {name: float(np.mean(values)) for name, values in per_class.items()}
+    for ending, given in (("", probabilities), ("_calibrated", calibrated)):
+        found[f"ece{ending}"] = calibration_error(reliability(given.ravel(), truth.ravel(), bins))
+        found[f"brier{ending}"] = float(np.mean((given - truth) ** 2))
+    for name, values in per_class.items():
+        found |= _of_classes(name, classes, values)
+    return found
+
+
+def regression_metrics(truth: Float64, value: Float64) -> dict[str, float]:
+    """True and predicted values (n,), in the label's unit.
+
+    R² is NaN where all true values are equal, correlations also where all predicted ones are.
+    """
+    from scipy.stats import rankdata
+
+    error = value - truth
+    spread = float(np.sum((truth - truth.mean()) ** 2))
+    return {
+        "mae": float(np.mean(np.abs(error))),
+        "rmse": float(np.sqrt(np.mean(error**2))),
+        "r2": 1 - float(np.sum(error**2)) / spread if np.ptp(truth) > 0 else NAN,
+        "pearson": correlation(truth, value),
+        "spearman": correlation(rankdata(truth), rankdata(value)),
+    }
+
+
+def correlation(first: Float64, second: Float64) -> float:
+    """Pearson's, of (n,) and (n,); NaN where either does not vary."""
+    if not (np.ptp(first) > 0 and np.ptp(second) > 0):
+        return NAN
+    a, b = first - first.mean(), second - second.mean()
+    return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1, 1))
+
+
+def concordance(time: Float64, event: Bool, risk: Float64) -> float:
+    """Harrell's concordance index (JAMA 1982) of n follow-ups (n,): the share of comparable pairs ordered rightly.
+
+    A pair is comparable where the one with the earlier time had the event; at equal times, where one had it and the
+    other was censored, who is taken to live on. Right is the higher risk for the earlier; equal risks count half. NaN
+    without a comparable pair.
+    """
+    before = (time[event, None] < time) | ((time[event, None] == time) & ~event)  # (events, n) the row's event is first
+    pairs = np.count_nonzero(before)
+    higher = np.count_nonzero(before & (risk[event, None] > risk))
+    equal = np.count_nonzero(before & (risk[event, None] == risk))
+    return (higher + equal / 2) / pairs if pairs else NAN
+
+
+def sensitivity_name(specificity: float) -> str:
+    """Name of the sensitivity at this specificity."""
+    return f"sensitivity_at_{specificity:g}"
+
+
+def _of_classes(name: str, classes: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    return {f"{name}[{c}]": value for c, value in zip(classes, values, strict=True)}

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError
-from ..train.table import read_table
+from ..evaluate.predictions import ABSTAIN, Prediction, labels_of, read_predictions
+from ..evaluate.summary import digits, measure_text, metric_name
 
-_NAMES = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "balanced_accuracy": "Balanced accuracy",
-    "f1": "F1",
-    "accuracy": "Accuracy",
-    "base_rate": "Base rate",
-    "lift": "AUPRC / base rate",
+_OUTCOMES = {"regression": "Value", "survival": "Risk"}  # classification, multilabel: Probability
+_CAPTIONS = {
+    "models": "Slides, each predicted by models that have not seen its patient.",
+    "patients": "Patients: the slides of each as one bag, or the mean over them.",
 }
+_BRACKETS = " In brackets: 95 % bootstrap interval over patients."
+_MAP_MEANS = ("auprc", "base_rate", "lift", "auroc")
 
 
 @dataclass(frozen=True)
@@ -27,61 +26,83 @@ class Verdict:
     """What one model says of one slide."""
 
     model: str
-    predicted: str
-    right: bool | None  # None where the slide has no label that the model knows
+    predicted: str  # empty for tasks without classes
+    right: bool | None  # None where the slide has no label that the model knows, or the model abstains
     held_out: bool
-    of: str  # the class that the probability is of
-    probability: str
-    percent: float
+    of: str  # the class that the probability is of; value or risk
+    probability: str  # or the value, or the risk
+    percent: float | None  # the bar; None for tasks without probabilities
     threshold_percent: float | None
 
 
 @dataclass(frozen=True)
+class Verdicts:
+    """Models in order, what each says of each slide, and what the number that is shown is."""
+
+    models: tuple[str, ...] = ()
+    of: Mapping[tuple[str, str], Verdict] | None = None  # (slide_id, model) -> verdict
+    outcome: str = "Probability"
+    note: str = ""
+
+    def get(self, slide_id: str, model: str) -> Verdict | None:
+        """None where the model has not judged the slide."""
+        return (self.of or {}).get((slide_id, model))
+
+
+@dataclass(frozen=True)
 class Cell:
-    """A number and its interval."""
+    """A number, its interval, and DeLong's where there is one."""
 
     value: str
     interval: str
+    delong: str = ""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One model's metrics, or one map's."""
+    """A name and its numbers."""
 
     name: str
     cells: tuple[Cell, ...]
-    slides: int
+
+
+@dataclass(frozen=True)
+class NumberTable:
+    """One table of evaluate."""
+
+    caption: str
+    corner: str
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The tables of evaluate; empty where it was not run."""
+    """What evaluate found; empty where it was not run."""
 
-    metric_names: tuple[str, ...] = ()
-    metrics: tuple[Line, ...] = ()
-    map_names: tuple[str, ...] = ()
-    maps: tuple[Line, ...] = ()
+    tables: tuple[NumberTable, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def read_verdicts(path: Path) -> tuple[tuple[str, ...], dict[tuple[str, str], Verdict], str]:
-    """Models in order, (slide_id, model) -> what it says, and a line on which probability is shown.
+def read_verdicts(path: Path) -> Verdicts:
+    """What predict says.
 
-    Of two classes, the last is the positive one and its probability is shown; of more, the predicted class's.
+    Of two classes, the last is the positive one and its probability is shown; of more, that of the likeliest.
     """
     if not path.exists():
-        return (), {}, ""
-    header, rows = read_table(path)
-    classes = [name.removeprefix("prob_") for name in header if name.startswith("prob_")]
-    try:
-        found = [_verdict(dict(zip(header, row, strict=True)), classes) for row in rows]
-    except (KeyError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); delete it and run `wsi predict` again") from error
-    models = tuple(dict.fromkeys(verdict.model for _, verdict in found))
-    shown = f"of {classes[-1]}" if len(classes) == 2 else "of the predicted class"
-    note = f"Probability {shown}, mean over the models of the ensemble"
-    note += "; the line marks the threshold, chosen on validation slides." if len(classes) == 2 else "."
-    return models, {(slide_id, verdict.model): verdict for slide_id, verdict in found}, note
+        return Verdicts()
+    found = read_predictions(path)
+    models = tuple(dict.fromkeys(one.model for one in found))
+    verdicts = {(one.name, one.model): _verdict(one) for one in found}
+    if not found:
+        return Verdicts(models, verdicts)
+    task, classes = found[0].task, list(found[0].outcome)
+    two = task == "classification" and len(classes) == 2
+    what = {"regression": "Predicted value", "survival": "Log relative risk"}.get(task)
+    what = what or f"Probability of {classes[-1] if two else 'the likeliest class'}"
+    note = f"{what}, mean over the models of the ensemble"
+    note += "; the line marks the threshold, chosen on validation slides." if two else "."
+    return Verdicts(models, verdicts, _OUTCOMES.get(task, "Probability"), note)
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -90,53 +111,84 @@ def read_metrics(path: Path) -> Metrics:
         return Metrics()
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        models, maps = data["models"], data["maps"]
-        metric_keys = list(dict.fromkeys(name for model in models.values() for name in model["metrics"]))
-        map_keys = [name for name in ("auprc", "base_rate", "lift", "auroc") if any(name in m for m in maps)]
-        return Metrics(
-            tuple(_NAMES.get(name, name) for name in metric_keys),
-            tuple(
-                Line(name, tuple(_cell(model["metrics"].get(k)) for k in metric_keys), model["n_slides"])
-                for name, model in models.items()
-            ),
-            tuple(_NAMES.get(name, name) for name in map_keys),
-            tuple(
-                Line(
-                    f"{m['model']} {m['method']}: {m['target']}",
-                    tuple(_cell(m.get(k)) for k in map_keys),
-                    m["n_slides"],
-                )
-                for m in maps
-            ),
-            tuple(str(note) for note in data["notes"]),
-        )
+        slides, patients = data["models"], data.get("patients", {})
+        apart = any(model["n_slides"] > model["n_patients"] for model in slides.values())
+        tables = [
+            *([_metric_table("models", slides, "n_slides")] if slides else []),
+            *([_metric_table("patients", patients, "n_patients")] if apart and patients else []),
+            *([_map_table(data["maps"])] if data["maps"] else []),
+        ]
+        return Metrics(tuple(tables), tuple(str(note) for note in data["notes"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error!r}); delete it and run `wsi evaluate` again") from error
 
 
-def _verdict(row: Mapping[str, str], classes: list[str]) -> tuple[str, Verdict]:
-    predicted, label = row["predicted"], row["label"]
-    of = classes[-1] if len(classes) == 2 else predicted
-    probability = float(row[f"prob_{of}"])
-    threshold = float(row["threshold"]) if row["threshold"] and len(classes) == 2 else None
-    return row["slide_id"], Verdict(
-        model=row["model"],
-        predicted=predicted,
-        right=predicted == label if label in classes else None,
-        held_out=row["held_out"].lower() == "true",
+def _metric_table(block: str, models: Mapping[str, Any], count: str) -> NumberTable:
+    """A line a measure, a column a model."""
+    metrics = dict.fromkeys(name for model in models.values() for name in model["metrics"])
+    lines = [
+        Line(metric_name(name), tuple(_cell(model["metrics"].get(name)) for model in models.values()))
+        for name in metrics
+    ]
+    counted = Line(
+        "Slides" if count == "n_slides" else "Patients", tuple(Cell(str(m[count]), "") for m in models.values())
+    )
+    return NumberTable(_CAPTIONS[block] + _BRACKETS, "Measure", tuple(models), (*lines, counted))
+
+
+def _map_table(maps: Sequence[Mapping[str, Any]]) -> NumberTable:
+    """A line a map, a column a measure."""
+    lines = [
+        Line(
+            f"{m['model']} {m['method']}: {m['target']}",
+            (*(_cell(m.get(name)) for name in _MAP_MEANS), Cell(str(m["n_slides"]), "")),
+        )
+        for m in maps
+    ]
+    caption = "Maps against the annotations: mean over annotated slides. The base rate is what a map without "
+    caption += "information would reach."
+    return NumberTable(caption, "Map", (*map(metric_name, _MAP_MEANS), "Slides"), tuple(lines))
+
+
+def _verdict(said: Prediction) -> Verdict:
+    value, of = _shown(said)
+    probable = said.task not in _OUTCOMES
+    two = said.task == "classification" and said.threshold == said.threshold
+    return Verdict(
+        model=said.model,
+        predicted=_named(said),
+        right=_right(said),
+        held_out=said.held_out,
         of=of,
-        probability=f"{probability:.3f}",
-        percent=round(100 * probability, 1),
-        threshold_percent=None if threshold is None else round(100 * threshold, 1),
+        probability=f"{value:.3f}" if probable else digits(value),
+        percent=round(100 * value, 1) if probable else None,
+        threshold_percent=round(100 * said.threshold, 1) if two else None,
     )
 
 
-def _cell(interval: Mapping[str, Any] | None) -> Cell:
-    if not interval or interval.get("value") is None:
-        return Cell("–", "")
-    low, high = interval.get("low"), interval.get("high")
-    return Cell(_digits(interval["value"]), "" if low is None or high is None else f"({_digits(low)}–{_digits(high)})")
+def _shown(said: Prediction) -> tuple[float, str]:
+    """The number of a verdict, and what it is of."""
+    names = list(said.outcome)
+    two = said.task == "classification" and len(names) == 2
+    of = names[-1] if two else max(names, key=lambda name: said.outcome[name])
+    return said.outcome[of], of
 
 
-def _digits(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+def _named(said: Prediction) -> str:
+    if said.task == "classification" and said.predicted == ABSTAIN:
+        return f"{ABSTAIN} ({', '.join(name for name in said.members if name) or 'no class fits'})"
+    return said.predicted
+
+
+def _right(said: Prediction) -> bool | None:
+    if said.task == "multilabel" and said.label:
+        return set(labels_of(said.predicted)) == set(labels_of(said.label))
+    if said.task == "classification" and said.label in said.outcome and said.predicted != ABSTAIN:
+        return said.predicted == said.label
+    return None
+
+
+def _cell(measure: Mapping[str, Any] | None) -> Cell:
+    value, between = measure_text(measure)
+    ends = [end for end in (measure or {}).get("delong", ()) if end is not None]
+    return Cell(value, between, f"DeLong {digits(ends[0])}–{digits(ends[1])}" if ends else "")

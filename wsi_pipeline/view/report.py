@@ -16,10 +16,11 @@ from markupsafe import Markup
 from .. import __version__
 from ..config import Config, Section
 from ..engine import Failure
+from ..evaluate.summary import PICTURES
 from ..files import Provenance, write_made_text
 from ..project import RunFolder
 from ..types import SlideRow
-from .numbers import Line, Verdict, read_metrics, read_verdicts
+from .numbers import NumberTable, Verdict, Verdicts, read_metrics, read_verdicts
 from .pages import inline, render, source_text, uid
 from .pictures import bar_uri
 
@@ -62,14 +63,12 @@ class Report:
     lead: str
     facts: tuple[tuple[str, str], ...]
     settings: str
-    metric_names: tuple[str, ...]
-    metrics: tuple[Line, ...]
-    map_names: tuple[str, ...]
-    maps: tuple[Line, ...]
+    tables: tuple[NumberTable, ...]
     notes: tuple[str, ...]
-    roc: str | None
+    pictures: tuple[tuple[str, str], ...]  # what it is, and the picture as a data URI
     models: tuple[str, ...]
     slides: tuple[SlideEntry, ...]
+    outcome: str
     probability_note: str
     left_out: str
     failures: tuple[Failure, ...]
@@ -98,26 +97,27 @@ def write_report(inputs: ReportInput, key: str) -> int:
 
 def make_report(inputs: ReportInput, folder: RunFolder) -> Report:
     """Read what is shown."""
-    models, verdicts, probability_note = read_verdicts(folder.predictions)
+    verdicts = read_verdicts(folder.predictions)
     metrics = read_metrics(folder.evaluate / "report.json")
-    slides = tuple(_entry(inputs, folder, row, i, models, verdicts) for i, row in enumerate(inputs.slides))
+    slides = tuple(_entry(inputs, folder, row, i, verdicts) for i, row in enumerate(inputs.slides))
     failed = len({f.slide_id for f in inputs.failures})
-    roc = folder.evaluate / "roc.png"
     hidden = len(slides) - sum(s.shown for s in slides)
     return Report(
         title="Whole-slide report",
         lead=_lead(inputs, failed),
-        facts=_facts(inputs.config, inputs.slides, models, inputs.versions),
+        facts=_facts(inputs.config, inputs.slides, verdicts.models, inputs.versions),
         settings=settings(inputs.config),
-        metric_names=metrics.metric_names,
-        metrics=metrics.metrics,
-        map_names=metrics.map_names,
-        maps=metrics.maps,
+        tables=metrics.tables,
         notes=metrics.notes,
-        roc=f"data:image/png;base64,{base64.b64encode(roc.read_bytes()).decode()}" if roc.exists() else None,
-        models=models,
+        pictures=tuple(
+            (what, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
+            for name, what in PICTURES.items()
+            if (path := folder.evaluate / name).exists()
+        ),
+        models=verdicts.models,
         slides=slides,
-        probability_note=probability_note,
+        outcome=verdicts.outcome,
+        probability_note=verdicts.note,
         left_out=f"The first {MOST_PICTURED} slides are shown; the other {hidden} are listed above, and their maps are "
         "in heatmap/ and view/."
         if hidden
@@ -153,8 +153,7 @@ def _entry(
     folder: RunFolder,
     row: SlideRow,
     index: int,
-    models: Sequence[str],
-    verdicts: dict[tuple[str, str], Verdict],
+    verdicts: Verdicts,
 ) -> SlideEntry:
     failures = [f for f in inputs.failures if f.slide_id == row.slide_id]
     panel = inputs.panels.get(row.slide_id)
@@ -167,7 +166,7 @@ def _entry(
         uid=uid(row.slide_id),
         patient_id=row.patient_id,
         label=row.label or "",
-        verdicts=tuple(verdicts.get((row.slide_id, model)) for model in models),
+        verdicts=tuple(verdicts.get(row.slide_id, model) for model in verdicts.models),
         state=state,
         failed=bool(failures),
         shown=index < MOST_PICTURED,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config import ViewConfig
 from ..engine import Engine, Job
+from ..evaluate.summary import PICTURES
 from ..files import Provenance, content_key, digest_or_none, is_current, made_path, read_key, write_made
 from ..heatmap.metadata import primary
 from ..heatmap.sources import Source, source_finder
@@ -112,7 +113,7 @@ def _report_job(project: Project, engine: Engine, panels: dict[str, Job]) -> Job
         if is_current(path, job.key) if job else read_key(path) is not None:
             standing[slide.slide_id] = path
     inputs = ReportInput(project.config, project.cohort, standing, tuple(engine.failures), versions())
-    numbers = (folder.predictions, *(folder.evaluate / name for name in ("report.json", "roc.png")))
+    numbers = (folder.predictions, *(folder.evaluate / name for name in ("report.json", *PICTURES)))
     shown = [folder.heatmap(s.slide_id).exists() + 2 * folder.tiles(s.slide_id).exists() for s in project.cohort]
     key = content_key(
         stage="view",
