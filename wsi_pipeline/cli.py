@@ -129,6 +129,54 @@ def predict(
     _run(apply_config(model, slides, out, set_ or []), APPLY, only)
 
 
+@app.command(name="import-model")
+def import_model(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What their training wrote: .pt, .pth or .ckpt.")],
+    from_: Annotated[str, typer.Option("--from", help="Whose code wrote it: abmil, clam, dsmil, dtfd or transmil.")],
+    classes: Annotated[str, typer.Option(help="Names in the order of their labels, e.g. normal,tumour.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    bag: Annotated[Path | None, typer.Option(help="A bag (embed/<slide>.h5) with the features it reads.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Or: the encoder's name, see `wsi list encoders`.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="With --encoder: µm per pixel of the patches.")] = None,
+    side_px: Annotated[int | None, typer.Option(help="With --encoder: pixels along a patch.")] = None,
+    weights_digest: Annotated[
+        str | None, typer.Option(help="With --encoder: digest of its weights as bags say it, if not on this machine.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="What the file cannot say, e.g. distill=maxmins.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="classification or multilabel, if not as in their code.")] = None,
+    seen: Annotated[
+        Path | None, typer.Option(help="Text file: patients or slides of its training, one a line.")
+    ] = None,
+) -> None:
+    """Take over a model that the authors' own code trained: same features, same logits and attention.
+
+    Sizes come from the file, which is read as numbers only; a tensor that is not understood is refused by name, and
+    what the file cannot say is printed. For example:
+
+      wsi import-model s_0_checkpoint.pt --from clam --classes normal,tumour --bag run/embed/slide_1.h5 --out clam0
+
+    then [bold]wsi predict --model clam0 --slides 'incoming/*.svs' --out run[/].
+    """
+    from .aggregate import imported
+
+    features = imported.pick_features(bag, encoder, mpp, side_px, weights_digest)
+    names = tuple(name.strip() for name in classes.split(","))
+    card, found = imported.import_model(
+        file,
+        from_,
+        features,
+        names,
+        out,
+        options=imported.parse_options(option or []),
+        task=imported.pick_task(task),
+        seen=imported.read_names(seen) if seen else (),
+    )
+    for line in imported.summary(out, card, found):
+        typer.echo(line)
+
+
 _stage("explain", "Score every patch: why the model says what it says -> explain/")
 _stage("heatmap", "Paint the scores into OME-Zarr pyramids -> heatmap/")
 _stage("evaluate", "AUROC and its kin with intervals, maps against annotations -> evaluate/")

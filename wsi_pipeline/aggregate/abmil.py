@@ -16,12 +16,17 @@ class AttentionMIL(nn.Module):
 
     Deviations: the patch encoder is fixed, so the embedding is one linear layer with ReLU (as in Lu et al., CLAM,
     Nature Biomedical Engineering 2021) and dropout behind it; V and U have biases; one softmax logit for each class in
-    place of one sigmoid. w has no bias: softmax would not see it.
+    place of one sigmoid. w has no bias: softmax would not see it. ``hidden`` None: no embedding, h_k is the feature
+    itself (with dropout), as in models that others trained on features directly.
     """
 
-    def __init__(self, dim: int, classes: int, *, gated: bool, hidden: int, attention_dim: int, dropout: float) -> None:
+    def __init__(
+        self, dim: int, classes: int, *, gated: bool, hidden: int | None, attention_dim: int, dropout: float
+    ) -> None:
         super().__init__()
-        self.embed = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout))
+        layers = [] if hidden is None else [nn.Linear(dim, hidden), nn.ReLU()]
+        hidden = dim if hidden is None else hidden
+        self.embed = nn.Sequential(*layers, nn.Dropout(dropout))
         self.attend = nn.Sequential(nn.Linear(hidden, attention_dim), nn.Tanh())  # V
         self.gate = nn.Sequential(nn.Linear(hidden, attention_dim), nn.Sigmoid()) if gated else None  # U
         self.score = nn.Linear(attention_dim, 1, bias=False)  # w
@@ -47,7 +52,11 @@ class AttentionMIL(nn.Module):
         if self.gate is not None:
             hints = hints * self.gate(embedded)
         scores: Tensor = self.score(hints)  # (N, 1)
-        return embedded, scores.squeeze(1).softmax(0)
+        return embedded, self.weigh(scores.squeeze(1))
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        """Attention from scores, (N,) -> (N,)."""
+        return scores.softmax(0)
 
 
 @models.register("abmil", paper="Ilse et al., ICML 2018", class_specific_attention=False)
@@ -56,12 +65,15 @@ def abmil(
     classes: int,
     *,
     gated: bool = True,
-    hidden: int = 512,
+    hidden: int | None = 512,
     attention_dim: int = 128,
     dropout: float = 0.25,
 ) -> nn.Module:
-    """Attention-based MIL, plain or gated: an exact sum of what its patches contribute."""
+    """Attention-based MIL, plain or gated: an exact sum of what its patches contribute.
+
+    ``hidden``: units of the embedding; null for none.
+    """
     check_flag("gated", gated)
-    check_counts(hidden=hidden, attention_dim=attention_dim)
+    check_counts(attention_dim=attention_dim, **({} if hidden is None else {"hidden": hidden}))
     check_dropout(dropout)
     return AttentionMIL(dim, classes, gated=gated, hidden=hidden, attention_dim=attention_dim, dropout=dropout)
