@@ -186,6 +186,23 @@ app.command()(summary)
 
 
 @app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, after `wsi predict`.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN", help="Another, or the same with --model and --model-b.")],
+    model: Annotated[str | None, typer.Option(help="Only this model; default: all that both runs have.")] = None,
+    model_b: Annotated[str | None, typer.Option(help="Its counterpart in the second run, if named otherwise.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
+) -> None:
+    """Is one model better? Paired tests on the slides and patients held out in both runs (DeLong, bootstrap)."""
+    from .evaluate.compare import compare_runs, comparison_table, write_comparison
+
+    found = compare_runs(run_a, run_b, model_a=model, model_b=model_b)
+    Console().print(comparison_table(found, (str(run_a), str(run_b))))
+    if out:
+        write_comparison(out, found)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where slides and results go.")] = Path("demo"),
     set_: Overrides = None,

@@ -1,0 +1,309 @@
+"""Each task's own measures, from its own columns: by hand, against libraries, or against loops of the definition."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score, roc_auc_score
+
+from wsi_pipeline.config import Config, EvaluateConfig
+from wsi_pipeline.engine import Engine
+from wsi_pipeline.errors import ArtifactError
+from wsi_pipeline.evaluate.metrics import concordance, multilabel_metrics, regression_metrics
+from wsi_pipeline.evaluate.predictions import read_predictions, scored
+from wsi_pipeline.evaluate.ranking import auroc, average_precision, ranking, sensitivity_at
+from wsi_pipeline.evaluate.stage import run
+from wsi_pipeline.evaluate.summary import metric_name, summary_table
+from wsi_pipeline.evaluate.tasks import measures
+from wsi_pipeline.project import Project
+from wsi_pipeline.train.table import table
+from wsi_pipeline.types import Bool, Float64, SlideRow
+
+# --- one class against the rest ------------------------------------------------------------------------------
+
+
+def sensitivity_by_loops(positive: Bool, score: Float64, specificity: float) -> float:
+    """The best over every threshold that leaves enough negatives below it."""
+    best = 0.0
+    for threshold in [*score, math.inf]:
+        called = score >= threshold
+        if sum(~called & ~positive) / sum(~positive) >= specificity - 1e-12:
+            best = max(best, sum(called & positive) / sum(positive))
+    return float(best)
+
+
+@pytest.mark.parametrize("levels", [3, 10, 1000])
+def test_rankings_are_those_of_scikit_learn_and_of_loops(levels: int) -> None:
+    generator = np.random.default_rng(levels)
+    positive = np.arange(60) < 25
+    score = generator.integers(0, levels, 60) / levels + 0.2 * positive
+    found = ranking(positive, score)
+    assert auroc(found) == pytest.approx(roc_auc_score(positive, score))
+    assert average_precision(found) == pytest.approx(average_precision_score(positive, score))
+    for specificity in (0.05, 0.5, 0.8, 30 / 35, 0.95, 0.999):
+        assert sensitivity_at(found, specificity) == sensitivity_by_loops(positive, score, specificity)
+
+
+def test_sensitivity_at_a_specificity_worked_out_by_hand() -> None:
+    found = ranking(np.array([1, 1, 1, 0, 0, 0, 0, 0], bool), np.array([0.9, 0.6, 0.2, 0.8, 0.4, 0.3, 0.1, 0.0]))
+    assert [sensitivity_at(found, s) for s in (0.99, 0.8, 0.4, 0.39)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+
+
+def test_where_a_side_is_missing_nothing_is_ranked() -> None:
+    for positive in (np.ones(3, bool), np.zeros(3, bool), np.zeros(0, bool)):
+        found = ranking(positive, np.arange(len(positive)) / 3)
+        assert all(math.isnan(value) for value in (auroc(found), average_precision(found), sensitivity_at(found, 0.9)))
+
+
+# --- multilabel ----------------------------------------------------------------------------------------------
+
+
+def test_multilabel_is_measured_class_by_class_and_averaged() -> None:
+    generator = np.random.default_rng(2)
+    truth = generator.random((50, 3)) < [0.5, 0.3, 0.6]
+    said = np.clip(generator.random((50, 3)) + 0.3 * truth, 0, 1)
+    found = multilabel_metrics(truth, said, said**2, ("er", "pr", "her2"), 10)
+    assert found["auroc"] == pytest.approx(roc_auc_score(truth, said, average="macro"))
+    assert found["auprc"] == pytest.approx(average_precision_score(truth, said, average="macro"))
+    assert found["f1"] == pytest.approx(f1_score(truth, said >= 0.5, average="macro"))
+    assert found["auroc[pr]"] == pytest.approx(roc_auc_score(truth[:, 1], said[:, 1]))
+    assert found["f1[her2]"] == pytest.approx(f1_score(truth[:, 2], said[:, 2] >= 0.5))
+    assert found["brier"] == pytest.approx(
+        sum((said[i, c] - truth[i, c]) ** 2 for i in range(50) for c in range(3)) / 150
+    )
+
+
+def test_a_class_that_nobody_has_leaves_its_own_number_and_the_mean_unsaid() -> None:
+    truth = np.array([[True, False], [False, False]])
+    found = multilabel_metrics(truth, np.array([[0.9, 0.1], [0.2, 0.3]]), truth * 1.0, ("a", "b"), 5)
+    assert found["auroc[a]"] == 1.0
+    assert [math.isnan(found[name]) for name in ("auroc", "auroc[b]", "f1[b]", "f1")] == [True] * 4
+
+
+# --- regression ----------------------------------------------------------------------------------------------
+
+
+def test_regression_is_that_of_the_libraries() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 9, 40).astype(float)
+    value = truth + generator.normal(0, 2, 40).round()
+    found = regression_metrics(truth, value)
+    assert found["mae"] == pytest.approx(mean_absolute_error(truth, value))
+    assert found["rmse"] == pytest.approx(math.sqrt(sum((a - b) ** 2 for a, b in zip(truth, value, strict=True)) / 40))
+    assert found["r2"] == pytest.approx(r2_score(truth, value))
+    assert found["pearson"] == pytest.approx(pearsonr(truth, value).statistic)
+    assert found["spearman"] == pytest.approx(spearmanr(truth, value).statistic)
+
+
+def test_a_model_that_always_says_the_mean_explains_nothing_and_correlates_with_nothing() -> None:
+    found = regression_metrics(np.array([1.0, 2.0, 3.0]), np.full(3, 2.0))
+    assert [found["mae"], found["r2"]] == pytest.approx([2 / 3, 0])
+    assert math.isnan(found["pearson"])
+    assert math.isnan(found["spearman"])
+    assert math.isnan(regression_metrics(np.full(2, 1.0), np.array([1.0, 2.0]))["r2"])
+
+
+# --- survival ------------------------------------------------------------------------------------------------
+
+
+def concordance_by_loops(time: Float64, event: Bool, risk: Float64) -> float:
+    """Harrell et al. 1982, over all pairs."""
+    right = pairs = 0.0
+    for i in range(len(time)):
+        for j in range(len(time)):
+            first = time[i] < time[j] or (time[i] == time[j] and not event[j])
+            if event[i] and first:
+                pairs += 1
+                right += 1.0 if risk[i] > risk[j] else 0.5 if risk[i] == risk[j] else 0.0
+    return right / pairs if pairs else math.nan
+
+
+def test_concordance_is_that_of_all_pairs_with_ties_in_time_and_risk() -> None:
+    generator = np.random.default_rng(7)
+    for n in (2, 5, 40):
+        for _ in range(10):
+            time, event = generator.integers(1, 8, n).astype(float), generator.random(n) < 0.6
+            risk = generator.integers(0, 6, n).astype(float)
+            expected = concordance_by_loops(time, event, risk)
+            assert concordance(time, event, risk) == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_higher_risk_dies_first() -> None:
+    time, event = np.array([1.0, 2.0, 3.0]), np.array([True, True, False])
+    assert concordance(time, event, np.array([3.0, 2.0, 1.0])) == 1.0
+    assert concordance(time, event, np.array([1.0, 2.0, 3.0])) == 0.0
+    assert concordance(time, event, np.zeros(3)) == 0.5
+
+
+def test_who_was_censored_before_compares_with_nobody() -> None:
+    assert math.isnan(concordance(np.array([1.0, 2.0]), np.array([False, True]), np.array([0.0, 1.0])))
+
+
+# --- files ---------------------------------------------------------------------------------------------------
+
+BEFORE = {"multilabel": ["label"], "regression": ["label"], "survival": ["label", "time", "event"]}
+OUTCOMES = {
+    "multilabel": ["prob_er", "prob_pr", "calibrated_er", "calibrated_pr", "entropy", "aleatoric", "epistemic"],
+    "regression": ["value", "epistemic"],
+    "survival": ["risk", "epistemic"],
+}
+Rows = Sequence[tuple[str, str, list[Any], list[Any]]]
+
+
+def write(root: Path, task: str, rows: Rows) -> None:
+    """predictions.csv and patients.csv; rows: slide, patient, what is true, what is said."""
+    folder = root / "predict"
+    folder.mkdir(exist_ok=True)
+    how = ["model", "task", "members", "weights", "held_out", "threshold", "predicted"]
+    said = ["abmil", task, 5, "w", "true", "", ""]
+    header = ["slide_id", "patient_id", *BEFORE[task], "split", *how, *OUTCOMES[task]]
+    (folder / "predictions.csv").write_text(table(header, [[s, p, *t, "", *said, *o] for s, p, t, o in rows]))
+    header = ["patient_id", "slides", *BEFORE[task], *how, *OUTCOMES[task]]
+    first = {p: (t, o) for _, p, t, o in reversed(rows)}
+    (folder / "patients.csv").write_text(table(header, [[p, 1, *t, *said, *o] for p, (t, o) in first.items()]))
+
+
+def evaluate(root: Path, rows: Rows) -> dict[str, Any]:
+    slides = tuple(SlideRow(s, root / "x.tif", patient_id=p) for s, p, _, _ in rows)
+    data = {"slides": "m.csv", "out": root, "evaluate": {"bootstrap": 40}}
+    project = Project(Config.model_validate(data), slides, slides)
+    with Engine(project.config.engine, root) as engine:
+        run(project, engine)
+        assert engine.failures == []
+    report: dict[str, Any] = json.loads((root / "evaluate" / "report.json").read_text())
+    return report
+
+
+def test_multilabel_runs_from_its_columns_to_the_report(tmp_path: Path) -> None:
+    true = ["er;pr", "-", "pr", "er", " er ; pr", "-"]
+    said = [(0.9, 0.8), (0.2, 0.6), (0.4, 0.7), (0.6, 0.1), (0.3, 0.9), (0.1, 0.2)]
+    rows = [(f"s{i}", f"p{i}", [t], [*p, *p, "", "", ""]) for i, (t, p) in enumerate(zip(true, said, strict=True))]
+    write(tmp_path, "multilabel", [*rows, ("s6", "p6", ["er;cyst"], [0.5, 0.5, 0.5, 0.5, "", "", ""])])
+    report = evaluate(tmp_path, [*rows, ("s6", "p6", [], [])])
+    found = report["models"]["abmil"]
+    assert found["n_per_class"] == {"er": 3, "pr": 3}
+    assert found["metrics"]["auroc[er]"]["value"] == pytest.approx(8 / 9, abs=1e-6)  # .3 below .4
+    assert found["metrics"]["auroc[pr]"]["value"] == 1.0
+    assert found["metrics"]["auroc"]["value"] == pytest.approx(17 / 18, abs=1e-6)
+    assert "delong" in found["metrics"]["auroc[er]"]
+    assert "delong" not in found["metrics"]["auroc"]
+    assert report["notes"][0] == "abmil: 1 of its slides left out: the label 'cyst' is no class of the model"
+    drawn = {p.name for p in (tmp_path / "evaluate").glob("*.png")}
+    assert drawn == {"roc.png", "pr.png", "reliability.png"}
+
+
+def test_regression_runs_from_its_columns_to_the_report(tmp_path: Path) -> None:
+    rows: Rows = [(f"s{i}", f"p{i // 2}", [t], [v, 0.1]) for i, (t, v) in enumerate([(1, 2), (3, 3), (5, 4.5), (8, 9)])]
+    write(tmp_path, "regression", [*rows, ("s4", "p4", ["high"], [1.0, 0.1])])
+    report = evaluate(tmp_path, [*rows, ("s4", "p4", [], [])])
+    assert report["models"]["abmil"]["metrics"]["mae"]["value"] == pytest.approx(2.5 / 4)
+    assert report["patients"]["abmil"]["n_patients"] == 2
+    assert "n_slides" not in report["patients"]["abmil"]
+    assert report["patients"]["abmil"]["metrics"]["mae"]["value"] == pytest.approx(1.5 / 2)
+    assert "abmil: 1 of its slides left out: the label 'high' is no number" in report["notes"]
+    assert [p.name for p in (tmp_path / "evaluate").glob("*.png")] == ["scatter.png"]
+
+
+def test_survival_runs_from_its_columns_to_the_report(tmp_path: Path) -> None:
+    followed = [(1, 1, 2.0), (2, 1, 0.5), (3, 0, 1.0), (4, 1, -1.0)]
+    rows: Rows = [(f"s{i}", f"p{i}", ["", t, e], [r, 0.1]) for i, (t, e, r) in enumerate(followed)]
+    write(tmp_path, "survival", [*rows, ("s4", "p4", ["", "", ""], [1.0, 0.1])])
+    report = evaluate(tmp_path, [*rows, ("s4", "p4", [], [])])
+    found = report["models"]["abmil"]
+    # s0 before all three; s1 before s2 (wrong) and s3; s2 was censored.
+    assert found["metrics"]["concordance"]["value"] == pytest.approx(4 / 5)
+    assert (found["n_slides"], found["n_events"]) == (4, 3)
+    assert "abmil: 1 of its slides left out: no time or event in the manifest" in report["notes"]
+    with (tmp_path / "evaluate" / "metrics.csv").open() as file:
+        assert [row["metric"] for row in csv.DictReader(file)] == ["concordance"]
+
+
+def test_predictions_of_an_earlier_version_ask_for_predict(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    with pytest.raises(ArtifactError, match=r"is not there; run `wsi predict` first"):
+        read_predictions(path)
+    old = "slide_id,patient_id,label,split,model,members,weights,held_out,threshold,predicted,prob_a,prob_b"
+    path.write_text(f"{old}\ns,p,a,,abmil,5,w,true,0.5,a,0.6,0.4\n")
+    with pytest.raises(ArtifactError, match=r"no column 'task'; delete it and run `wsi predict` again"):
+        read_predictions(path)
+    path.write_text(f"{old},task\ns,p,a,,abmil,5,w,true,0.5,a,0.6,0.4,classification\n")
+    with pytest.raises(ArtifactError, match=r"no column 'set'; delete it"):
+        read_predictions(path)
+    path.write_text(f"{old},task,set\ns,p,a,,abmil,5,w,true,0.5,a,0.6,0.4,classification,a\n")
+    with pytest.raises(
+        ArtifactError, match=r"prob_… and calibrated_… do not name the same classes.*`wsi predict` again"
+    ):
+        read_predictions(path)
+    path.write_text(f"{old},task,set\ns,p,a,,abmil,5,w,true,0.5,a,0.6,0.4,reading,a\n")
+    with pytest.raises(ArtifactError, match=r"unknown task 'reading'"):
+        read_predictions(path)
+
+
+def test_of_three_classes_each_has_its_own_auroc_and_interval(tmp_path: Path) -> None:
+    generator, names = np.random.default_rng(0), "abc"
+    kinds = [f"{kind}_{c}" for kind in ("prob", "calibrated") for c in names]
+    header = ["slide_id", "patient_id", "label", "model", "task", "weights", "held_out", "threshold", "predicted"]
+    lines = []
+    for i in range(30):
+        said = generator.dirichlet(np.ones(3) + 2 * np.eye(3)[i % 3]).round(6)
+        lines.append(
+            [f"s{i}", f"p{i}", names[i % 3], "abmil", "classification", "w", "true", "", "", *said, *said, "a;b"]
+        )
+    path = tmp_path / "predictions.csv"
+    path.write_text(table([*header, *kinds, "set"], lines))
+    model = scored(read_predictions(path), "abmil")
+    assert model is not None
+    assert model.sets.tolist() == [[True, True, False]] * 30
+    found = measures(model, EvaluateConfig(bootstrap=20, specificity=(0.8, 0.95)))
+    assert found["auroc"].interval.value == pytest.approx(np.mean([found[f"auroc[{c}]"].interval.value for c in names]))
+    assert found["auroc"].delong is None
+    delong = found["auroc[b]"].delong
+    assert delong is not None
+    assert delong[0] < found["auroc[b]"].interval.value < delong[1]
+    assert found["sensitivity_at_0.8"].interval.value >= found["sensitivity_at_0.95"].interval.value
+    assert found["coverage"].interval.value == pytest.approx(2 / 3)
+
+
+# --- the table at the end ------------------------------------------------------------------------------------
+
+
+def test_measures_have_names_for_people() -> None:
+    assert metric_name("auroc[her2]") == "AUROC, her2"
+    assert metric_name("sensitivity_at_0.95") == "Sensitivity at specificity 0.95"
+    assert metric_name("something new") == "something new"
+
+
+def shown(report: dict[str, Any]) -> str:
+    text = io.StringIO()
+    Console(width=200, file=text).print(summary_table(report))
+    return text.getvalue()
+
+
+def test_the_summary_has_a_line_a_measure_a_column_a_model_and_patients_apart() -> None:
+    def model(value: float, slides: int) -> dict[str, Any]:
+        auroc = {"value": value, "low": value - 0.1, "high": 1.0}
+        return {"n_slides": slides, "n_patients": 4, "metrics": {"auroc": auroc, "f1": {"value": None}}}
+
+    models = {"abmil": model(0.9, 9), "[red]clam": model(0.8, 9)}
+    text = shown({"models": models, "patients": {"abmil": model(0.7, 4)}})
+    for part in (
+        "[red]clam",
+        "0.900 (0.800–1.000)",
+        "0.800 (0.700–1.000)",
+        "slides measured",
+        "patients measured",
+        "–",
+    ):
+        assert part in text
+    alone = shown({"models": {"abmil": model(0.9, 4)}, "patients": {"abmil": model(0.9, 4)}})
+    assert "patients measured" not in alone
