@@ -51,6 +51,17 @@ def tcga(
     _write(read_tcga(folder, sheet, project or (), clinical), out, leave_out, count)
 
 
+@manifest.command(name="classic-mil")
+def classic_mil(
+    file: Annotated[Path, typer.Argument(metavar="CSV", help="Lines of label, bag, features…; no header.")],
+    out: Annotated[Path, typer.Option(help="Run folder: its bags and slides.csv are written.")],
+) -> None:
+    """MUSK1, elephant and their kin: bags that need no slide, and their manifest."""
+    from .classic_mil import write_study
+
+    typer.echo(f"{out / 'slides.csv'}: {write_study(file, out)} bags in {out / 'embed'}")
+
+
 def summary(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished run folders.")],
     out: Annotated[Path, typer.Option(help="Folder for summary.csv and summary.md.")],

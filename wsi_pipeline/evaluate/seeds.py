@@ -1,0 +1,96 @@
+"""How much a model's numbers move with the seed: each seed's folds together test every slide once.
+
+Folds of one seed are pooled, except for survival, whose risks of two models cannot be compared: there the folds' mean
+counts. What an ensemble of all seeds reaches is another question; ``metrics.csv`` answers it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..train.table import number, read_table, table
+from .metrics import classification_metrics, concordance, multilabel_metrics, regression_metrics
+from .predictions import labels_of
+
+COLUMNS = ("model", "measure", "mean", "sd", "seeds", "values")
+_SHOWN = {
+    "classification": ("auroc", "auprc"),
+    "multilabel": ("auroc", "auprc"),
+    "regression": ("r2", "rmse"),
+    "survival": ("concordance",),
+}
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """One measure of one model, a value a seed."""
+
+    model: str
+    measure: str
+    values: Mapping[str, float]  # seed -> value
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values.values())
+
+    @property
+    def sd(self) -> float:
+        """Sample standard deviation; NaN of one seed."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else float("nan")
+
+
+def over_seeds(predictions: Path, task: str, classes: Sequence[str]) -> list[OverSeeds]:
+    """Every model's measures on the test bags of ``train/predictions.csv``; those that are undefined are left out."""
+    header, rows = read_table(predictions)
+    tested: dict[tuple[str, str], dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    for row in (dict(zip(header, cells, strict=True)) for cells in rows):
+        if row["part"] == "test":
+            pool = row["fold"] if task == "survival" else "all"
+            tested[row["model"], row["seed"]][pool].append(row)
+    found: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for (model, seed), pools in tested.items():
+        measured = [_measures(pool, task, classes) for pool in pools.values()]
+        for name in _SHOWN[task]:
+            defined = [m[name] for m in measured if not np.isnan(m[name])]
+            if defined:
+                found[model, name][seed] = statistics.mean(defined)
+    return [OverSeeds(model, name, values) for (model, name), values in found.items()]
+
+
+def seeds_table(found: Sequence[OverSeeds]) -> str:
+    """The text of seeds.csv."""
+    return table(
+        COLUMNS,
+        [
+            [
+                one.model,
+                one.measure,
+                number(one.mean),
+                number(one.sd),
+                len(one.values),
+                " ".join(map(number, one.values.values())),
+            ]
+            for one in found
+        ],
+    )
+
+
+def _measures(rows: Sequence[Mapping[str, str]], task: str, classes: Sequence[str]) -> dict[str, float]:
+    if task == "survival":
+        risk, time, event = (np.array([float(r[c]) for r in rows]) for c in ("risk", "time", "event"))
+        return {"concordance": concordance(time, event > 0, risk)}
+    if task == "regression":
+        truth, value = (np.array([float(r[c]) for r in rows]) for c in ("label", "value"))
+        return regression_metrics(truth, value)
+    outcome = np.array([[float(r[f"prob_{c}"]) for c in classes] for r in rows])
+    if task == "multilabel":
+        several = np.array([[c in labels_of(r["label"]) for c in classes] for r in rows])
+        return multilabel_metrics(several, outcome, outcome, classes, bins=1)
+    truth = np.array([classes.index(r["label"]) for r in rows], np.int64)
+    return classification_metrics(truth, outcome, outcome.argmax(axis=1), classes)
