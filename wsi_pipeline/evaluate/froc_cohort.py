@@ -1,0 +1,216 @@
+"""The FROC of every model over the slides that it has not seen: outlined ones, and negative ones without an outline."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..config import EvaluateConfig
+from ..errors import ConfigError
+from ..read.annotations import read_annotation
+from ..store import read_explanations
+from ..train.table import number
+from ..types import Explanation, Float64, Int64
+from .bootstrap import Interval, intervals
+from .detections import Detections, detections
+from .froc import (
+    MPP,
+    RATES,
+    Labels,
+    SlideFroc,
+    evaluation_mask,
+    froc_curve,
+    froc_score,
+    isolated_tumour_cells,
+    sensitivities,
+    slide_froc,
+)
+from .maps import SlideMaps
+from .predictions import Prediction
+from .report import interval_report
+
+COLUMNS = (
+    *("slide_id", "model", "method", "lesions", "isolated", "false_positives"),
+    *("strongest_false_positive", "lesion_probabilities"),
+)
+MEASURES = ("froc", *(f"froc_sensitivity_at_{rate:g}" for rate in RATES))
+_ONE_SCANNER = 0.1  # relative; CAMELYON16's two scanners, of 0.243 and 0.226 µm/px, are both taken for 0.243
+_ENOUGH = 4 * RATES[-1]  # false positives a slide, the strongest of all slides, that a resample is first given
+
+
+@dataclass(frozen=True, eq=False)
+class FrocSlide:
+    """One slide of one model."""
+
+    slide_id: str
+    patient_id: str
+    isolated: frozenset[int]  # lesions, counted from 1, that do not count
+    found: SlideFroc
+
+
+@dataclass(eq=False)
+class ModelFroc:
+    """One model over its held-out slides."""
+
+    model: str
+    method: str
+    unit: str = ""
+    slides: list[FrocSlide] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)  # reason -> slides
+    measures: dict[str, Interval] = field(default_factory=dict)  # ``MEASURES``; none where there is no lesion
+    curve: tuple[Float64, Float64] | None = None  # false positives a slide, share of the lesions found
+
+
+def froc_of_models(
+    maps: Sequence[SlideMaps],
+    predictions: Sequence[Prediction],
+    section: EvaluateConfig,
+    keep: Callable[[str, str, Detections], None] | None = None,
+) -> list[ModelFroc]:
+    """The FROC of the maps by ``section.froc`` for each model of two classes that has some.
+
+    The last class's map is turned into detections, ``section.froc_radius_um`` apart; ``keep`` is given them with model
+    and slide_id. A slide with outlines has the lesions of ``section.tumour_classes``; one without, labelled as the
+    first class, has none, and all its detections are false. Other slides, and maps of models that have seen the
+    patient, are counted and left out. Intervals are over patients.
+
+    The stage needs the method's maps of all slides in ``maps``, and then
+
+        frocs = froc_of_models(cohort.maps, cohort.predictions, section) if section.froc else []
+        curves = [(one.model, *one.curve) for one in frocs if one.curve]
+        drawn["froc.png"] = froc_png(curves) if curves else None
+        write_text(output.parent / "froc.csv", table(COLUMNS, [line for one in frocs for line in froc_lines(one)]))
+        report["froc"] = [froc_report(one) for one in frocs]
+
+    with ``froc_notes(one)`` among its notes and ``one.measures`` among the lines of metrics.csv.
+    """
+    method = str(section.froc)
+    said = {(p.name, p.model): p for p in predictions if p.task == "classification" and len(p.outcome) == 2}
+    models = {model: ModelFroc(model, method) for _, model in said}
+    for slide in maps:
+        lesions: Labels | str | None = None  # made once for all models
+        for explanation, held_out in _maps_of(slide, method):
+            prediction = said.get((slide.slide_id, explanation.model))
+            if prediction is None or explanation.target != list(prediction.outcome)[-1]:
+                continue
+            one = models[explanation.model]
+            one.unit = explanation.unit
+            if not held_out:
+                one.left_out["its model has seen the patient"] += 1
+                continue
+            lesions = _lesions(slide, explanation, prediction, section) if lesions is None else lesions
+            if isinstance(lesions, str):
+                one.left_out[lesions] += 1
+                continue
+            found = detections(explanation, section.froc_radius_um)
+            if keep is not None:
+                keep(one.model, slide.slide_id, found)
+            one.slides.append(_measured(slide, explanation, lesions, found))
+    used = [one for one in models.values() if one.slides or one.left_out]
+    for one in used:
+        if any(slide.found.targets for slide in one.slides):
+            one.curve = froc_curve([slide.found for slide in one.slides])
+            one.measures = froc_intervals(one.slides, section)
+    return used
+
+
+def froc_intervals(slides: Sequence[FrocSlide], section: EvaluateConfig) -> dict[str, Interval]:
+    """``MEASURES`` with their intervals over patients. A resample without a lesion does not count.
+
+    A resample is first made from the strongest false positives of the cohort. Where these go beyond 8 a slide, as
+    they nearly always do, none of the weaker ones can matter; else it is made from all.
+    """
+    found = [slide.found for slide in slides]
+    strong = _strongest(found, int(_ENOUGH * len(found)))
+
+    def statistic(rows: Int64) -> dict[str, float]:
+        curve = froc_curve([strong[i] for i in rows])
+        if curve[0][-1] <= RATES[-1]:
+            curve = froc_curve([found[i] for i in rows])
+        return dict(zip(MEASURES, (froc_score(*curve), *sensitivities(*curve).tolist()), strict=True))
+
+    return intervals(statistic, [slide.patient_id for slide in slides], section.bootstrap, section.seed)
+
+
+def froc_lines(one: ModelFroc) -> list[list[object]]:
+    """A line a slide, with ``COLUMNS``; the lesions' probabilities without those of isolated tumour cells."""
+    lines: list[list[object]] = []
+    for slide in one.slides:
+        found = slide.found
+        counted = [number(p) for i, p in enumerate(found.lesions.tolist(), 1) if i not in slide.isolated]
+        strongest = number(float(found.false.max())) if len(found.false) else ""
+        what = (slide.slide_id, one.model, one.method, found.targets, len(slide.isolated), len(found.false))
+        lines.append([*what, strongest, ";".join(counted)])
+    return lines
+
+
+def froc_report(one: ModelFroc) -> dict[str, object]:
+    """A model as report.json says it."""
+    counts = {
+        "n_slides": len(one.slides),
+        "n_lesions": sum(slide.found.targets for slide in one.slides),
+        "n_isolated": sum(len(slide.isolated) for slide in one.slides),
+    }
+    measures = {name: interval_report(interval) for name, interval in one.measures.items()}
+    return {"model": one.model, "method": one.method, **counts, "metrics": measures}
+
+
+def froc_notes(one: ModelFroc) -> list[str]:
+    """What cannot be said of the model, or only with a grain of salt."""
+    head = f"FROC of {one.model} by {one.method}"
+    notes = [f"{head}: {count} slides left out: {reason}" for reason, count in sorted(one.left_out.items())]
+    if one.curve is None:
+        notes.append(f"{head}: no held-out slide with a lesion, so no curve")
+    elif one.unit != "probability":
+        notes.append(f"{head}: {one.unit} is relative to its slide, so one threshold is not the same on all slides")
+    return notes
+
+
+def _maps_of(slide: SlideMaps, method: str) -> Iterator[tuple[Explanation, bool]]:
+    for path, held_out in slide.maps:
+        for explanation in read_explanations(path):
+            if explanation.method == method:
+                yield explanation, held_out
+
+
+def _lesions(
+    slide: SlideMaps, explanation: Explanation, prediction: Prediction, section: EvaluateConfig
+) -> Labels | str:
+    """The slide's evaluation mask, without a cell where it is normal; or why it has none."""
+    grid = explanation.grid
+    negative = next(iter(prediction.outcome))
+    normal = np.zeros((0, 0), np.int32)
+    if slide.annotation is None:
+        return normal if prediction.label == negative else f"no annotation, and not labelled {negative}"
+    try:
+        annotation = read_annotation(slide.annotation, grid.bounds_px0)
+    except ConfigError:  # said aloud where the maps are measured
+        return "unreadable annotation"
+    area = annotation.area(section.tumour_classes)
+    mask = evaluation_mask(area, grid.slide_size_px0, _mpp(grid.mpp))
+    if mask.any():
+        return mask
+    return normal if prediction.label == negative else "no lesion in the annotation"
+
+
+def _measured(slide: SlideMaps, explanation: Explanation, lesions: Labels, found: Detections) -> FrocSlide:
+    isolated = isolated_tumour_cells(lesions, _mpp(explanation.grid.mpp))
+    return FrocSlide(slide.slide_id, slide.patient_id, isolated, slide_froc(*found, lesions, isolated))
+
+
+def _mpp(mpp: tuple[float, float]) -> float:
+    """What the challenge takes for all its slides, where the slide's own is near it; else the slide's own."""
+    mean = sum(mpp) / 2
+    return MPP if abs(mean / MPP - 1) <= _ONE_SCANNER else mean
+
+
+def _strongest(found: Sequence[SlideFroc], count: int) -> list[SlideFroc]:
+    """The same slides with the ``count`` strongest false positives, and those that tie."""
+    false = np.concatenate([slide.false for slide in found])
+    if len(false) <= count:
+        return list(found)
+    least = np.partition(false, -count)[-count]
+    return [SlideFroc(slide.false[slide.false >= least], slide.lesions, slide.targets) for slide in found]
