@@ -76,16 +76,6 @@ def froc_of_models(
     and slide_id. A slide with outlines has the lesions of ``section.tumour_classes``; one without, labelled as the
     first class, has none, and all its detections are false. Other slides, and maps of models that have seen the
     patient, are counted and left out. Intervals are over patients.
-
-    The stage needs the method's maps of all slides in ``maps``, and then
-
-        frocs = froc_of_models(cohort.maps, cohort.predictions, section) if section.froc else []
-        curves = [(one.model, *one.curve) for one in frocs if one.curve]
-        drawn["froc.png"] = froc_png(curves) if curves else None
-        write_text(output.parent / "froc.csv", table(COLUMNS, [line for one in frocs for line in froc_lines(one)]))
-        report["froc"] = [froc_report(one) for one in frocs]
-
-    with ``froc_notes(one)`` among its notes and ``one.measures`` among the lines of metrics.csv.
     """
     method = str(section.froc)
     said = {(p.name, p.model): p for p in predictions if p.task == "classification" and len(p.outcome) == 2}
