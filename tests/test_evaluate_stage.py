@@ -13,7 +13,7 @@ import pytest
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.engine import Engine
-from wsi_pipeline.errors import ArtifactError
+from wsi_pipeline.errors import ArtifactError, ConfigError
 from wsi_pipeline.evaluate.stage import run
 from wsi_pipeline.files import Provenance, write_made
 from wsi_pipeline.predict import weights_id
@@ -27,7 +27,7 @@ COLUMNS += ["held_out", "threshold", "predicted", "prob_normal", "prob_tumour", 
 COLUMNS += ["calibrated_tumour", "entropy", "aleatoric", "epistemic", "set"]
 PATIENT_COLUMNS = ["patient_id", "slides", "label", *COLUMNS[4:]]
 METRICS = ["auroc", "auprc", "balanced_accuracy", "f1", "accuracy", "sensitivity_at_0.95"]
-METRICS += ["ece", "brier", "aurc", "ece_calibrated", "brier_calibrated", "aurc_calibrated"]
+METRICS += ["ece", "ece_calibrated", "brier", "brier_calibrated", "aurc", "aurc_calibrated"]
 METRICS += ["coverage", "set_size", "abstained", "accuracy_not_abstained"]
 # slide, patient, label, probability of tumour by abmil; the two models judge alike
 COHORT = [
@@ -103,16 +103,17 @@ class Study:
         """A map whose first patches have these scores, and whose others have 0."""
         n = GRID_SIDE**2
         index = np.arange(n)
+        side = what.get("side", 10)  # of a patch, px0
         grid = PatchGrid(
             slide_id=slide_id,
-            xy_px0=np.stack([index % GRID_SIDE * 10, index // GRID_SIDE * 10], axis=1).astype(np.int64),
+            xy_px0=np.stack([index % GRID_SIDE * side, index // GRID_SIDE * side], axis=1).astype(np.int64),
             side_px=10,
-            side_px0=(10.0, 10.0),
-            stride_px0=(10.0, 10.0),
+            side_px0=(side, side),
+            stride_px0=(side, side),
             target_mpp=1.0,
             mpp=(1.0, 1.0),
-            slide_size_px0=(60, 60),
-            bounds_px0=(0, 0, 60, 60),
+            slide_size_px0=(GRID_SIDE * side, GRID_SIDE * side),
+            bounds_px0=(0, 0, GRID_SIDE * side, GRID_SIDE * side),
         )
         scores = np.zeros(n, np.float32)
         scores[: len(first)] = first
@@ -286,6 +287,34 @@ def test_without_a_map_that_can_be_measured_the_report_says_so(study: Study) -> 
     assert report["maps_left_out"]["no map"] == 1
     assert "maps: no slide with an annotated patch, so no map is measured" in report["notes"]
     assert study.rows("maps.csv") == []
+
+
+def test_peaks_of_the_maps_are_measured_as_detections_of_lesions(study: Study, drawn: None) -> None:
+    for slide_id, scores in (("s0", [0.7]), ("s1", []), ("s3", [0.9, 0.8]), ("s4", [0.0] * 35 + [0.8]), ("s5", [0.9])):
+        study.explain(slide_id, "abmil", "contribution", scores, side=100)
+    for slide_id in ("s3", "s4"):
+        study.annotate(slide_id, [(0, 0, 300, 300)])
+    report = study.run(froc="contribution")
+    (froc,) = report["froc"]
+    assert [froc[n] for n in ("model", "method", "n_slides", "n_lesions")] == ["abmil", "contribution", 4, 2]
+    # One lesion of two is found before the first false alarm, the other never. The two peaks of s3 are one detection.
+    assert [m["value"] for m in froc["metrics"].values()] == [0.5] * 7
+    note = "FROC of abmil by contribution: 1 slides left out: no annotation, and not labelled normal"
+    assert note in report["notes"]
+    assert {(r["metric"], r["value"], r["n_slides"]) for r in study.rows("metrics.csv")} >= {("froc", "0.500000", "4")}
+    lines = {r["slide_id"]: (r["lesions"], r["false_positives"]) for r in study.rows("froc.csv")}
+    assert lines == {"s0": ("0", "1"), "s1": ("0", "0"), "s3": ("1", "0"), "s4": ("1", "1")}
+    detections = study.root / "evaluate" / "detections" / "abmil"
+    assert [float(n) for n in (detections / "s4.csv").read_text().split(",")] == pytest.approx([0.8, 550, 550])
+    assert (study.root / "evaluate" / "froc.png").exists()
+    assert study.run()["froc"] == []
+    left = [study.root / "evaluate" / "froc.csv", study.root / "evaluate" / "froc.png", *detections.glob("*")]
+    assert not [path for path in left if path.exists()]
+
+
+def test_a_froc_of_maps_that_nobody_makes_is_refused(study: Study) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.froc: 'rollout' is not among explain\.methods; add it there"):
+        study.run(froc="rollout")
 
 
 # --- when it is made -----------------------------------------------------------------------------------------

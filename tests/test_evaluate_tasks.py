@@ -27,7 +27,7 @@ from wsi_pipeline.evaluate.summary import metric_name, summary_table
 from wsi_pipeline.evaluate.tasks import measures
 from wsi_pipeline.project import Project
 from wsi_pipeline.train.table import table
-from wsi_pipeline.types import Bool, Float64, SlideRow
+from wsi_pipeline.types import Bool, Float64, Int64, SlideRow
 
 # --- one class against the rest ------------------------------------------------------------------------------
 
@@ -116,13 +116,13 @@ def test_a_model_that_always_says_the_mean_explains_nothing_and_correlates_with_
 # --- survival ------------------------------------------------------------------------------------------------
 
 
-def concordance_by_loops(time: Float64, event: Bool, risk: Float64) -> float:
+def concordance_by_loops(time: Float64, event: Bool, risk: Float64, judge: Int64) -> float:
     """Harrell et al. 1982, over all pairs."""
     right = pairs = 0.0
     for i in range(len(time)):
         for j in range(len(time)):
             first = time[i] < time[j] or (time[i] == time[j] and not event[j])
-            if event[i] and first:
+            if event[i] and first and judge[i] == judge[j]:
                 pairs += 1
                 right += 1.0 if risk[i] > risk[j] else 0.5 if risk[i] == risk[j] else 0.0
     return right / pairs if pairs else math.nan
@@ -134,8 +134,11 @@ def test_concordance_is_that_of_all_pairs_with_ties_in_time_and_risk() -> None:
         for _ in range(10):
             time, event = generator.integers(1, 8, n).astype(float), generator.random(n) < 0.6
             risk = generator.integers(0, 6, n).astype(float)
-            expected = concordance_by_loops(time, event, risk)
-            assert concordance(time, event, risk) == pytest.approx(expected, nan_ok=True)
+            for judge in (np.zeros(n, np.int64), generator.integers(0, 3, n)):
+                expected = concordance_by_loops(time, event, risk, judge)
+                assert concordance(time, event, risk, judge) == pytest.approx(expected, nan_ok=True)
+            everyone = concordance_by_loops(time, event, risk, np.zeros(n, np.int64))
+            assert concordance(time, event, risk) == pytest.approx(everyone, nan_ok=True)
 
 
 def test_the_higher_risk_dies_first() -> None:
@@ -143,6 +146,13 @@ def test_the_higher_risk_dies_first() -> None:
     assert concordance(time, event, np.array([3.0, 2.0, 1.0])) == 1.0
     assert concordance(time, event, np.array([1.0, 2.0, 3.0])) == 0.0
     assert concordance(time, event, np.zeros(3)) == 0.5
+
+
+def test_risks_of_two_ensembles_are_not_compared() -> None:
+    """The second ensemble's risks are all higher by 10: nothing is wrong with either."""
+    time, event, risk = np.array([1.0, 3.0, 2.0, 4.0]), np.ones(4, bool), np.array([1.0, 0.0, 11.0, 10.0])
+    assert concordance(time, event, risk, np.array([0, 0, 1, 1])) == 1.0
+    assert concordance(time, event, risk) == pytest.approx(3 / 6)
 
 
 def test_who_was_censored_before_compares_with_nobody() -> None:

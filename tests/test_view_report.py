@@ -364,6 +364,20 @@ def test_top_patches_are_the_pixels_of_the_slide(made: tuple[Project, Page, str]
     assert all(opened(s).size == (64, 64) for s in sources)
 
 
+def test_pictures_of_evaluate_are_shown_with_its_report_and_not_without(tmp_path: Path) -> None:
+    project = make_project(tmp_path, ("b",))
+    folder = project.folder.evaluate
+    folder.mkdir()
+    for name in ("roc.png", "reliability.png", "another.png"):
+        Image.new("RGB", (4, 4)).save(folder / name)
+    assert view(project) == []
+    assert "Reliability" not in project.folder.report.read_text(encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps({"models": {}, "maps": [], "notes": ["few slides"]}))
+    assert view(project) == []
+    page = Page(project.folder.report.read_text(encoding="utf-8"))
+    assert [t for t in page.text["figcaption"] if t in ("ROC curves", "Reliability")] == ["ROC curves", "Reliability"]
+
+
 def test_a_second_run_touches_nothing(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     view(project)

@@ -73,7 +73,9 @@ def compare_runs(
 
 
 def comparison_table(found: Sequence[Comparison], names: tuple[str, str]) -> Table:
-    """For the terminal. ``names``: of the two runs."""
+    """For the terminal. ``names``: of the two runs; those of one run alone are first and second."""
+    if names[0] == names[1]:
+        names = ("first", "second")
     shown = Table(title="held out in both runs; difference with 95 % interval, p two-sided and not corrected")
     for title in ("of", "model", "measure", *names, "difference", "p", "test"):
         shown.add_column(Text(title), overflow="fold")
@@ -162,8 +164,12 @@ def _shared(
             raise ArtifactError(
                 f"{whom}: the labels of {level[:-1]} {name!r} differ between {where}; predict both with one manifest"
             )
+    # Patients are those of the first run; risks are compared where one ensemble gave them in either run.
     patients = {name: usable[0][name].patient_id for name in names}
-    ordered = [[replace(of_run[name], patient_id=patients[name]) for name in names] for of_run in usable]
+    judges = {name: f"{usable[0][name].weights} {usable[1][name].weights}" for name in names}
+    ordered = [
+        [replace(of_run[name], patient_id=patients[name], weights=judges[name]) for name in names] for of_run in usable
+    ]
     first_model, second_model = (scored(of_run, model) for of_run, model in zip(ordered, pair, strict=True))
     assert first_model is not None
     assert second_model is not None

@@ -86,6 +86,7 @@ class Scored:
     calibrated: Float64  # (n, C) probabilities; (n, 0) for tasks without
     sets: Bool  # (n, C) prediction sets; (n, 0) for tasks without
     threshold: Float64  # (n,)
+    weights: tuple[str, ...]  # (n,) which members judged
 
 
 def read_predictions(path: Path, unit: str = "slide_id") -> list[Prediction]:
@@ -131,6 +132,7 @@ def scored(predictions: Sequence[Prediction], model: str) -> Scored | None:
         calibrated=np.array([[p.calibrated[c] for c in classes if first.calibrated] for p in usable], np.float64),
         sets=np.array([[c in p.members for c in classes if with_sets] for p in usable], np.bool_),
         threshold=np.array([p.threshold for p in usable], np.float64),
+        weights=tuple(p.weights for p in usable),
     )
 
 

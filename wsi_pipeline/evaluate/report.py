@@ -74,6 +74,10 @@ def model_notes(name: str, rows: Sequence[Prediction], what: str) -> list[str]:
     if absent := [c for c, count in _present(model).items() if not count]:
         left = "no metric of them" if model.task == "multilabel" else "no metric that needs every class"
         notes.append(f"{name}: no {one} of class {', '.join(absent)}, so {left}")
+    if model.task == "survival" and (judges := len(set(model.weights))) > 1:
+        notes.append(
+            f"{name}: risks of {what} are compared within each of {judges} ensembles, as each has its own zero"
+        )
     if len(set(model.patients)) < 2:
         notes.append(f"{name}: one patient only, so no intervals")
     return notes

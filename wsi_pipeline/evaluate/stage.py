@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..config import EvaluateConfig
 from ..engine import Engine, Job
+from ..errors import ConfigError
 from ..files import (
     Provenance,
     content_key,
@@ -24,9 +25,12 @@ from ..files import (
 )
 from ..predict import weights_id
 from ..project import Project
-from ..train.table import table
+from ..train.table import number, table
+from .detections import Detections, detections_csv
+from .froc_cohort import COLUMNS as FROC_COLUMNS
+from .froc_cohort import ModelFroc, froc_lines, froc_notes, froc_of_models, froc_report
 from .maps import SlideMaps, channel_means, score_maps
-from .plots import pictures
+from .plots import froc_png, pictures
 from .predictions import Prediction, read_predictions, scored
 from .report import (
     MAP_COLUMNS,
@@ -57,9 +61,11 @@ class Cohort:
 def run(project: Project, engine: Engine) -> None:
     """One job for the cohort. Labels and annotations that are missing leave out what they are needed for.
 
-    Raises ``ArtifactError`` where there are no predictions.
+    Raises ``ArtifactError`` where there are no predictions, ``ConfigError`` where no maps are made for the FROC.
     """
     folder, section = project.folder, project.config.evaluate
+    if section.froc is not None and section.froc not in project.config.explain.methods:
+        raise ConfigError(f"evaluate.froc: {section.froc!r} is not among explain.methods; add it there")
     annotations = {slide.slide_id: slide.annotation for slide in project.cohort}
     patient_ids = {slide.patient_id for slide in project.cohort}
     rows = tuple(row for row in read_predictions(folder.predictions) if row.name in annotations)
@@ -86,10 +92,14 @@ def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, output: Path, prove
     for note in maps.notes:
         _log.warning("%s", note)  # an annotation that cannot be used costs its slide's maps, and is said aloud
 
-    write_text(output.parent / "metrics.csv", table(METRIC_COLUMNS, metric_lines(slides, METRIC_COLUMNS)))
+    frocs = _frocs(cohort, section, output.parent)
+
+    lines = metric_lines(slides, METRIC_COLUMNS) + [line for one in frocs for line in _lesion_lines(one)]
+    write_text(output.parent / "metrics.csv", table(METRIC_COLUMNS, lines))
     write_text(output.parent / "metrics_patients.csv", table(PATIENT_COLUMNS, metric_lines(patients, PATIENT_COLUMNS)))
     write_text(output.parent / "maps.csv", table(MAP_COLUMNS, map(map_line, maps.scores)))
-    drawn = pictures([one.model for one in slides], section.bins)
+    curves = [(one.model, *one.curve) for one in frocs if one.curve]
+    drawn = pictures([one.model for one in slides], section.bins) | {"froc.png": froc_png(curves) if curves else None}
     for name, picture in drawn.items():
         if picture is None:
             discard(output.parent / name)
@@ -100,7 +110,8 @@ def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, output: Path, prove
         "patients": {one.model.model: model_report(one, "patients") for one in patients},
         "maps": [channel_report(*mean) for mean in means],
         "maps_left_out": dict(sorted(maps.left_out.items())),
-        "notes": _notes(cohort) + map_notes(maps),
+        "froc": [froc_report(one) for one in frocs],
+        "notes": _notes(cohort) + map_notes(maps) + [note for one in frocs for note in froc_notes(one)],
     }
     write_text(output, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_made(output, provenance)
@@ -111,6 +122,31 @@ def _measured(rows: Sequence[Prediction], section: EvaluateConfig) -> list[Measu
     """Every model with something to measure, in the order of the rows."""
     models = [found for name in _models(rows) if (found := scored(rows, name)) is not None]
     return [Measured(model, measures(model, section)) for model in models]
+
+
+def _frocs(cohort: Cohort, section: EvaluateConfig, folder: Path) -> list[ModelFroc]:
+    """The FROC of each model, written slide by slide; what an earlier setting left is taken away."""
+    for old in (folder / "detections").rglob("*.csv"):
+        old.unlink()
+    if section.froc is None:
+        discard(folder / "froc.csv")
+        return []
+
+    def keep(model: str, slide_id: str, found: Detections) -> None:
+        write_text(folder / "detections" / model / f"{slide_id}.csv", detections_csv(found))
+
+    frocs = froc_of_models(cohort.maps, cohort.predictions, section, keep)
+    write_text(folder / "froc.csv", table(FROC_COLUMNS, [line for one in frocs for line in froc_lines(one)]))
+    return frocs
+
+
+def _lesion_lines(one: ModelFroc) -> list[list[object]]:
+    """Lines of metrics.csv."""
+    counts = len(one.slides), len({slide.patient_id for slide in one.slides})
+    return [
+        [one.model, name, number(found.value), number(found.low), number(found.high), *counts, "", ""]
+        for name, found in one.measures.items()
+    ]
 
 
 def _notes(cohort: Cohort) -> list[str]:

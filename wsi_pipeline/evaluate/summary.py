@@ -30,6 +30,7 @@ NAMES = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
     "concordance": "Concordance index",
+    "froc": "FROC score",
     "base_rate": "Base rate",
     "lift": "AUPRC / base rate",
 }
@@ -42,7 +43,7 @@ PICTURES = {  # what the report shows, in its order: file -> what it is
     "scatter.png": "Predicted and true values",
     "froc.png": "FROC curves",
 }
-_SENSITIVITY = "sensitivity_at_"
+_SENSITIVITY, _FROC_SENSITIVITY = "sensitivity_at_", "froc_sensitivity_at_"
 
 
 def metric_name(metric: str) -> str:
@@ -50,6 +51,8 @@ def metric_name(metric: str) -> str:
     name, bracket, of = metric.partition("[")
     if name.startswith(_SENSITIVITY):
         return f"Sensitivity at specificity {name.removeprefix(_SENSITIVITY)}"
+    if name.startswith(_FROC_SENSITIVITY):
+        return f"Lesions found at {name.removeprefix(_FROC_SENSITIVITY)} false positives a slide"
     return NAMES.get(name, name) + (f", {of[:-1]}" if bracket else "")
 
 
@@ -63,13 +66,16 @@ def measure_text(measure: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def summary_table(report: Mapping[str, Any]) -> Table:
-    """report.json as a table: a line a measure, a column a model; patients apart where they are not the slides again.
+    """report.json as a table: a line a measure, a column a model; patients where they are not the slides again; FROC.
 
     In brackets: 95 % bootstrap interval over patients.
     """
     slides, patients = report["models"], report.get("patients", {})
     apart = any(model["n_slides"] > model["n_patients"] for model in slides.values())
-    blocks = [("slides", slides, "n_slides"), *([("patients", patients, "n_patients")] if apart and patients else [])]
+    lesions = {one["model"]: one for one in report.get("froc", ()) if one["metrics"]}
+    blocks = [("slides measured", slides, "n_slides")]
+    blocks += [("patients measured", patients, "n_patients")] if apart and patients else []
+    blocks += [("slides searched for lesions", lesions, "n_slides")] if lesions else []
     models = list(dict.fromkeys(name for _, found, _ in blocks for name in found))
     table = Table(title="held out, with 95 % intervals over patients")
     table.add_column("measure", overflow="fold")
@@ -77,7 +83,7 @@ def summary_table(report: Mapping[str, Any]) -> Table:
         table.add_column(Text(name), overflow="fold")
     for what, found, count in blocks:
         table.add_section()
-        table.add_row(Text(f"{what} measured"), *(Text(str(found[m][count]) if m in found else "–") for m in models))
+        table.add_row(Text(what), *(Text(str(found[m][count]) if m in found else "–") for m in models))
         metrics = dict.fromkeys(metric for model in found.values() for metric in model["metrics"])
         for metric in metrics:
             cells = [measure_text(found[m]["metrics"].get(metric) if m in found else None) for m in models]

@@ -42,7 +42,8 @@ def statistic(model: Scored, section: EvaluateConfig) -> Statistic:
         return lambda rows: regression_metrics(model.truth[rows], model.outcome[rows, 0])
     if model.task == "survival":
         time, event = model.truth[:, 0], model.truth[:, 1] == 1
-        return lambda rows: {"concordance": concordance(time[rows], event[rows], model.outcome[rows, 0])}
+        _, judge = np.unique(model.weights, return_inverse=True)
+        return lambda rows: {"concordance": concordance(time[rows], event[rows], model.outcome[rows, 0], judge[rows])}
     predicted = decide(model.outcome, model.threshold)
 
     def classification(rows: Int64) -> dict[str, float]:

@@ -17,6 +17,7 @@ _CAPTIONS = {
     "models": "Slides, each predicted by models that have not seen its patient.",
     "patients": "Patients: the slides of each as one bag, or the mean over them.",
 }
+_LESIONS = "Lesions found by peaks of the maps by {}; the score is the mean over 1/4 to 8 false positives a slide."
 _BRACKETS = " In brackets: 95 % bootstrap interval over patients."
 _MAP_MEANS = ("auprc", "base_rate", "lift", "auroc")
 
@@ -114,16 +115,17 @@ def read_metrics(path: Path) -> Metrics:
         slides, patients = data["models"], data.get("patients", {})
         apart = any(model["n_slides"] > model["n_patients"] for model in slides.values())
         tables = [
-            *([_metric_table("models", slides, "n_slides")] if slides else []),
-            *([_metric_table("patients", patients, "n_patients")] if apart and patients else []),
+            *([_metric_table(_CAPTIONS["models"], slides, "n_slides")] if slides else []),
+            *([_metric_table(_CAPTIONS["patients"], patients, "n_patients")] if apart and patients else []),
             *([_map_table(data["maps"])] if data["maps"] else []),
+            *_froc_tables(data.get("froc", ())),
         ]
         return Metrics(tuple(tables), tuple(str(note) for note in data["notes"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error!r}); delete it and run `wsi evaluate` again") from error
 
 
-def _metric_table(block: str, models: Mapping[str, Any], count: str) -> NumberTable:
+def _metric_table(caption: str, models: Mapping[str, Any], count: str) -> NumberTable:
     """A line a measure, a column a model."""
     metrics = dict.fromkeys(name for model in models.values() for name in model["metrics"])
     lines = [
@@ -133,7 +135,13 @@ def _metric_table(block: str, models: Mapping[str, Any], count: str) -> NumberTa
     counted = Line(
         "Slides" if count == "n_slides" else "Patients", tuple(Cell(str(m[count]), "") for m in models.values())
     )
-    return NumberTable(_CAPTIONS[block] + _BRACKETS, "Measure", tuple(models), (*lines, counted))
+    return NumberTable(caption + _BRACKETS, "Measure", tuple(models), (*lines, counted))
+
+
+def _froc_tables(found: Sequence[Mapping[str, Any]]) -> list[NumberTable]:
+    """One, or none where no model has such a score."""
+    models = {one["model"]: one for one in found if one["metrics"]}
+    return [_metric_table(_LESIONS.format(found[0]["method"]), models, "n_slides")] if models else []
 
 
 def _map_table(maps: Sequence[Mapping[str, Any]]) -> NumberTable:

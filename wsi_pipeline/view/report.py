@@ -112,7 +112,7 @@ def make_report(inputs: ReportInput, folder: RunFolder) -> Report:
         pictures=tuple(
             (what, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
             for name, what in PICTURES.items()
-            if (path := folder.evaluate / name).exists()
+            if (path := folder.evaluate / name).exists() and (folder.evaluate / "report.json").exists()
         ),
         models=verdicts.models,
         slides=slides,
