@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsi_pipeline.aggregate import Additive, MILOutput, models, ppeg
-from wsi_pipeline.aggregate.nystrom import iterated_pinv
+from wsi_pipeline.aggregate.nystrom import (
+    TokenAttention,
+    iterated_pinv,
+    landmark_means,
+    landmark_summary,
+    nystrom_row,
+)
 from wsi_pipeline.aggregate.transmil import AttentionShares, TransMIL
 from wsi_pipeline.errors import ArtifactError
 
@@ -186,6 +192,51 @@ def test_the_class_token_alone_equals_the_class_token_of_the_full_layer(attentio
     layer = build(attention, position).layer2
     tokens = torch.randn(45, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(layer.first_token(tokens)[0], layer(tokens)[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "sharper"), [(torch.float32, 1), (torch.float64, 5)])
+@torch.no_grad()
+def test_the_factored_form_equals_the_plain_product(dtype: torch.dtype, sharper: float) -> None:
+    generator = torch.Generator().manual_seed(7)
+    queries, keys, values = (torch.randn(1, 8, 1536, 64, generator=generator).to(dtype) for _ in range(3))
+    queries *= sharper / 5
+    landmarks = landmark_means(queries, 256), landmark_means(keys, 256)
+    f1, f2, f3 = (
+        (q / 8 @ k.mT).softmax(-1) for q, k in ((queries, landmarks[1]), landmarks, (landmarks[0], keys))
+    )  # the heads' dimension is 64
+    whole = f1 @ iterated_pinv(f2, 6) @ f3  # (1, 8, 1536, 1536)
+    factored = F.scaled_dot_product_attention(queries, landmarks[1], landmark_summary(*landmarks, keys, values, 6))
+    torch.testing.assert_close(factored, whole @ values, rtol=0, atol=1e-6)
+    torch.testing.assert_close(nystrom_row(queries[:, :, :1], *landmarks, keys, 6), whole[0, :, 0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@torch.no_grad()
+def test_the_class_token_alone_is_the_same_at_the_published_size_in_single_precision(exact: bool) -> None:
+    torch.manual_seed(0)
+    layer = TokenAttention(512, 8, exact=exact, landmarks=256, pinv_iterations=6, dropout=0.1).eval()
+    tokens = F.layer_norm(torch.randn(1500, 512), (512,))
+    torch.testing.assert_close(layer.first_token(tokens)[0], layer(tokens)[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("position", ["sequence", "grid"])
+def test_training_keeps_a_few_numbers_a_token_and_none_for_each_pair_of_token_and_landmark(position: str) -> None:
+    patches, hidden, landmarks = 2000, 32, 256
+    model = build("nystrom", position, hidden=hidden, landmarks=landmarks).float().train()
+    features, xy = (x.float() for x in bag(patches))
+    kept: dict[int, int] = {}  # storage -> bytes
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(features, xy).logits[0].backward()
+    sequence = (patches + 300) * hidden * 4  # bytes of one number a token and channel; 300: copies, zeros
+    square = HEADS * landmarks**2 * 4
+    assert max(kept.values()) <= max(sequence, square)
+    # Of F2's iteration all products are kept, in both layers: they do not grow with the bag.
+    assert sum(size for size in kept.values() if size != square) < 18 * sequence
 
 
 @pytest.mark.parametrize(("attention", "position"), FORMS)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 TAPS = 33  # of the depthwise convolution of the values
 
@@ -40,40 +41,40 @@ def iterated_pinv(matrix: Tensor, iterations: int) -> Tensor:
 
 
 def attention_weights(queries: Tensor, keys: Tensor) -> Tensor:
-    """Softmax attention (..., Q, K), stored: for few queries only."""
-    similarity: Tensor = queries @ keys.mT * queries.shape[-1] ** -0.5
-    return similarity.softmax(-1)
-
-
-def nystrom_attention(
-    queries: Tensor, query_landmarks: Tensor, keys: Tensor, values: Tensor, iterations: int
-) -> tuple[Tensor, Tensor]:
-    """Attention of any ``queries`` (1, H, Q, d) to P keys, in O(P · m).
-
-    Returns the attended values (1, H, Q, d) and F1 · pinv(F2) of the first query, (H, m), without gradient.
-    """
-    key_landmarks = landmark_means(keys, query_landmarks.shape[-2])
-    summary = F.scaled_dot_product_attention(query_landmarks, keys, values)  # (1, H, m, d)
-    with torch.autocast(queries.device.type, enabled=False):  # the iteration needs full precision
-        wide_queries, wide_keys = _full(query_landmarks), _full(key_landmarks)
-        inverse = iterated_pinv(attention_weights(wide_queries, wide_keys), iterations)  # (1, H, m, m)
-        summary = inverse @ _full(summary)
-        with torch.no_grad():
-            mixture = attention_weights(_full(queries[..., :1, :]), wide_keys) @ inverse  # (1, H, 1, m)
-    attended = F.scaled_dot_product_attention(queries, key_landmarks, summary.to(values.dtype))
-    return attended, mixture[0, :, 0]
-
-
-@torch.no_grad()
-def nystrom_row(mixture: Tensor, query_landmarks: Tensor, keys: Tensor) -> Tensor:
-    """One query's row of F1 · pinv(F2) · F3, mean over heads, (P,). One head's F3 at a time: m x P numbers.
-
-    ``mixture``: that query's F1 · pinv(F2), (H, m).
-    """
+    """Softmax attention (..., Q, K) in full precision, stored: for few queries only."""
     with torch.autocast(keys.device.type, enabled=False):
-        heads = zip(mixture, _full(query_landmarks)[0], keys[0], strict=True)
-        rows = [mix @ attention_weights(landmarks, _full(head_keys)) for mix, landmarks, head_keys in heads]
-        return torch.stack(rows).mean(0)
+        similarity: Tensor = _full(queries) * queries.shape[-1] ** -0.5 @ _full(keys).mT
+        return similarity.softmax(-1)
+
+
+def landmark_summary(
+    query_landmarks: Tensor, key_landmarks: Tensor, keys: Tensor, values: Tensor, iterations: int
+) -> Tensor:
+    """pinv(F2) · F3 · values, (1, H, m, d): what queries that attend to the key landmarks find there."""
+    summary = F.scaled_dot_product_attention(query_landmarks, keys, values)  # (1, H, m, d)
+    kernel = attention_weights(query_landmarks, key_landmarks)  # F2 (1, H, m, m)
+    with torch.autocast(keys.device.type, enabled=False):  # the iteration needs full precision
+        return (iterated_pinv(kernel, iterations) @ _full(summary)).to(values.dtype)
+
+
+def nystrom_row(query: Tensor, query_landmarks: Tensor, key_landmarks: Tensor, keys: Tensor, iterations: int) -> Tensor:
+    """F1 · pinv(F2) · F3 of one query (1, H, 1, d), stored: (H, P) in full precision.
+
+    One head's F3 at a time, m x P numbers, made again for the gradient.
+    """
+    kernel = attention_weights(query_landmarks, key_landmarks)  # F2 (1, H, m, m)
+    with torch.autocast(keys.device.type, enabled=False):
+        mixture = attention_weights(query, key_landmarks) @ iterated_pinv(kernel, iterations)  # (1, H, 1, m)
+    heads = zip(mixture[0, :, 0], query_landmarks[0], keys[0], strict=True)
+    rows = [checkpoint(_mixed_weights, *head, use_reentrant=False, preserve_rng_state=False) for head in heads]
+    return torch.stack(rows)
+
+
+def _mixed_weights(mixture: Tensor, query_landmarks: Tensor, keys: Tensor) -> Tensor:
+    """mixture · F3 of one head: (m,), (m, d), (P, d) -> (P,)."""
+    weights = attention_weights(query_landmarks, keys)
+    with torch.autocast(keys.device.type, enabled=False):
+        return mixture @ weights
 
 
 class TokenAttention(nn.Module):
@@ -102,55 +103,76 @@ class TokenAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """All tokens attend to all: (T, dim) -> (T, dim)."""
-        padded = F.pad(tokens, (0, 0, self.padding(len(tokens)), 0))  # (P, dim)
-        queries, keys, values = self._split(self.to_qkv(padded))  # 3 x (1, H, P, d)
-        if self.exact:
-            attended = F.scaled_dot_product_attention(queries, keys, values)
-        else:
-            landmarks = landmark_means(queries, self.landmarks)
-            attended, _ = nystrom_attention(queries, landmarks, keys, values, self.pinv_iterations)
-        mixed = _merge(attended) + self._convolve(_merge(values))  # (P, dim)
+        padded = self._padded(tokens)  # (P, dim)
+        values = F.linear(padded, self.to_qkv.weight.chunk(3)[2])  # (P, dim)
+        mixed = _merge(self._attended(padded, values)) + self._convolve(values)
         output: Tensor = self.to_out(mixed[-len(tokens) :])
         return output
+
+    def _attended(self, padded: Tensor, values: Tensor) -> Tensor:
+        """What each token attends to, (1, H, P, d). Keys are dropped before there are queries."""
+        to_queries, to_keys, _ = self.to_qkv.weight.chunk(3)
+        if self.exact:
+            keys, found = self._split(F.linear(padded, to_keys)), self._split(values)
+        else:
+            landmarks, keys = self._landmarks(padded)
+            found = landmark_summary(
+                landmarks, keys, self._split(F.linear(padded, to_keys)), self._split(values), self.pinv_iterations
+            )
+        return F.scaled_dot_product_attention(self._split(F.linear(padded, to_queries)), keys, found)
 
     def first_token(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Token 0 of ``forward``, (dim,), and its attention row (P,), mean over heads, without gradient.
 
-        One query in place of T; landmark queries come from the landmarks' mean tokens, as queries are linear in them.
+        One query in place of T, and its row times the tokens: values are linear in them, so none is computed but those
+        that the convolution sees.
         """
-        zeros = self.padding(len(tokens))
-        padded = F.pad(tokens, (0, 0, zeros, 0))  # (P, dim)
-        to_queries, to_keys_values = self.to_qkv.weight.tensor_split([padded.shape[1]])
-        keys, values = self._split(F.linear(padded, to_keys_values))  # 2 x (1, H, P, d)
-        query = self._split(F.linear(tokens[:1], to_queries))[0]  # (1, H, 1, d)
-        if self.exact:
-            attended = F.scaled_dot_product_attention(query, keys, values)
-            with torch.no_grad(), torch.autocast(keys.device.type, enabled=False):
-                row = attention_weights(_full(query), _full(keys)).mean((0, 1, 2))  # (P,)
-        else:
-            landmarks = self._split(F.linear(landmark_means(padded, self.landmarks), to_queries))[0]
-            attended, mixture = nystrom_attention(query, landmarks, keys, values, self.pinv_iterations)
-            row = nystrom_row(mixture, landmarks, keys)
+        padded = self._padded(tokens)  # (P, dim)
+        to_values = self.to_qkv.weight.chunk(3)[2]
+        rows = self._first_row(tokens[:1], padded)  # (H, P)
+        with torch.autocast(rows.device.type, enabled=False):
+            seen = rows @ padded.to(rows.dtype)  # (H, dim)
+        attended = (seen[:, None] * to_values.unflatten(0, (self.heads, -1))).sum(-1)  # (H, d)
         # Before the first token there are zeros only, so half of the convolution's taps see nothing.
-        nearby = values[0, :, zeros : zeros + TAPS // 2 + 1]  # (H, up to 17, d)
+        nearby = self._split(F.linear(tokens[: TAPS // 2 + 1], to_values))[0]  # (H, up to 17, d)
         taps = self.res_conv.weight[:, 0, TAPS // 2 :][:, : nearby.shape[1]]  # (H, up to 17, 1)
-        mixed = _merge(attended)[0] + (nearby * taps).sum(1).flatten()  # (dim,)
-        return self.to_out(mixed), row
+        mixed = (attended + (nearby * taps).sum(1)).flatten()  # (dim,)
+        return self.to_out(mixed.to(tokens.dtype)), rows.detach().mean(0)
 
-    def _split(self, projected: Tensor) -> tuple[Tensor, ...]:
-        """(T, n · dim) -> n views (1, H, T, d)."""
-        head_dim = self.to_qkv.in_features // self.heads
-        parts = projected.view(len(projected), -1, self.heads, head_dim)  # (T, n, H, d)
-        return parts.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
+    def _first_row(self, first: Tensor, padded: Tensor) -> Tensor:
+        """The attention of the first token (1, dim) to all keys, (H, P)."""
+        to_queries, to_keys, _ = self.to_qkv.weight.chunk(3)
+        query, keys = self._split(F.linear(first, to_queries)), self._split(F.linear(padded, to_keys))
+        if self.exact:
+            return attention_weights(query, keys)[0, :, 0]
+        return nystrom_row(query, *self._landmarks(padded), keys, self.pinv_iterations)
+
+    def _padded(self, tokens: Tensor) -> Tensor:
+        """(T, dim) -> (P, dim)."""
+        zeros = self.padding(len(tokens))
+        return torch.cat([tokens.new_zeros(zeros, tokens.shape[1]), tokens]) if zeros else tokens
+
+    def _landmarks(self, padded: Tensor) -> tuple[Tensor, Tensor]:
+        """Landmark queries and keys, 2 x (1, H, m, d), of the landmarks' mean tokens, in which they are linear."""
+        means = landmark_means(padded, self.landmarks)  # (m, dim)
+        to_queries, to_keys, _ = self.to_qkv.weight.chunk(3)
+        return self._split(F.linear(means, to_queries)), self._split(F.linear(means, to_keys))
+
+    def _split(self, projected: Tensor) -> Tensor:
+        """(T, dim) -> a view (1, H, T, d)."""
+        heads: Tensor = projected.unflatten(1, (self.heads, -1))  # (T, H, d)
+        return heads.transpose(0, 1)[None]
 
     def _convolve(self, values: Tensor) -> Tensor:
         """The value convolution along the tokens: (P, dim) -> (P, dim). A head's channels share its taps.
 
-        Tokens stay rows (channels last), which spares copies and is the faster layout of depthwise kernels.
+        Tokens stay rows: as a picture one token wide, its channels last in every stride, no copy is made and the fast
+        depthwise kernels apply, which a mere transpose misses (seven times slower, measured on a CPU).
         """
         taps = self.res_conv.weight.repeat_interleave(values.shape[1] // self.heads, 0)  # (dim, 1, TAPS, 1)
-        image = values.T[None, :, :, None]  # (1, dim, P, 1)
-        return F.conv2d(image, taps, padding=(TAPS // 2, 0), groups=len(taps))[0, :, :, 0].T
+        image = values.view(1, len(values), 1, -1).permute(0, 3, 1, 2)  # (1, dim, P, 1)
+        convolved: Tensor = F.conv2d(image, taps, padding=(TAPS // 2, 0), groups=len(taps))
+        return convolved.permute(0, 2, 3, 1).reshape(values.shape)
 
 
 def _merge(heads: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ class TransMIL(nn.Module):
     Deviations: ``position="grid"`` runs PPEG on the patches' own positions and repeats no patch (the attention's value
     convolution still runs along the list); ``attention="exact"`` is softmax attention with the same parameters, its
     value convolution kept. Same function, other arithmetic: attention is factored into fused calls, PPEG's kernels
-    are added up first, and the last layer computes the class token only, since nothing else of it is read.
+    are added up first, and the last layer computes the class token only, since nothing else of it is read, without
+    values, which are linear in the tokens.
     """
 
     def __init__(
@@ -92,11 +93,14 @@ class TransMIL(nn.Module):
 
     def _encoded(self, features: Tensor, xy: Tensor) -> Tensor:
         """What the last layer is given, (T, hidden): class token, patches, copies."""
-        patches: Tensor = self._fc1(features)  # (N, hidden)
-        copies = patches[: self._copies(len(features))]
-        tokens: Tensor = self.layer1(torch.cat([self.cls_token[0], patches, copies]))  # (T, hidden)
+        tokens: Tensor = self.layer1(self._sequence(features))  # (T, hidden)
         around = self.pos_layer.on_grid(tokens[1:], xy) if self.grid else self.pos_layer.on_square(tokens[1:])
         return torch.cat([tokens[:1], around])
+
+    def _sequence(self, features: Tensor) -> Tensor:
+        """The sequence (T, hidden): class token, patches, copies."""
+        patches: Tensor = self._fc1(features)  # (N, hidden)
+        return torch.cat([self.cls_token[0], patches, patches[: self._copies(len(features))]])
 
     def _copies(self, patches: int) -> int:
         """How many of the first patches are repeated to fill the square."""
