@@ -81,11 +81,11 @@ def test_the_folder_holds_two_files_that_say_what_they_are(folder: Path) -> None
     assert sorted(p.name for p in folder.iterdir()) == ["model.json", "model.safetensors"]
     content = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert content | {"calibration": ()} == {
+    assert content == {
         "schema": SCHEMA,
         "key": "k1",
         "made_by": {"program": "wsi_pipeline", "version": __version__, "stage": "train"},
-        **asdict(CARD),
+        **json.loads(json.dumps(asdict(CARD))),
         "classes": ["normal", "tumour"],
         "weights_sha256": sha256,
     }

@@ -295,7 +295,7 @@ def test_a_method_that_fits_no_model_is_refused_with_those_that_fit(tmp_path: Pa
         House(tmp_path, ["transmil"]).run(methods=["attention", "contribution"])
     assert str(error.value) == (
         "explain.methods: 'contribution' fits no model here (transmil is no sum over patches; this method needs a "
-        "model with evidence() and bias(): mean, max, abmil); methods that fit: attention, gradient_x_input, instance"
+        "model with evidence() and bias(), as abmil has); methods that fit: attention, gradient_x_input, instance"
     )
 
 

@@ -33,7 +33,7 @@ def test_a_csv_becomes_bags_in_standard_units(tmp_path: Path) -> None:
     rows = read_manifest(tmp_path / "run" / "slides.csv")
     assert [(r.slide_id, r.label) for r in rows] == [("toy_0002", "negative"), ("toy_0007", "positive")]
     bag = read_bag(tmp_path / "run" / "embed" / "toy_0007.h5")
-    spread = np.std([0, 4, 2])
+    spread = float(np.std([0, 4, 2]))
     np.testing.assert_allclose(bag.features, [[-2 / spread, 0], [2 / spread, 0]], atol=1e-6)  # what never changes is 0
     assert bag.grid.xy_px0.tolist() == [[0, 0], [1, 0]]
     assert bag.encoder == "toy"

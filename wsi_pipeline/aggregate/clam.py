@@ -113,7 +113,7 @@ class CLAM(nn.Module):
         """The bias of each class's classifier, (C,)."""
         if isinstance(self.classifiers, nn.Linear):
             return self.classifiers.bias
-        return torch.cat([layer.bias for layer in self.classifiers])
+        return torch.cat([layer.get_parameter("bias") for layer in self.classifiers])
 
     def instance_logits(self, features: Tensor, xy: Tensor) -> Tensor:  # noqa: ARG002
         """What each class's instance classifier says of each patch, (N, C, 2): not in the class, in it."""
@@ -138,7 +138,7 @@ class CLAM(nn.Module):
         """w, (C, hidden)."""
         if isinstance(self.classifiers, nn.Linear):
             return self.classifiers.weight
-        return torch.cat([layer.weight for layer in self.classifiers])
+        return torch.cat([layer.get_parameter("weight") for layer in self.classifiers])
 
     def _instance_loss(self, embedded: Tensor, attention: Tensor, label: int) -> Tensor:
         """Sum over the classes that are taught; with ``subtyping`` all are, and it is their mean."""

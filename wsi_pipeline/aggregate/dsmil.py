@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from . import MILOutput, TrainingOutput, models
@@ -39,7 +41,8 @@ class BagClassifier(nn.Module):
         """Each class's attention, (C, N): how like its critical patch's query the others' are."""
         queries: Tensor = self.q(features)  # (N, Q)
         critical = queries[instance_logits.argmax(0)]  # (C, Q)
-        return (critical @ queries.T / queries.shape[1] ** 0.5).softmax(1)
+        scores: Tensor = critical @ queries.T / math.sqrt(queries.shape[1])
+        return scores.softmax(1)
 
 
 class DSMIL(nn.Module):
