@@ -12,19 +12,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "wsi_pipeline"
 ORDER = """
-    errors types geometry registry recipes sections config files store project engine
+    errors types geometry registry recipes sections config files store foreign project engine
     read tile embed aggregate train predict explain heatmap evaluate view demo studies
-    pipeline apply tables progress cli __main__
+    pipeline apply importing tables progress cli __main__
 """
 FLOW = ORDER.split()
 HOMES = {
     "torch": {"embed", "aggregate", "train", "predict", "explain", "tables"},
     "torchvision": {"embed"},
-    "timm": {"embed"},
+    "timm": {"embed", "train"},
     "lightning": {"train"},
     "openslide": {"read"},
     "tifffile": {"read", "demo"},
-    "h5py": {"files", "store"},
+    "h5py": {"files", "store", "foreign"},  # foreign: the files of other programs
     "zarr": {"heatmap", "view"},
     "dask": {"engine", "heatmap"},
     "distributed": {"engine"},

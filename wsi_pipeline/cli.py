@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from . import __version__
 from .errors import ConfigError, WsiError
+from .importing import features_command
 from .studies.commands import manifest, summary
 
 if TYPE_CHECKING:
@@ -127,6 +128,9 @@ def predict(
     from .pipeline import APPLY
 
     _run(apply_config(model, slides, out, set_ or []), APPLY, only)
+
+
+app.command(name="import-features")(features_command(lambda config: _run(config, ("tile", "embed"), None)))
 
 
 @app.command(name="import-model")

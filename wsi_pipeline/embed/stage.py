@@ -19,7 +19,7 @@ from ..project import Project
 from ..read import open_slide, patch_level, read_patch
 from ..store import BagWriter, read_grid
 from ..types import PatchGrid, Slide, SlideRow
-from . import encoders
+from . import encoders, imported
 from .device import pick_device
 from .forward import Forward
 from .identity import identity, recommended_mpp
@@ -32,7 +32,8 @@ _log = logging.getLogger("wsi_pipeline")
 def run(project: Project, engine: Engine) -> None:
     """Write ``embed/<slide_id>.h5`` for every slide that has a grid and no current bag."""
     slides = engine.ready("embed", project.slides, project.folder.grid, "tile")
-    jobs = _jobs(project, slides) if slides else []
+    make = _jobs if project.config.embed.import_ is None else imported.jobs
+    jobs = make(project, slides) if slides else []
     engine.run("embed", jobs)
 
 

@@ -18,7 +18,7 @@ from ..read import Overview, open_slide, read_overview
 from ..read.resample import area_mean
 from ..store import write_grid
 from ..types import Bool, PatchGrid, Slide, SlideRow, TissueMask
-from . import detectors
+from . import detectors, imported
 from .contours import mask_polygons, rasterise, tissue_geojson
 from .grid import SlideFacts, check_resolution, patch_grid, require_patches
 from .outlines import edited_digest, read_outlines, read_roi, roi_path, write_outlines
@@ -45,9 +45,13 @@ class Task:
 def run(project: Project, engine: Engine) -> None:
     """Write ``tile/<slide_id>.h5``, ``tile/tissue/<slide_id>.geojson`` and ``tile/quality/<slide_id>.jpg``.
 
-    Outlines that the user has edited are used and never overwritten.
+    Outlines that the user has edited are used and never overwritten. With ``embed.import`` the patches are those of
+    the feature files, and there are neither outlines nor a picture.
     """
     config, folder = project.config, project.folder
+    if config.embed.import_ is not None:
+        engine.run("tile", imported.jobs(project))
+        return
     jobs = []
     for row in project.slides:
         inputs = _inputs(row, config.tile, folder)

@@ -6,6 +6,7 @@ to fit and nothing can be shifted.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from ..config import ReadConfig, ViewConfig
-from ..errors import ConfigError, RegionError
+from ..errors import ConfigError, RegionError, SlideError
 from ..files import Provenance, write_made_text
 from ..heatmap.metadata import primary
 from ..heatmap.ngff import Pyramid, read_heatmap
@@ -45,6 +46,7 @@ class PanelInput:
     heatmap: Path | None
     explanation: Path | None  # of the primary channel
     output: Path
+    imported: bool = False  # features came from elsewhere, so the slide may be absent
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Panel:
     uid: str
     view_box: Frame
     stroke: float  # a hundredth of the larger side, px0
-    thumbnail: Picture
+    thumbnail: Picture | None  # None: the slide is not at hand
     maps: tuple[Map, ...]
     primary: int
     outline: str  # SVG path
@@ -100,27 +102,30 @@ class Panel:
 def write_panel(inputs: PanelInput, key: str) -> int:
     """Write one slide's fragment of HTML; returns the number of pictures in it.
 
-    Raises ``SlideError`` where the slide cannot be opened.
+    Raises ``SlideError`` where the slide cannot be opened; where features were imported, the panel has no picture then.
     """
-    with open_slide(inputs.slide.path, inputs.read, inputs.slide.mpp) as slide:
-        panel = make_panel(inputs, slide)
+    try:
+        with open_slide(inputs.slide.path, inputs.read, inputs.slide.mpp) as slide:
+            panel = make_panel(inputs, slide)
+    except SlideError as error:
+        if not inputs.imported:
+            raise
+        panel = make_panel(inputs, None, f"no picture of the slide: {error}")
     provenance = Provenance.of(key, "view", config=inputs.view.for_key())
     write_made_text(inputs.output, render("panel.html", panel=panel), provenance)
     return 1 + len(panel.maps) + len(panel.patches)
 
 
-def make_panel(inputs: PanelInput, slide: Slide) -> Panel:
-    """Read what is shown."""
+def make_panel(inputs: PanelInput, slide: Slide | None, missing: str = "") -> Panel:
+    """Read what is shown. Without a slide there is no picture, and ``missing`` says why."""
     grid, mask = read_grid(inputs.grid)
-    bounds = slide.bounds_px0
-    zoom = min(max(slide.sizes[0]) / max(bounds[2:]), _LARGEST_CROP)
-    overview = read_overview(slide, max_px=math.ceil(inputs.view.thumbnail_px * zoom))
-    rgb, frame = crop(overview.rgb, overview.side_px0, bounds)
-    px0 = overview.side_px0[0]
+    bounds = slide.bounds_px0 if slide else grid.bounds_px0
+    thumbnail, px0, undecoded = _thumbnail(slide, grid, inputs.view.thumbnail_px)
     pyramid = read_heatmap(inputs.heatmap) if inputs.heatmap else None
     ranked = read_explanations(inputs.explanation)[0] if inputs.explanation else None
     outline, notes = annotation_path(inputs, grid.bounds_px0, px0)
-    unreadable = (*overview.unreadable_px0, *mask.unreadable_px0)
+    notes += [missing] if missing else []
+    unreadable = (*undecoded, *mask.unreadable_px0)
     if unreadable:
         notes.append("part of this slide cannot be decoded; it is hatched, and no patch of it was used")
     if ranked and len(ranked.grid) > inputs.view.max_tiles:
@@ -130,23 +135,34 @@ def make_panel(inputs: PanelInput, slide: Slide) -> Panel:
         uid=uid(grid.slide_id),
         view_box=bounds,
         stroke=max(bounds[2:]) / 100,
-        thumbnail=Picture(jpeg_uri(rgb), frame),
+        thumbnail=thumbnail,
         maps=tuple(coloured(pyramid, px0)) if pyramid else (),
         primary=primary([(c.model, c.method) for c in pyramid.channels]) if pyramid else 0,
         outline=outline,
         unreadable=unreadable,
         patches=tuple(top_patches(slide, ranked, inputs.view.top_patches)) if ranked else (),
         ranked_by=ranked.label if ranked else "",
-        facts=tuple(slide_facts(slide, grid)),
+        facts=tuple(slide_facts(inputs.slide.path.name, grid)),
         notes=tuple(notes),
     )
 
 
-def slide_facts(slide: Slide, grid: PatchGrid) -> list[str]:
+def _thumbnail(slide: Slide | None, grid: PatchGrid, longest_px: int) -> tuple[Picture | None, float, tuple[Box, ...]]:
+    """The scanned part, ``longest_px`` long; level-0 pixels per pixel; what could not be decoded."""
+    if slide is None:
+        return None, max(grid.bounds_px0[2:]) / longest_px, ()
+    bounds = slide.bounds_px0
+    zoom = min(max(slide.sizes[0]) / max(bounds[2:]), _LARGEST_CROP)
+    overview = read_overview(slide, max_px=math.ceil(longest_px * zoom))
+    rgb, frame = crop(overview.rgb, overview.side_px0, bounds)
+    return Picture(jpeg_uri(rgb), frame), overview.side_px0[0], overview.unreadable_px0
+
+
+def slide_facts(name: str, grid: PatchGrid) -> list[str]:
     """What a reader wants to know of the slide, in a few words each."""
-    (width, height), (x, y) = slide.sizes[0], slide.mpp
+    (width, height), (x, y) = grid.slide_size_px0, grid.mpp
     return [
-        slide.path.name,
+        name,
         f"{width:,} × {height:,} px",
         f"{x:.4g} µm/px" if math.isclose(x, y, rel_tol=1e-3) else f"{x:.4g} × {y:.4g} µm/px",
         f"{len(grid):,} patches of {grid.side_px * grid.target_mpp:.4g} µm",
@@ -176,16 +192,17 @@ def top_rows(scores: np.ndarray, count: int) -> Int64:
     return np.argsort(-scores, kind="stable")[:count].astype(np.int64)
 
 
-def top_patches(slide: Slide, explanation: Explanation, count: int) -> list[Patch]:
-    """The patches with the highest scores, as the encoder saw them but smaller."""
-    grid, level = explanation.grid, patch_level(slide, explanation.grid)
+def top_patches(slide: Slide | None, explanation: Explanation, count: int) -> list[Patch]:
+    """The patches with the highest scores, as the encoder saw them but smaller; without a slide their places only."""
+    grid = explanation.grid
+    level = patch_level(slide, grid) if slide else 0
     patches = []
     for number, row in enumerate(top_rows(explanation.scores, count), 1):
         x, y = grid.xy_px0[row].tolist()
-        try:
-            uri = jpeg_uri(read_patch(slide, (x, y), grid.side_px0, min(PATCH_PX, grid.side_px), level))
-        except RegionError:
-            uri = None
+        uri = None
+        with contextlib.suppress(RegionError):
+            if slide:
+                uri = jpeg_uri(read_patch(slide, (x, y), grid.side_px0, min(PATCH_PX, grid.side_px), level))
         patches.append(Patch(number, uri, f"{explanation.scores[row]:.3g}", (x, y, *grid.side_px0)))
     return patches
 

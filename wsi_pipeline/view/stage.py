@@ -82,6 +82,7 @@ def _panel_job(project: Project, slide: SlideRow, sources: Sequence[Source]) -> 
         heatmap=heatmap if painted else None,
         explanation=first,
         output=output,
+        imported=config.embed.import_ is not None,
     )
     key = content_key(
         stage="view",
@@ -90,6 +91,7 @@ def _panel_job(project: Project, slide: SlideRow, sources: Sequence[Source]) -> 
         read=config.read.for_key(),
         name=slide.path.name,
         mpp=slide.mpp,
+        pictured=slide.path.exists() if inputs.imported else True,
         tumour_classes=config.evaluate.tumour_classes,
         annotation=digest_or_none(slide.annotation),
         upstream=[read_key(path) if path else None for path in (grid, inputs.heatmap, first)],

@@ -1,0 +1,205 @@
+"""What the numbers of a feature file mean, by who wrote it; nothing is opened, and nothing is guessed.
+
+CLAM: corners in level-0 pixels; a patch covers patch_size x int(downsample) of them. TRIDENT and AtlasPatch: corners in
+level-0 pixels, patch_size_level0 says the footprint. STAMP: corners in µm (1.x: in pixels of 256/224 µm). None of them
+says how many µm a level-0 pixel is. What is missing is asked for: each error names the option that gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import ConfigError, EmptySlideError, SlideError
+from ..foreign import ForeignFile, ImportOptions
+from ..types import Float64
+
+Pair = tuple[float, float]
+Producer = Literal["clam", "trident", "stamp", "atlaspatch"]
+
+_STAMP1_UM, _STAMP1_PX = 256.0, 224  # the one tile that STAMP 1 knew
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One file's own account of its patches. Lengths are (x, y), level-0 pixels or µm as ``unit`` says."""
+
+    producer: Producer
+    dataset: str  # that holds the features
+    encoder: str
+    unit: Literal["px0", "um"]
+    scale: float  # ``coords`` times this are in ``unit``
+    side: Pair  # footprint of a patch
+    side_px: int  # what the encoder was given
+    stride: Pair | None  # None: the file does not say
+    slide_size_px0: tuple[int, int] | None
+
+
+def layout(file: ForeignFile, coordinates: ForeignFile | None, xy: Float64, options: ImportOptions) -> Layout:
+    """Who wrote ``file`` and what it says. ``coordinates``: CLAM's other file; ``xy``: ``coords`` (N, 2) as stored.
+
+    Raises ``ConfigError`` where the encoder must be named, ``SlideError`` where the patches' size must be, and
+    ``EmptySlideError`` where there is no patch.
+    """
+    dataset, encoder = _encoder(file, options)
+    shape = file.features[dataset]
+    if 0 in shape or len(xy) == 0:
+        raise EmptySlideError(f"{file.path} holds no patch: its producer found no tissue; leave the slide out")
+    if shape[0] != len(xy):
+        raise SlideError(f"{file.path} has {shape[0]} features for {len(xy)} coords; make the file again")
+    if dataset == "feats":
+        return _stamp(file, encoder, xy, options)
+    if "/" in dataset:
+        return _magnified("atlaspatch", file, dataset, encoder, options)
+    if {"patch_size_level0", "target_magnification"} & set(file.facts):
+        return _magnified("trident", file, dataset, encoder, options)
+    return _clam(file, coordinates, encoder, options)
+
+
+def common_step(values: Float64, others: Float64) -> float | None:
+    """The most common distance between neighbours among ``values`` (N,) whose ``others`` (N,) are the same.
+
+    None where no distance makes up half of all, so none can be said to be the stride; of equal ones the smallest.
+    """
+    order = np.lexsort((values, others))
+    steps = np.diff(values[order])[np.diff(others[order]) == 0]
+    found, counts = np.unique(steps[steps > 0], return_counts=True)
+    if len(found) == 0 or 2 * counts.max() < counts.sum():
+        return None
+    return float(found[counts.argmax()])
+
+
+def _encoder(file: ForeignFile, options: ImportOptions) -> tuple[str, str]:
+    """(dataset, encoder name)."""
+    names, wanted = file.encoders, options.encoder
+    option = "--encoder NAME (embed.import_options.encoder)"
+    if len(names) > 1 and wanted is None:
+        raise ConfigError(f"{file.path} holds features of {', '.join(names)}; choose one with {option}")
+    if wanted is not None and names and wanted not in names:
+        raise ConfigError(f"{file.path} says that its features are of {', '.join(names)}, not of {wanted}")
+    if wanted is None and not names:
+        raise ConfigError(f"{file.path} does not say which encoder made its features; give {option}")
+    encoder = wanted or names[0]
+    grouped = f"features/{encoder}"
+    return grouped if grouped in file.features else next(iter(file.features)), encoder
+
+
+def _clam(file: ForeignFile, coordinates: ForeignFile | None, encoder: str, options: ImportOptions) -> Layout:
+    facts = (coordinates or file).facts
+    size = _number(facts, "patch_size")
+    down = _pair(facts, "downsample") or ((1.0, 1.0) if facts.get("patch_level") == 0 else None)
+    if _number(facts, "custom_downsample") not in (None, 1.0):
+        down = None  # shrunk once more, by rules that differ between CLAM's descendants
+    footprint = (size * int(down[0]), size * int(down[1])) if size and down else None
+    told = options.patch_size_level0
+    side = footprint or ((told, told) if told else None)
+    if side is None:
+        raise SlideError(
+            f"{file.path} does not say how large a patch is; give the folder of its coordinates files "
+            f"with --coords DIR, or the side in level-0 pixels with --patch-size-level0 P"
+        )
+    if footprint is not None and told is not None:
+        _agree(file, "patch_size_level0", footprint[0], told)
+    whole = _pair(facts, "level_dim")
+    return Layout(
+        producer="clam",
+        dataset="features",
+        encoder=encoder,
+        unit="px0",
+        scale=1.0,
+        side=side,
+        side_px=_side_px(file, size, options),
+        stride=None,
+        slide_size_px0=(round(whole[0] * down[0]), round(whole[1] * down[1])) if whole and down else None,
+    )
+
+
+def _magnified(producer: Producer, file: ForeignFile, dataset: str, encoder: str, options: ImportOptions) -> Layout:
+    """TRIDENT's and AtlasPatch's attributes; ``overlap`` is in pixels of the patch."""
+    facts = file.facts
+    side_px = _side_px(file, _number(facts, "patch_size"), options)
+    said = _number(facts, "patch_size_level0")
+    level0, target = _number(facts, "level0_magnification"), _number(facts, "target_magnification")
+    if said is None and level0 and target:
+        said = side_px * level0 / target
+    side = _agree(file, "patch_size_level0", said, options.patch_size_level0)
+    if side is None:
+        raise SlideError(f"{file.path} does not say how many level-0 pixels a patch covers; give --patch-size-level0 P")
+    overlap = _number(facts, "overlap")
+    step = side * (1 - overlap / side_px) if overlap is not None and 0 <= overlap < side_px else None
+    width, height = _number(facts, "level0_width"), _number(facts, "level0_height")
+    return Layout(
+        producer=producer,
+        dataset=dataset,
+        encoder=encoder,
+        unit="px0",
+        scale=1.0,
+        side=(side, side),
+        side_px=side_px,
+        stride=(step, step) if step else None,
+        slide_size_px0=(round(width), round(height)) if width and height else None,
+    )
+
+
+def _stamp(file: ForeignFile, encoder: str, xy: Float64, options: ImportOptions) -> Layout:
+    facts, scale = file.attributes, 1.0
+    side_um = _number(facts, "tile_size_um")
+    if side_um is None and facts.get("unit") == "um":
+        side_um = _number(facts, "tile_size")
+    size = _number(facts, "tile_size_px")
+    if side_um is None:
+        step = min((float(np.diff(np.unique(c)).min()) for c in xy.T if len(np.unique(c)) > 1), default=0.0)
+        if round(step) != _STAMP1_PX:
+            raise SlideError(
+                f"{file.path} states no unit of its coords, and they are {step:g} apart, not {_STAMP1_PX} as in "
+                f"STAMP 1; their place on the slide is not known; make the features again with STAMP 2"
+            )
+        side_um, size, scale = _STAMP1_UM, float(_STAMP1_PX), _STAMP1_UM / _STAMP1_PX
+    return Layout(
+        producer="stamp",
+        dataset="feats",
+        encoder=encoder,
+        unit="um",
+        scale=scale,
+        side=(side_um, side_um),
+        side_px=_side_px(file, size, options),
+        stride=(side_um, side_um),
+        slide_size_px0=None,
+    )
+
+
+def _side_px(file: ForeignFile, said: float | None, options: ImportOptions) -> int:
+    found = _agree(file, "patch_size", said, options.patch_size)
+    if found is None:
+        raise SlideError(
+            f"{file.path} does not say how many pixels of a patch the encoder was given; give --patch-size PIXELS"
+        )
+    return int(found)
+
+
+def _agree(file: ForeignFile, name: str, said: float | None, told: float | None) -> float | None:
+    """What the file says, else what the user tells. Raises ``SlideError`` where they differ."""
+    if said is not None and told is not None and abs(said - told) > 0.5:
+        option = "--" + name.replace("_", "-")
+        raise SlideError(f"{file.path} says {name} {said:g}, but {option} {told:g} was given; leave the option out")
+    return told if said is None else said
+
+
+def _number(facts: Mapping[str, Any], name: str) -> float | None:
+    """A number that is not negative; None where there is none."""
+    try:
+        value = float(facts[name])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return value if np.isfinite(value) and value >= 0 else None
+
+
+def _pair(facts: Mapping[str, Any], name: str) -> Pair | None:
+    try:
+        x, y = (float(value) for value in facts[name])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (x, y) if x > 0 and y > 0 else None
