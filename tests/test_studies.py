@@ -89,7 +89,27 @@ def test_maps_count_where_they_are_held_out() -> None:
         {"model": "m", "method": "instance", "held_out": "true", "auprc": "0.4"},
         {"model": "m", "method": "instance", "held_out": "false", "auprc": "1.0"},
     ]
-    assert run_measures(metrics, maps) == {("m", "auroc"): 0.9, ("m", "map_auprc:instance"): pytest.approx(0.3)}
+    assert run_measures(metrics, [], maps) == {("m", "auroc"): 0.9, ("m", "map_auprc:instance"): pytest.approx(0.3)}
+
+
+def test_patients_are_named_where_they_are_not_the_slides_again() -> None:
+    slides = [{"model": m, "metric": "auroc", "value": "0.9"} for m in ("a", "b")]
+    patients = [{"model": "a", "metric": "auroc", "value": "0.8"}, {"model": "b", "metric": "auroc", "value": "0.9"}]
+    assert run_measures(slides, patients, []) == {
+        ("a", "auroc"): 0.9,
+        ("b", "auroc"): 0.9,
+        ("a", "patients:auroc"): 0.8,
+    }
+
+
+def test_the_markdown_shows_headlines_and_the_csv_everything() -> None:
+    design = Design("a", "lite0", "abmil")
+    names = ("auroc", "ece", "froc_sensitivity_at_2", "patients:auroc", "map_auprc:instance")
+    measures = {(design, name): [0.5] for name in names}
+    assert summary_markdown(measures).splitlines()[0] == (
+        "| design | encoder | model | runs | auroc | patients:auroc | map_auprc:instance |"
+    )
+    assert [row[3] for row in summary_rows(measures)] == list(names)
 
 
 def test_mean_and_sample_sd() -> None:
@@ -113,6 +133,7 @@ def finished(folder: Path, auroc: float) -> Path:
     (folder / "evaluate").mkdir(parents=True)
     (folder / "config.yaml").write_text("embed: {encoder: lite0}\n")
     (folder / "evaluate" / "metrics.csv").write_text(f"model,metric,value\nabmil,auroc,{auroc}\n")
+    (folder / "evaluate" / "metrics_patients.csv").write_text(f"model,metric,value\nabmil,auroc,{auroc}\n")
     (folder / "evaluate" / "maps.csv").write_text("slide_id,model,method,held_out,auprc\n")
     return folder
 

@@ -149,6 +149,7 @@ rule evaluate:
     output:
         RUN + "/evaluate/report.json",
         RUN + "/evaluate/metrics.csv",
+        RUN + "/evaluate/metrics_patients.csv",
         RUN + "/evaluate/maps.csv",
     log:
         OUT + "/logs/{encoder}-{model}-{seed}-evaluate.txt",

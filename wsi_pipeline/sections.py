@@ -262,7 +262,7 @@ class EvaluateConfig(Section):
     froc: str | None = Field(
         None, description="method of explain whose maps are turned into detections for the FROC, e.g. instance"
     )
-    froc_radius_um: Positive = Field(100.0, description="around a detection, no weaker one is kept")
+    froc_radius_um: Positive = Field(250.0, description="around a detection, no weaker one is kept")
     tumour_classes: tuple[str, ...] | None = Field(
         None, description="annotation classes that count; default: all but exclusions"
     )

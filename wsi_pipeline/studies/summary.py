@@ -18,7 +18,8 @@ from ..project import RunFolder
 from ..train.table import number, table
 
 COLUMNS = ("design", "encoder", "model", "measure", "mean", "sd", "runs")
-_MAP = "map_auprc:"  # + method: mean over the held-out slides with an annotation
+PATIENTS, MAP = "patients:", "map_auprc:"  # + measure; + method: mean over the held-out slides with an annotation
+HEADLINES = ("auroc", "balanced_accuracy", "accuracy", "mae", "r2", "concordance", "froc")  # what summary.md shows
 
 Line = Mapping[str, str]
 
@@ -35,13 +36,22 @@ class Design:
 Measures = dict[tuple[Design, str], list[float]]
 
 
-def run_measures(metrics: Iterable[Line], maps: Iterable[Line]) -> dict[tuple[str, str], float]:
-    """(model, measure) -> value of one run, from its metrics.csv and maps.csv; what has no value is left out."""
+def run_measures(
+    metrics: Iterable[Line], patients: Iterable[Line], maps: Iterable[Line]
+) -> dict[tuple[str, str], float]:
+    """(model, measure) -> value of one run, from metrics.csv, metrics_patients.csv and maps.csv.
+
+    What has no value is left out. Slides that are their own patients would say everything twice: a value of patients
+    stands only where it differs from the one of slides for some measure of the model.
+    """
     found = {(line["model"], line["metric"]): float(line["value"]) for line in metrics if line["value"]}
+    of_patients = {(line["model"], line["metric"]): float(line["value"]) for line in patients if line["value"]}
+    grouped = {key[0] for key, value in of_patients.items() if found.get(key) != value}
+    found |= {(model, PATIENTS + name): value for (model, name), value in of_patients.items() if model in grouped}
     slides: dict[tuple[str, str], list[float]] = defaultdict(list)
     for line in maps:
         if line["held_out"] == "true" and line["auprc"]:
-            slides[line["model"], _MAP + line["method"]].append(float(line["auprc"]))
+            slides[line["model"], MAP + line["method"]].append(float(line["auprc"]))
     return found | {key: statistics.mean(values) for key, values in slides.items()}
 
 
@@ -53,10 +63,11 @@ def summary_rows(measures: Measures) -> list[list[str]]:
     ]
 
 
-def summary_markdown(measures: Measures, shown: Sequence[str] | None = None) -> str:
-    """A design a line, a measure a column (``shown``: default, all)."""
+def summary_markdown(measures: Measures) -> str:
+    """A design a line; the columns are ``HEADLINES``, of slides and of patients, and the maps. The CSV has the rest."""
     designs = list(dict.fromkeys(design for design, _ in measures))
-    names = [name for name in dict.fromkeys(name for _, name in measures) if shown is None or name in shown]
+    known = dict.fromkeys(name for _, name in measures)
+    names = [name for name in known if name.removeprefix(PATIENTS) in HEADLINES or name.startswith(MAP)]
     lines = [["design", "encoder", "model", "runs", *names], ["---"] * (4 + len(names))]
     for design in designs:
         found = {name: values for (other, name), values in measures.items() if other == design}
@@ -77,9 +88,9 @@ def summarise(runs: Sequence[Path], out: Path) -> str:
     for run, parent in zip(runs, parents, strict=True):
         folder = RunFolder(run)
         encoder = _encoder(run / "config.yaml")
-        found = run_measures(_rows(folder.evaluate / "metrics.csv"), _rows(folder.evaluate / "maps.csv"))
+        tables = [_rows(folder.evaluate / name) for name in ("metrics.csv", "metrics_patients.csv", "maps.csv")]
         name = Path(os.path.relpath(parent, root)).as_posix() if str(parent) != root else parent.name
-        for (model, measure), value in found.items():
+        for (model, measure), value in run_measures(*tables).items():
             measures[Design(name, encoder, model), measure].append(value)
     text = summary_markdown(measures)
     write_text(out / "summary.csv", table(COLUMNS, summary_rows(measures)))
