@@ -33,6 +33,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 _CHATTER = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 _ADVICE = (
     r"(GPU|MPS|TPU) available but not used",
+    r"The `srun` command is available",  # one process is meant
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
 )
 
