@@ -118,6 +118,7 @@ def test_a_slide_that_is_mended_leaves_the_list(tmp_path: Path, slide: Path) -> 
         ("path\na.svs\n", "embed: {encoder: rasnet50}\n", ["run"], "did you mean 'resnet50'"),
         ("path\na.svs\n", "aggregate: {models: [abmill]}\n", ["run"], "did you mean 'abmil'"),
         ("path\na.svs\n", "explain: {methods: [atention]}\n", ["run"], "did you mean 'attention'"),
+        ("path\na.svs\n", "evaluate: {froc: rollout}\n", ["run"], "is not among explain.methods; add it there"),
         ("path\na.svs\n", "tile: {detector: otsuu}\n", ["run"], "did you mean 'otsu'"),
         ("path\na.svs\n", "", ["tile", "--only", "b"], "--only b"),
         ("path\na.svs\n", "", ["train", "--set", "train.folds=1"], "train.folds = 1"),

@@ -13,7 +13,7 @@ import pytest
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.engine import Engine
-from wsi_pipeline.errors import ArtifactError, ConfigError
+from wsi_pipeline.errors import ArtifactError
 from wsi_pipeline.evaluate.stage import run
 from wsi_pipeline.files import Provenance, write_made
 from wsi_pipeline.predict import weights_id
@@ -312,9 +312,23 @@ def test_peaks_of_the_maps_are_measured_as_detections_of_lesions(study: Study, d
     assert not [path for path in left if path.exists()]
 
 
-def test_a_froc_of_maps_that_nobody_makes_is_refused(study: Study) -> None:
-    with pytest.raises(ConfigError, match=r"evaluate\.froc: 'rollout' is not among explain\.methods; add it there"):
-        study.run(froc="rollout")
+def test_the_folds_of_each_seed_are_measured_by_themselves(study: Study) -> None:
+    def folds(key: str, last: float) -> None:
+        """Two seeds; the second says ``last`` of s5, a tumour."""
+        said = [(y, last if (seed, s) == (1, "s5") else q, seed) for seed in (0, 1) for s, _, y, q in COHORT]
+        lines = [["abmil", seed, 0, y, "test", 1 - q, q] for y, q, seed in said]
+        path = study.root / "train" / "predictions.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(table(["model", "seed", "fold", "label", "part", "prob_normal", "prob_tumour"], lines))
+        write_made(path, Provenance.of(key, "train"))
+
+    assert study.run()["seeds"] == []
+    folds("first", last=0.8)
+    found = {(one["model"], one["metric"]): one["values"] for one in study.run()["seeds"]}
+    assert found["abmil", "auroc"] == {"0": 0.888889, "1": 0.888889}  # of nine pairs, one is the wrong way round
+    folds("second", last=0.0)
+    assert study.run()["seeds"][0]["values"] == {"0": 0.888889, "1": 0.555556}
+    assert float(study.rows("seeds.csv")[0]["mean"]) == pytest.approx(13 / 18, abs=1e-6)
 
 
 # --- when it is made -----------------------------------------------------------------------------------------

@@ -19,13 +19,14 @@ from sklearn.metrics import average_precision_score, f1_score, mean_absolute_err
 from wsi_pipeline.config import Config, EvaluateConfig
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ArtifactError
-from wsi_pipeline.evaluate.metrics import concordance, multilabel_metrics, regression_metrics
+from wsi_pipeline.evaluate.metrics import multilabel_metrics, regression_metrics
 from wsi_pipeline.evaluate.predictions import read_predictions, scored
 from wsi_pipeline.evaluate.ranking import auroc, average_precision, ranking, sensitivity_at
 from wsi_pipeline.evaluate.stage import run
-from wsi_pipeline.evaluate.summary import metric_name, summary_table
+from wsi_pipeline.evaluate.summary import metric_name, summary_tables
 from wsi_pipeline.evaluate.tasks import measures
 from wsi_pipeline.project import Project
+from wsi_pipeline.train.concordance import concordance
 from wsi_pipeline.train.table import table
 from wsi_pipeline.types import Bool, Float64, Int64, SlideRow
 
@@ -295,25 +296,31 @@ def test_measures_have_names_for_people() -> None:
 
 def shown(report: dict[str, Any]) -> str:
     text = io.StringIO()
-    Console(width=200, file=text).print(summary_table(report))
+    Console(width=200, file=text).print(*summary_tables(report))
     return text.getvalue()
 
 
-def test_the_summary_has_a_line_a_measure_a_column_a_model_and_patients_apart() -> None:
+def test_the_summary_has_a_line_a_model_patients_apart_seeds_and_maps() -> None:
     def model(value: float, slides: int) -> dict[str, Any]:
         auroc = {"value": value, "low": value - 0.1, "high": 1.0}
         return {"n_slides": slides, "n_patients": 4, "metrics": {"auroc": auroc, "f1": {"value": None}}}
 
     models = {"abmil": model(0.9, 9), "[red]clam": model(0.8, 9)}
-    text = shown({"models": models, "patients": {"abmil": model(0.7, 4)}})
+    seeds = [{"model": "abmil", "metric": "auroc", "mean": 0.85, "sd": 0.05, "values": {"0": 0.8, "1": 0.9}}]
+    one_map = {name: {"value": 3.0, "low": 2.0, "high": 4.0} for name in ("auprc", "base_rate", "lift")}
+    maps = [{"model": "abmil", "method": "attention", "target": "-", "n_slides": 3, **one_map}]
+    text = shown({"models": models, "patients": {"abmil": model(0.7, 4)}, "seeds": seeds, "maps": maps})
     for part in (
         "[red]clam",
         "0.900 (0.800–1.000)",
         "0.800 (0.700–1.000)",
-        "slides measured",
-        "patients measured",
-        "–",
+        "9 slides",
+        "4 patients",
+        "AUROC, 2 seeds",
+        "0.850 ± 0.050",
+        "attention",
+        "3.000 (2.000–4.000)",
     ):
         assert part in text
     alone = shown({"models": {"abmil": model(0.9, 4)}, "patients": {"abmil": model(0.9, 4)}})
-    assert "patients measured" not in alone
+    assert "4 patients" not in alone

@@ -162,6 +162,7 @@ def test_classes_are_the_labels_sorted_or_those_of_the_config() -> None:
         ("ab", ("a", "c"), r"slide 'b1' has label 'b', which is not in train.classes \(a, c\)"),
         ("aa", None, "training needs two classes, but every label is 'a'"),
         ("ab", ("a", "b", "a"), "train.classes names a class twice"),
+        ("ab", ("a", "b", "a;b"), "class 'a;b' has a ';'"),
     ],
 )
 def test_labels_that_do_not_fit_the_classes_are_refused(

@@ -20,11 +20,12 @@ from wsi_pipeline.project import Project
 from wsi_pipeline.recipes import RECIPES
 from wsi_pipeline.sections import ModelChoice
 from wsi_pipeline.store import read_bag
+from wsi_pipeline.train.concordance import concordance
 from wsi_pipeline.train.inference import GAP, bag_tensors
 from wsi_pipeline.train.losses import class_weights, score, symmetric_cross_entropy, task_loss
 from wsi_pipeline.train.optimizer import build_optimizer
 from wsi_pipeline.train.splits import make_splits, site_of
-from wsi_pipeline.train.survival import concordance, cox_loss
+from wsi_pipeline.train.survival import cox_loss
 from wsi_pipeline.train.targets import outputs, strata, units
 from wsi_pipeline.types import SlideRow
 
@@ -61,7 +62,7 @@ def test_cox_and_concordance_are_their_definitions_ties_included(seed: int) -> N
     event[0] = True
     found = cox_loss(torch.tensor(risk), torch.tensor(time), torch.tensor(event.astype(float)))
     assert float(found) == pytest.approx(slow_cox(risk, time, event), abs=1e-12)
-    assert concordance(risk, time, event) == pytest.approx(slow_concordance(risk, time, event), nan_ok=True)
+    assert concordance(time, event, risk) == pytest.approx(slow_concordance(risk, time, event), nan_ok=True)
 
 
 def test_a_risk_set_without_an_event_teaches_nothing() -> None:
@@ -69,7 +70,7 @@ def test_a_risk_set_without_an_event_teaches_nothing() -> None:
     cox_loss(risk, torch.arange(4.0), torch.zeros(4)).backward()
     assert risk.grad is not None
     assert not risk.grad.any()
-    assert math.isnan(concordance(np.zeros(3), np.arange(3.0), np.zeros(3, bool)))
+    assert math.isnan(concordance(np.arange(3.0), np.zeros(3, bool), np.zeros(3)))
 
 
 def test_symmetric_cross_entropy_is_both_directions_with_log_zero_cut_at_minus_four() -> None:
@@ -263,7 +264,7 @@ def test_survival_training_ranks_who_has_the_event_first(tmp_path: Path) -> None
     for fold in "01":  # risks are relative: those of two models are not compared
         own = [r for r in test if r["fold"] == fold]
         risk, times, events = (np.array([float(r[k]) for r in own]) for k in ("risk", "time", "event"))
-        found.append(concordance(risk, times, events > 0))
+        found.append(concordance(times, events > 0, risk))
     assert np.mean(found) > 0.7
     assert load_card(project.folder.fold("abmil", 0, 0)).classes == ("risk",)
 

@@ -67,6 +67,11 @@ def _run(config: Config, stages: tuple[str, ...], only: list[str] | None) -> Non
         raise typer.Exit(130) from None
     finally:
         bars.close()
+    if "evaluate" in stages:
+        from .evaluate.summary import read_summary
+
+        for table in read_summary(project.folder.evaluate / "report.json"):
+            Console().print(table)
     if "view" in stages and project.folder.report.exists():
         console.print(f"report     {project.folder.report}", highlight=False, soft_wrap=True, markup=False)
     if failures:
@@ -212,14 +217,14 @@ def demo(
     set_: Overrides = None,
 ) -> None:
     """Draw 24 slides and take them the whole way: minutes on a laptop, no download."""
-    from .demo.study import demo_config, draw, summary
+    from .demo.study import demo_config, draw, places
     from .pipeline import STAGES
 
     console = _console()
     config = demo_config(out.resolve(), set_ or [])
     draw(out.resolve(), console)
     _run(config, STAGES, None)
-    Console().print(summary(config))
+    Console().print(*places(config), sep="\n", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command(name="list")

@@ -55,7 +55,7 @@ def run_stages(project: Project, stages: Sequence[str], observer: Observer | Non
 
 
 def check_names(config: Config, stages: Sequence[str]) -> None:
-    """Every plug-in that the stages will ask for exists. Raises ``UnknownNameError`` before any work is done."""
+    """Every plug-in that the stages will ask for exists. Raises ``ConfigError`` before any work is done."""
     if "tile" in stages or "embed" in stages:
         from .read import readers
         from .tile import detectors
@@ -78,6 +78,8 @@ def check_names(config: Config, stages: Sequence[str]) -> None:
 
         for method in config.explain.methods:
             explainers.entry(method)
+    if "evaluate" in stages and config.evaluate.froc not in (None, *config.explain.methods):
+        raise ConfigError(f"evaluate.froc: {config.evaluate.froc!r} is not among explain.methods; add it there")
 
 
 def check_splits(project: Project) -> None:
@@ -118,6 +120,7 @@ def _drop_summaries(project: Project, stages: Sequence[str]) -> None:
     if len(project.slides) == len(project.cohort):
         for stage, path in (
             ("predict", project.folder.predictions),
+            ("predict", project.folder.patients),
             ("evaluate", project.folder.evaluate / "report.json"),
         ):
             if stage in stages:

@@ -9,6 +9,7 @@ from ..train.table import number
 from .bootstrap import Interval
 from .maps import MEANS, MapScore, MapScores
 from .predictions import Prediction, Scored, left_out, scored
+from .seeds import OverSeeds
 from .tasks import Measure
 
 METRIC_COLUMNS = ("model", "metric", "value", "low", "high", "n_slides", "n_patients", "delong_low", "delong_high")
@@ -62,6 +63,12 @@ def model_report(one: Measured, unit: str) -> dict[str, object]:
         **_tallies(model),
         "metrics": {metric: _measure_report(measure) for metric, measure in one.found.items()},
     }
+
+
+def seeds_report(one: OverSeeds) -> dict[str, object]:
+    """A measure over the seeds, as report.json says it; no sd of a single seed."""
+    values = {seed: _six(value) for seed, value in one.values.items()}
+    return {"model": one.model, "metric": one.measure, "mean": _six(one.mean), "sd": _six(one.sd), "values": values}
 
 
 def model_notes(name: str, rows: Sequence[Prediction], what: str) -> list[str]:

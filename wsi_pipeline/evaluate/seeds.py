@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
+from ..train.concordance import concordance
 from ..train.table import number, read_table, table
-from .metrics import classification_metrics, concordance, multilabel_metrics, regression_metrics
+from .metrics import classification_metrics, multilabel_metrics, regression_metrics
 from .predictions import labels_of
 
 COLUMNS = ("model", "measure", "mean", "sd", "seeds", "values")
 _SHOWN = {
     "classification": ("auroc", "auprc"),
     "multilabel": ("auroc", "auprc"),
-    "regression": ("r2", "rmse"),
+    "regression": ("mae", "r2"),
     "survival": ("concordance",),
 }
 
@@ -45,9 +46,10 @@ class OverSeeds:
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else float("nan")
 
 
-def over_seeds(predictions: Path, task: str, classes: Sequence[str]) -> list[OverSeeds]:
+def over_seeds(predictions: Path, task: str) -> list[OverSeeds]:
     """Every model's measures on the test bags of ``train/predictions.csv``; those that are undefined are left out."""
     header, rows = read_table(predictions)
+    classes = [name.removeprefix("prob_") for name in header if name.startswith("prob_")]
     tested: dict[tuple[str, str], dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
     for row in (dict(zip(header, cells, strict=True)) for cells in rows):
         if row["part"] == "test":

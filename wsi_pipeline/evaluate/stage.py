@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ..config import EvaluateConfig
 from ..engine import Engine, Job
-from ..errors import ConfigError
 from ..files import (
     Provenance,
     content_key,
@@ -43,7 +42,9 @@ from .report import (
     metric_lines,
     model_notes,
     model_report,
+    seeds_report,
 )
+from .seeds import OverSeeds, over_seeds, seeds_table
 from .tasks import measures
 
 _log = logging.getLogger("wsi_pipeline")
@@ -56,25 +57,29 @@ class Cohort:
     predictions: tuple[Prediction, ...]
     patients: tuple[Prediction, ...]
     maps: tuple[SlideMaps, ...]
+    folds: Path | None  # train/predictions.csv; None where a given model predicted
+    task: str  # of the folds
 
 
 def run(project: Project, engine: Engine) -> None:
     """One job for the cohort. Labels and annotations that are missing leave out what they are needed for.
 
-    Raises ``ArtifactError`` where there are no predictions, ``ConfigError`` where no maps are made for the FROC.
+    Raises ``ArtifactError`` where there are no predictions.
     """
     folder, section = project.folder, project.config.evaluate
-    if section.froc is not None and section.froc not in project.config.explain.methods:
-        raise ConfigError(f"evaluate.froc: {section.froc!r} is not among explain.methods; add it there")
     annotations = {slide.slide_id: slide.annotation for slide in project.cohort}
     patient_ids = {slide.patient_id for slide in project.cohort}
     rows = tuple(row for row in read_predictions(folder.predictions) if row.name in annotations)
     patients = tuple(row for row in read_predictions(folder.patients, "patient_id") if row.name in patient_ids)
-    cohort = Cohort(rows, patients, _slide_maps(project, rows, annotations))
+    folds = folder.train / "predictions.csv"
+    own = project.config.predict.model is None and folds.exists()
+    maps = _slide_maps(project, rows, annotations)
+    cohort = Cohort(rows, patients, maps, folds if own else None, project.config.train.task)
     key = content_key(
         stage="evaluate",
         config=section.for_key(),
-        predictions=[read_key(folder.predictions), read_key(folder.patients)],
+        predictions=[read_key(folder.predictions), read_key(folder.patients), read_key(folds) if own else None],
+        task=cohort.task,
         maps=[[s.slide_id, s.patient_id, [[held_out, read_key(m)] for m, held_out in s.maps]] for s in cohort.maps],
         annotations={s.slide_id: digest_or_none(s.annotation) for s in cohort.maps if s.annotation},
     )
@@ -93,6 +98,7 @@ def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, output: Path, prove
         _log.warning("%s", note)  # an annotation that cannot be used costs its slide's maps, and is said aloud
 
     frocs = _frocs(cohort, section, output.parent)
+    seeds = _seeds(cohort, output.parent / "seeds.csv")
 
     lines = metric_lines(slides, METRIC_COLUMNS) + [line for one in frocs for line in _lesion_lines(one)]
     write_text(output.parent / "metrics.csv", table(METRIC_COLUMNS, lines))
@@ -108,6 +114,7 @@ def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, output: Path, prove
     report = {
         "models": {one.model.model: model_report(one, "slides") for one in slides},
         "patients": {one.model.model: model_report(one, "patients") for one in patients},
+        "seeds": [seeds_report(one) for one in seeds],
         "maps": [channel_report(*mean) for mean in means],
         "maps_left_out": dict(sorted(maps.left_out.items())),
         "froc": [froc_report(one) for one in frocs],
@@ -138,6 +145,16 @@ def _frocs(cohort: Cohort, section: EvaluateConfig, folder: Path) -> list[ModelF
     frocs = froc_of_models(cohort.maps, cohort.predictions, section, keep)
     write_text(folder / "froc.csv", table(FROC_COLUMNS, [line for one in frocs for line in froc_lines(one)]))
     return frocs
+
+
+def _seeds(cohort: Cohort, output: Path) -> list[OverSeeds]:
+    """The models over the seeds, written too; none where a given model predicted."""
+    if cohort.folds is None:
+        discard(output)
+        return []
+    seeds = over_seeds(cohort.folds, cohort.task)
+    write_text(output, seeds_table(seeds))
+    return seeds
 
 
 def _lesion_lines(one: ModelFroc) -> list[list[object]]:

@@ -1,12 +1,16 @@
-"""The end of a run in one table: every model, every measure, with its interval."""
+"""The end of a run: what its models reach, as people say it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
+
+from ..errors import ArtifactError
 
 NAMES = {
     "auroc": "AUROC",
@@ -34,6 +38,8 @@ NAMES = {
     "base_rate": "Base rate",
     "lift": "AUPRC / base rate",
 }
+HEADLINES = ("auroc", "auprc", "balanced_accuracy", "mae", "r2", "concordance", "froc")
+MAP_MEANS = ("auprc", "base_rate", "lift")
 PICTURES = {  # what the report shows, in its order: file -> what it is
     "roc.png": "ROC curves",
     "pr.png": "Precision and recall",
@@ -65,30 +71,67 @@ def measure_text(measure: Mapping[str, Any] | None) -> tuple[str, str]:
     return digits(measure["value"]), between
 
 
-def summary_table(report: Mapping[str, Any]) -> Table:
-    """report.json as a table: a line a measure, a column a model; patients where they are not the slides again; FROC.
+def read_summary(path: Path) -> list[Table]:
+    """``summary_tables`` of a report.json; none where evaluate left none. Raises ``ArtifactError`` if it is damaged."""
+    if not path.exists():
+        return []
+    try:
+        return summary_tables(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error!r}); delete it and run `wsi evaluate` again") from error
 
-    In brackets: 95 % bootstrap interval over patients.
+
+def summary_tables(report: Mapping[str, Any]) -> list[Table]:
+    """The end of a run from report.json: the models, and their maps against the annotations where there are any."""
+    return [_models_table(report), *([_maps_table(report["maps"])] if report.get("maps") else [])]
+
+
+def _models_table(report: Mapping[str, Any]) -> Table:
+    """A line a model, a column a headline: of the ensembles, and over the seeds where there are several.
+
+    Patients stand apart where they are not the slides again. ``metrics.csv`` has every measure.
     """
     slides, patients = report["models"], report.get("patients", {})
     apart = any(model["n_slides"] > model["n_patients"] for model in slides.values())
-    lesions = {one["model"]: one for one in report.get("froc", ()) if one["metrics"]}
-    blocks = [("slides measured", slides, "n_slides")]
-    blocks += [("patients measured", patients, "n_patients")] if apart and patients else []
-    blocks += [("slides searched for lesions", lesions, "n_slides")] if lesions else []
-    models = list(dict.fromkeys(name for _, found, _ in blocks for name in found))
-    table = Table(title="held out, with 95 % intervals over patients")
-    table.add_column("measure", overflow="fold")
-    for name in models:
-        table.add_column(Text(name), overflow="fold")
-    for what, found, count in blocks:
+    blocks = [("slides", slides), *([("patients", patients)] if apart else [])]
+    lesions = {one["model"]: one["metrics"] for one in report.get("froc", ())}
+    known = [*(model["metrics"] for _, found in blocks for model in found.values()), *lesions.values()]
+    names = [name for name in HEADLINES if any(name in metrics for metrics in known)]
+    seeds = {(one["model"], one["metric"]): one for one in report.get("seeds", ()) if len(one["values"]) > 1}
+    again = [name for name in HEADLINES if any(name == metric for _, metric in seeds)]
+    count = max((len(one["values"]) for one in seeds.values()), default=0)
+
+    table = Table(title="held out: ensembles with 95 % intervals over patients" + ("; seeds ± sd" if seeds else ""))
+    table.add_column("model", overflow="fold")
+    table.add_column("of", overflow="fold")
+    for title in (*map(metric_name, names), *(f"{metric_name(name)}, {count} seeds" for name in again)):
+        table.add_column(title, overflow="fold")
+    for what, found in blocks:
+        for model, said in found.items():
+            metrics = said["metrics"] | (lesions.get(model, {}) if what == "slides" else {})
+            cells = [" ".join(measure_text(metrics.get(name))).strip() for name in names]
+            moved = [mean_sd(seeds.get((model, name)) if what == "slides" else None) for name in again]
+            table.add_row(*map(Text, (model, f"{said[f'n_{what}']} {what}", *cells, *moved)))
         table.add_section()
-        table.add_row(Text(what), *(Text(str(found[m][count]) if m in found else "–") for m in models))
-        metrics = dict.fromkeys(metric for model in found.values() for metric in model["metrics"])
-        for metric in metrics:
-            cells = [measure_text(found[m]["metrics"].get(metric) if m in found else None) for m in models]
-            table.add_row(Text(metric_name(metric)), *(Text(" ".join(cell).strip()) for cell in cells))
     return table
+
+
+def _maps_table(maps: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="maps against the annotations: mean over the held-out slides that have one")
+    for column in ("model", "method", "class", "slides", *map(metric_name, MAP_MEANS)):
+        table.add_column(column, overflow="fold")
+    for one in maps:
+        cells = [" ".join(measure_text(one[name])).strip() for name in MAP_MEANS]
+        table.add_row(*map(Text, (one["model"], one["method"], one["target"], str(one["n_slides"]), *cells)))
+    return table
+
+
+def mean_sd(over_seeds: Mapping[str, Any] | None) -> str:
+    """A measure over seeds, of report.json; no sd of a single seed, empty for none."""
+    if over_seeds is None:
+        return ""
+    sd = over_seeds["sd"]
+    return digits(over_seeds["mean"]) + ("" if sd is None else f" ± {digits(sd)}")
 
 
 def digits(value: float) -> str:

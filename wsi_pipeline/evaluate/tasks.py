@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import EvaluateConfig
+from ..train.concordance import concordance
 from ..types import Bool, Int64
 from .bootstrap import Interval, intervals
 from .delong import areas, interval
 from .metrics import (
     certainty_metrics,
     classification_metrics,
-    concordance,
     decide,
     multilabel_metrics,
     positive_classes,

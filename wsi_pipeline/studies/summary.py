@@ -13,13 +13,13 @@ from pathlib import Path
 import yaml
 
 from ..errors import ArtifactError
+from ..evaluate.summary import HEADLINES
 from ..files import write_text
 from ..project import RunFolder
 from ..train.table import number, table
 
 COLUMNS = ("design", "encoder", "model", "measure", "mean", "sd", "runs")
 PATIENTS, MAP = "patients:", "map_auprc:"  # + measure; + method: mean over the held-out slides with an annotation
-HEADLINES = ("auroc", "balanced_accuracy", "accuracy", "mae", "r2", "concordance", "froc")  # what summary.md shows
 
 Line = Mapping[str, str]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..types import Float64, Int64
-from .survival import concordance, cox_loss
+from .concordance import concordance
+from .survival import cox_loss
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), targets (B, K) -> ()
 
@@ -72,7 +73,7 @@ def score(task: str, logits: Float64, targets: Float64) -> float:
     if not np.isfinite(logits).all():
         return math.nan
     if task == "survival":
-        return concordance(logits[:, 0], targets[:, 0], targets[:, 1] > 0)
+        return concordance(targets[:, 0], targets[:, 1] > 0, logits[:, 0])
     if task == "regression":
         spread = float(((targets - targets.mean()) ** 2).sum())
         return 1 - float(((targets - logits) ** 2).sum()) / spread if spread else math.nan

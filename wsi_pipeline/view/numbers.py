@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ArtifactError
 from ..evaluate.predictions import ABSTAIN, Prediction, labels_of, read_predictions
-from ..evaluate.summary import digits, measure_text, metric_name
+from ..evaluate.summary import digits, mean_sd, measure_text, metric_name
 
 _OUTCOMES = {"regression": "Value", "survival": "Risk"}  # classification, multilabel: Probability
 _CAPTIONS = {
@@ -18,6 +18,7 @@ _CAPTIONS = {
     "patients": "Patients: the slides of each as one bag, or the mean over them.",
 }
 _LESIONS = "Lesions found by peaks of the maps by {}; the score is the mean over 1/4 to 8 false positives a slide."
+_SEEDS = "Over seeds: the folds of each seed together test every bag once. Mean ± sd, and each seed."
 _BRACKETS = " In brackets: 95 % bootstrap interval over patients."
 _MAP_MEANS = ("auprc", "base_rate", "lift", "auroc")
 
@@ -119,6 +120,7 @@ def read_metrics(path: Path) -> Metrics:
             *([_metric_table(_CAPTIONS["patients"], patients, "n_patients")] if apart and patients else []),
             *([_map_table(data["maps"])] if data["maps"] else []),
             *_froc_tables(data.get("froc", ())),
+            *([_seeds_table(data["seeds"])] if data.get("seeds") else []),
         ]
         return Metrics(tuple(tables), tuple(str(note) for note in data["notes"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -142,6 +144,20 @@ def _froc_tables(found: Sequence[Mapping[str, Any]]) -> list[NumberTable]:
     """One, or none where no model has such a score."""
     models = {one["model"]: one for one in found if one["metrics"]}
     return [_metric_table(_LESIONS.format(found[0]["method"]), models, "n_slides")] if models else []
+
+
+def _seeds_table(found: Sequence[Mapping[str, Any]]) -> NumberTable:
+    """A line a measure, a column a model."""
+    models, metrics = (dict.fromkeys(one[name] for one in found) for name in ("model", "metric"))
+    of = {(one["metric"], one["model"]): one for one in found}
+    lines = [Line(metric_name(name), tuple(_seeds_cell(of.get((name, model))) for model in models)) for name in metrics]
+    return NumberTable(_SEEDS, "Measure", tuple(models), tuple(lines))
+
+
+def _seeds_cell(one: Mapping[str, Any] | None) -> Cell:
+    if one is None:
+        return Cell("–", "")
+    return Cell(mean_sd(one), ", ".join(map(digits, one["values"].values())) if one["sd"] is not None else "")
 
 
 def _map_table(maps: Sequence[Mapping[str, Any]]) -> NumberTable:
