@@ -21,6 +21,7 @@ HOMES = {
     "torch": {"embed", "aggregate", "train", "predict", "explain", "tables"},
     "torchvision": {"embed"},
     "timm": {"embed", "train"},
+    "captum": {"explain"},
     "lightning": {"train"},
     "openslide": {"read"},
     "tifffile": {"read", "demo"},

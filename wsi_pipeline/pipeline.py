@@ -77,7 +77,7 @@ def check_names(config: Config, stages: Sequence[str]) -> None:
         from .explain import explainers
 
         for method in config.explain.methods:
-            explainers.entry(method)
+            explainers.check(method, config.explain.options.get(method, {}))
     if "evaluate" in stages and config.evaluate.froc not in (None, *config.explain.methods):
         raise ConfigError(f"evaluate.froc: {config.evaluate.froc!r} is not among explain.methods; add it there")
 

@@ -234,6 +234,9 @@ class ExplainConfig(Section):
     methods: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
         ("attention", "contribution", "instance", "gradient_x_input"), min_length=1
     )
+    options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="of methods, by name, e.g. {lime: {samples: 500}}"
+    )
     classes: tuple[str, ...] | None = Field(
         None, description="default: the positive class of two, else the predicted one"
     )

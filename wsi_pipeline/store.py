@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -167,6 +168,7 @@ def write_explanations(path: Path, explanations: Sequence[Explanation], provenan
                 "targets": [e.target for e in explanations],
                 "unit": first.unit,
                 "signed": first.signed,
+                "unattributed": json.dumps([dict(e.unattributed) for e in explanations]),
             }
         )
 
@@ -176,7 +178,8 @@ def read_explanations(path: Path) -> list[Explanation]:
     with _open(path, "the explanation") as file:
         grid = _read_grid(file, path)
         scores, a = file["scores"][:], file["scores"].attrs
+        elsewhere = json.loads(a["unattributed"]) if "unattributed" in a else [{}] * len(scores)
         return [
-            Explanation(grid, row, str(a["method"]), str(a["model"]), str(target), a["unit"], bool(a["signed"]))
-            for row, target in zip(scores, a["targets"], strict=True)
+            Explanation(grid, row, str(a["method"]), str(a["model"]), str(target), a["unit"], bool(a["signed"]), lost)
+            for row, target, lost in zip(scores, a["targets"], elsewhere, strict=True)
         ]

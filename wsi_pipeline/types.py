@@ -6,6 +6,7 @@ unless the name says otherwise. Arrays are (rows, columns). ``mpp`` is micrometr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, Self
@@ -135,6 +136,7 @@ class Explanation:
     target: str  # class name
     unit: Unit
     signed: bool
+    unattributed: Mapping[str, float] = field(default_factory=dict)  # what falls on no patch: where -> how much
 
     def __post_init__(self) -> None:
         if self.scores.shape != (len(self.grid),):

@@ -7,7 +7,9 @@ a number for each pair of patches. A new method is one new file here.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -15,6 +17,14 @@ from ..registry import Registry
 from ..types import Float32, Unit
 
 explainers: Registry[Explainer] = Registry("explainer", "wsi_pipeline.explain")
+
+
+@dataclass(frozen=True, eq=False)
+class Account:
+    """Where a method puts the whole: on the patches, and on what is no patch."""
+
+    scores: Tensor  # (N,) in the model's precision
+    unattributed: Mapping[str, float] = field(default_factory=dict)  # e.g. "class token", "padding", "bias" -> share
 
 
 class Explainer(Protocol):
@@ -41,4 +51,13 @@ class Explainer(Protocol):
 
     def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
         """Scores (N,) of class ``target`` for ``features`` (N, D) at ``xy`` (N, 2), units of the stride."""
+        ...
+
+
+@runtime_checkable
+class Accounting(Protocol):
+    """An explainer that also says what falls on no patch. Its call gives the scores of its account."""
+
+    def account(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Account:
+        """Like a call, with the rest beside the scores: together they are the method's whole."""
         ...

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..aggregate.checkpoint import check_fits
@@ -19,7 +20,7 @@ from ..project import Project
 from ..store import read_bag, write_explanations
 from ..train.inference import bag_tensors, cpu_threads, fault
 from ..types import Explanation, Float32, SlideRow
-from . import Explainer, explainers
+from . import Account, Accounting, Explainer, explainers
 
 
 def run(project: Project, engine: Engine) -> None:
@@ -65,7 +66,7 @@ def one_of_each_kind(folders: Sequence[Path]) -> list[nn.Module]:
 
 def fitting_methods(section: ExplainConfig, models: Mapping[str, Sequence[nn.Module]]) -> dict[str, list[str]]:
     """The methods that fit each model. Raises ``ConfigError`` for a method that the config names and no model fits."""
-    methods = {name: explainers.build(name) for name in section.methods}
+    methods = {name: explainers.build(name, **section.options.get(name, {})) for name in section.methods}
     fitting = {
         label: [name for name, explainer in methods.items() if not misfit(explainer, kinds)]
         for label, kinds in models.items()
@@ -97,8 +98,9 @@ def _job(project: Project, slide: SlideRow, label: str, method: str, folders: Se
     output = project.folder.explanation(label, method, slide.slide_id)
     # The other methods are left out, so that one more method is one more file and no other is made again.
     facts = {
-        "config": {name: value for name, value in section.for_key().items() if name != "methods"},
+        "config": {name: value for name, value in section.for_key().items() if name not in ("methods", "options")},
         "method": method,
+        "options": section.options.get(method, {}),
         "model": label,
         "members": [_identity(folder) for folder in folders],
         "upstream": read_key(bag),
@@ -125,7 +127,7 @@ def explain_slide(
 ) -> int:
     """Write one method's scores of one slide, the mean over the members; returns the number of patches."""
     device = pick_device(section.device)
-    explainer = explainers.build(method)
+    explainer = explainers.build(method, **section.options.get(method, {}))
     bag = read_bag(bag_path)
     if reason := fault(bag):
         raise SlideError(f"the bag {bag_path} {reason}")
@@ -137,15 +139,15 @@ def explain_slide(
         targets = target_classes(section.classes, classes, lambda: predicted_class(members, bag, str(device)))
         features, xy = bag_tensors(bag, device)
         models = [module for module, _ in members]
-        scores = [mean_scores(explainer, models, features.float(), xy, target) for target in targets]
-    if not np.isfinite(scores).all():
+        found = [mean_account(explainer, models, features.float(), xy, target) for target in targets]
+    if not all(np.isfinite(scores).all() for scores, _ in found):
         raise SlideError(
             f"{method} of {label} gives scores that are no numbers for slide {bag.grid.slide_id!r}; "
             f"train the model again, or take the method out of explain.methods"
         )
     explanations = [
-        Explanation(bag.grid, row, method, label, classes[target], explainer.unit, explainer.signed)
-        for row, target in zip(scores, targets, strict=True)
+        Explanation(bag.grid, scores, method, label, classes[target], explainer.unit, explainer.signed, elsewhere)
+        for (scores, elsewhere), target in zip(found, targets, strict=True)
     ]
     write_explanations(output, explanations, provenance)
     return len(bag.grid)
@@ -158,11 +160,18 @@ def target_classes(wanted: Sequence[str] | None, classes: Sequence[str], predict
     return [len(classes) - 1] if len(classes) <= 2 else [predicted()]
 
 
-def mean_scores(
+def mean_account(
     explainer: Explainer, models: Sequence[nn.Module], features: Tensor, xy: Tensor, target: int
-) -> Float32:
-    """Scores (N,), the mean over an ensemble's members."""
-    scores: Float32 = np.mean(
-        [explainer(model, features, xy, target).astype(np.float64) for model in models], axis=0
-    ).astype(np.float32)
-    return scores
+) -> tuple[Float32, dict[str, float]]:
+    """Scores (N,) and what falls on no patch, each the mean over an ensemble's members."""
+    accounts = [account(explainer, model, features, xy, target) for model in models]
+    scores: Float32 = np.mean([one.scores.double().cpu().numpy() for one in accounts], axis=0).astype(np.float32)
+    places = dict.fromkeys(place for one in accounts for place in one.unattributed)
+    return scores, {place: sum(one.unattributed.get(place, 0.0) for one in accounts) / len(models) for place in places}
+
+
+def account(explainer: Explainer, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Account:
+    """The explainer's account; of one that keeps none, its scores."""
+    if isinstance(explainer, Accounting):
+        return explainer.account(model, features, xy, target)
+    return Account(torch.from_numpy(explainer(model, features, xy, target)))

@@ -52,9 +52,7 @@ def class_order(
             f"({', '.join(classes)}); add it there, or empty the label"
         )
     if several := [name for name in classes if SEPARATOR in name]:
-        raise ConfigError(
-            f"class {several[0]!r} has a {SEPARATOR!r}, which joins the classes of multilabel; rename it"
-        )
+        raise ConfigError(f"class {several[0]!r} has a {SEPARATOR!r}, which joins the classes of multilabel; rename it")
     if len(classes) < (1 if multilabel else 2):
         raise ConfigError(f"training needs two classes, but every label is {classes[0]!r}; label slides of another")
     return classes
