@@ -47,7 +47,7 @@ def test_a_config_written_out_reads_back_equal(tmp_path: Path) -> None:
         ("slides: s.csv\nout: run\ntile: {mpp: fine}\n", "tile.mpp = 'fine'"),
         ("slides: s.csv\nout: run\naggregate: {models: [abmil, abmil]}\n", "two models have the same name"),
         ("slides: s.csv\nout: run\nexplain: {methods: [attention, attention]}\n", "'attention' stands twice"),
-        ("slides: s.csv\nout: run\nexplain: {methods: attention}\n", "valid list"),
+        ("slides: s.csv\nout: run\nexplain: {methods: {a: b}}\n", "valid"),
         ("slides: s.csv\nout: run\ntile: {mpp: .inf}\n", "tile.mpp"),
         ("slides: s.csv\nout: run\ntile: {side_px: true}\n", "tile.side_px"),
         ("slides: [\n", "not valid YAML"),

@@ -180,3 +180,6 @@ def test_the_first_models_contribution_is_shown_first_then_instance_then_attenti
     assert primary([(a, "attention"), (a, "instance"), (b, "contribution")]) == 1
     assert primary([(b, "gradient_x_input"), (b, "attention"), (a, "contribution")]) == 1
     assert primary([(a, "gradient_x_input"), (b, "contribution")]) == 0
+    picked = [(a, "contribution"), (a, "lrp"), (b, "lrp")]
+    assert primary(picked, [False, True, True]) == 1
+    assert primary(picked, [False, False, True]) == 0

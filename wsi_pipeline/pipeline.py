@@ -12,7 +12,7 @@ from .config import Config, train_of
 from .engine import Engine, Failure, Observer
 from .errors import ArtifactError, ConfigError
 from .files import discard, write_text
-from .project import Project
+from .project import AUTO, Project
 
 STAGES = ("tile", "embed", "train", "predict", "explain", "heatmap", "evaluate", "view")
 APPLY = ("tile", "embed", "predict", "explain", "heatmap", "view")  # what a lab that only applies a model needs
@@ -76,7 +76,8 @@ def check_names(config: Config, stages: Sequence[str]) -> None:
     if "explain" in stages:
         from .explain import explainers
 
-        for method in config.explain.methods:
+        named = {*config.explain.methods} - {AUTO}
+        for method in sorted(named | {*(config.explain.candidates if AUTO in config.explain.methods else ())}):
             explainers.check(method, config.explain.options.get(method, {}))
     if "evaluate" in stages and config.evaluate.froc not in (None, *config.explain.methods):
         raise ConfigError(f"evaluate.froc: {config.evaluate.froc!r} is not among explain.methods; add it there")

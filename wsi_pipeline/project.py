@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 
 from .config import Config, dump_config
-from .errors import ConfigError
+from .errors import ArtifactError, ConfigError
 from .files import write_text
 from .types import SlideRow
 
 _COLUMNS = ("slide_id", "path", "patient_id", "label", "split", "mpp", "annotation", "time", "event", "site")
+AUTO = "auto"  # in explain.methods: the method that patch flipping picks for each model
 _LONGEST_ID = 200  # bytes; file systems take 255, and endings are added
 _SPLITS = {"train", "val", "test"}
 
@@ -44,6 +46,9 @@ class RunFolder:
 
     def explanation(self, model: str, method: str, slide_id: str) -> Path:
         return self.root / "explain" / model / method / f"{slide_id}.h5"
+
+    def choice(self, model: str) -> Path:
+        return self.root / "explain" / model / "choice.json"
 
     def heatmap(self, slide_id: str) -> Path:
         return self.root / "heatmap" / f"{slide_id}.ome.zarr"
@@ -81,6 +86,15 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What patch flipping on validation slides found for one model, and the method that it picks."""
+
+    method: str
+    aupc: dict[str, float]  # of each candidate, mean over the slides; the lowest is picked
+    slides: int
+
+
+@dataclass(frozen=True)
 class Project:
     """What every stage is given: ``slides``, which this call works on, out of ``cohort``, the whole manifest."""
 
@@ -92,6 +106,13 @@ class Project:
     def folder(self) -> RunFolder:
         return RunFolder(self.config.out)
 
+    def methods(self, model: str) -> tuple[str, ...]:
+        """The methods that explain ``model``, ``auto`` replaced by the one that was picked, if it was by now."""
+        choice = read_choice(self.folder.choice(model))
+        picked = (choice.method,) if choice else ()
+        named = self.config.explain.methods
+        return tuple(dict.fromkeys(m for name in named for m in (picked if name == AUTO else (name,))))
+
     def slides_of(self, patient_id: str) -> tuple[str, ...]:
         """The slide_ids of one patient in the whole manifest."""
         return self._of_patient.get(patient_id, ())
@@ -102,6 +123,17 @@ class Project:
         for slide in self.cohort:
             found[slide.patient_id] = (*found.get(slide.patient_id, ()), slide.slide_id)
         return found
+
+
+def read_choice(path: Path) -> Choice | None:
+    """The choice that ``wsi explain`` left; None where there is none. Raises ``ArtifactError`` where it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Choice(str(found["method"]), {k: float(v) for k, v in found["aupc"].items()}, int(found["slides"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error!r}); delete it and run `wsi explain` again") from error
 
 
 def open_project(config: Config, only: Sequence[str] = ()) -> Project:

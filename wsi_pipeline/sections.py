@@ -21,6 +21,8 @@ from pydantic import (
 
 from .recipes import RECIPES
 
+MapName = Literal["consensus", "agreement", "spread", "sign_agreement", "entropy", "distance"]
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]  # YAML's true is no number
@@ -36,6 +38,11 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if twice:
         raise ValueError(f"{twice[0]!r} stands twice")
     return values
+
+
+def _listed(value: Any) -> Any:
+    """A single name stands for a list of one."""
+    return (value,) if isinstance(value, str) else value
 
 
 class Section(BaseModel):
@@ -231,8 +238,18 @@ class PredictConfig(Section):
 class ExplainConfig(Section):
     """Which explanations are computed."""
 
-    methods: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
-        ("attention", "contribution", "instance", "gradient_x_input"), min_length=1
+    methods: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_distinct)] = Field(
+        ("attention", "contribution", "instance", "gradient_x_input"),
+        min_length=1,
+        description="auto: what patch flipping on validation slides picks for each model",
+    )
+    candidates: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
+        ("attention", "contribution", "instance", "leave_one_out", "gradient_x_input", "lrp", "integrated_gradients"),
+        min_length=1,
+        description="what auto picks from, as far as it fits",
+    )
+    maps: Annotated[tuple[MapName, ...], AfterValidator(_distinct)] = Field(
+        (), description="made of the methods' maps and of the ensemble: what they agree on, how sure they are"
     )
     options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="of methods, by name, e.g. {lime: {samples: 500}}"

@@ -169,6 +169,8 @@ def write_explanations(path: Path, explanations: Sequence[Explanation], provenan
                 "unit": first.unit,
                 "signed": first.signed,
                 "unattributed": json.dumps([dict(e.unattributed) for e in explanations]),
+                "chosen": first.chosen,
+                **({} if first.aupc is None else {"aupc": first.aupc}),
             }
         )
 
@@ -179,7 +181,9 @@ def read_explanations(path: Path) -> list[Explanation]:
         grid = _read_grid(file, path)
         scores, a = file["scores"][:], file["scores"].attrs
         elsewhere = json.loads(a["unattributed"]) if "unattributed" in a else [{}] * len(scores)
+        aupc, chosen = float(a["aupc"]) if "aupc" in a else None, bool(a.get("chosen", False))
+        what = str(a["method"]), str(a["model"])
         return [
-            Explanation(grid, row, str(a["method"]), str(a["model"]), str(target), a["unit"], bool(a["signed"]), lost)
+            Explanation(grid, row, *what, str(target), a["unit"], bool(a["signed"]), lost, aupc, chosen)
             for row, target, lost in zip(scores, a["targets"], elsewhere, strict=True)
         ]

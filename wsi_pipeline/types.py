@@ -20,7 +20,7 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-Unit = Literal["attention", "probability", "attribution"]
+Unit = Literal["attention", "probability", "attribution", "rank", "uncertainty"]
 Box = tuple[int, int, int, int]  # (x, y, width, height)
 
 
@@ -137,6 +137,8 @@ class Explanation:
     unit: Unit
     signed: bool
     unattributed: Mapping[str, float] = field(default_factory=dict)  # what falls on no patch: where -> how much
+    aupc: float | None = None  # of the method on validation slides, area under patch flipping; lower: more faithful
+    chosen: bool = False  # whether its aupc is the lowest of the model's candidates
 
     def __post_init__(self) -> None:
         if self.scores.shape != (len(self.grid),):

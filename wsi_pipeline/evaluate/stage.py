@@ -190,7 +190,7 @@ def _slide_maps(
         files = [
             (project.folder.explanation(row.model, method, slide_id), row)
             for row in judgements
-            for method in project.config.explain.methods
+            for method in (*project.methods(row.model), *(m for m in project.config.explain.maps if m == "consensus"))
         ]
         maps = tuple((path, row.held_out) for path, row in files if path.exists() and _of_same_members(path, row))
         slides.append(SlideMaps(slide_id, judgements[0].patient_id, annotations[slide_id], maps))

@@ -36,6 +36,8 @@ class Channel:
     color: str  # RRGGBB
     extent: tuple[float, float]  # smallest and largest value; symmetric about 0 if signed
     window: tuple[float, float]
+    aupc: float | None = None  # of the method on validation slides, lower is more faithful; None: not measured
+    chosen: bool = False  # whether that is why the method is here
 
 
 def channels_of(explanations: Sequence[Explanation]) -> tuple[Channel, ...]:
@@ -43,9 +45,15 @@ def channels_of(explanations: Sequence[Explanation]) -> tuple[Channel, ...]:
     return tuple(_channel(e, COLORS[i % len(COLORS)]) for i, e in enumerate(explanations))
 
 
-def primary(methods: Sequence[tuple[str, str]]) -> int:
-    """Which of the (model, method) is shown first: of the first model, the first of ``PRIMARY_METHODS`` there is."""
+def primary(methods: Sequence[tuple[str, str]], chosen: Sequence[bool] = ()) -> int:
+    """Which of the (model, method) is shown first: of the first model, the one that was ``chosen`` by measurement.
+
+    Else the first of ``PRIMARY_METHODS`` there is.
+    """
     first_model = methods[0][0]
+    for i, (model, picked) in enumerate(zip((model for model, _ in methods), chosen, strict=False)):
+        if picked and model == first_model:
+            return i
     for method in PRIMARY_METHODS:
         if (first_model, method) in methods:
             return methods.index((first_model, method))
@@ -55,7 +63,7 @@ def primary(methods: Sequence[tuple[str, str]]) -> int:
 def display_range(scores: Float32, unit: Unit, signed: bool) -> tuple[tuple[float, float], tuple[float, float]]:
     """(smallest, largest) and the (start, end) of a display, of the finite scores; never empty, never NaN.
 
-    Signed: [-a, a]. Probabilities: [0, 1]. Else the 1st and 99th percentile, so that one patch does not decide.
+    Signed: [-a, a]. Probabilities and ranks: [0, 1]. Else the 1st and 99th percentile: one patch does not decide.
     """
     finite = scores[np.isfinite(scores)].astype(np.float64)
     if finite.size == 0:
@@ -65,7 +73,7 @@ def display_range(scores: Float32, unit: Unit, signed: bool) -> tuple[tuple[floa
         a = largest if largest > 0 else 1.0
         b = end if end > 0 else a
         return (-float(a), float(a)), (-float(b), float(b))
-    if unit == "probability":
+    if unit in ("probability", "rank"):
         return (0.0, 1.0), (0.0, 1.0)
     low, high = float(finite.min()), float(finite.max())
     if low == high:  # one value everywhere: the display begins or ends at 0
@@ -94,7 +102,7 @@ def multiscales(name: str, mpp: tuple[float, float], cell_px0: int, levels: int)
 
 def omero(name: str, channels: Sequence[Channel]) -> dict[str, Any]:
     """Display settings; the primary channel alone is switched on."""
-    first = primary([(c.model, c.method) for c in channels])
+    first = primary([(c.model, c.method) for c in channels], [c.chosen for c in channels])
     shown = [
         {
             "label": c.label,
@@ -119,8 +127,14 @@ def own_block(grid: PatchGrid, cell_px0: int, channels: Sequence[Channel]) -> di
         "patch_side_px0": list(grid.side_px0),
         "patch_stride_px0": list(grid.stride_px0),
         "target_mpp": grid.target_mpp,
-        "channels": [asdict(c) | {"extent": list(c.extent), "window": list(c.window)} for c in channels],
+        "channels": [_plain(c) for c in channels],
     }
+
+
+def _plain(channel: Channel) -> dict[str, Any]:
+    """As JSON has it; what is not known is left out, as some readers stumble over null."""
+    known = {name: value for name, value in asdict(channel).items() if value is not None}
+    return known | {"extent": list(channel.extent), "window": list(channel.window)}
 
 
 def channels_from(block: dict[str, Any]) -> tuple[Channel, ...]:
@@ -178,7 +192,7 @@ def signed_rgba(color: str) -> int:
 def _channel(explanation: Explanation, color: str) -> Channel:
     extent, window = display_range(explanation.scores, explanation.unit, explanation.signed)
     e = explanation
-    return Channel(e.label, e.model, e.method, e.target, e.unit, e.signed, color, extent, window)
+    return Channel(e.label, e.model, e.method, e.target, e.unit, e.signed, color, extent, window, e.aupc, e.chosen)
 
 
 def _xml_text(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..project import Project
+from ..project import AUTO, Project, read_choice
 from ..train.table import read_table
 
 
@@ -16,6 +16,7 @@ class Source(NamedTuple):
     model: str
     method: str
     path: Path
+    chosen: bool  # by measurement
 
 
 def model_labels(project: Project) -> list[str]:
@@ -34,11 +35,15 @@ def model_labels(project: Project) -> list[str]:
 
 
 def source_finder(project: Project) -> Callable[[str], list[Source]]:
-    """A function from slide_id to its explanation files, models first, then methods, in the config's order."""
-    wanted = [(model, method) for model in model_labels(project) for method in project.config.explain.methods]
+    """A function from slide_id to its explanation files: models, then methods and maps, in the config's order."""
+    maps, choices = project.config.explain.maps, {}
+    if AUTO in project.config.explain.methods:
+        choices = {model: read_choice(project.folder.choice(model)) for model in model_labels(project)}
+    picked = {(model, choice.method) for model, choice in choices.items() if choice}
+    wanted = [(model, method) for model in model_labels(project) for method in (*project.methods(model), *maps)]
 
     def find(slide_id: str) -> list[Source]:
-        sources = [Source(*pair, project.folder.explanation(*pair, slide_id)) for pair in wanted]
+        sources = [Source(*pair, project.folder.explanation(*pair, slide_id), pair in picked) for pair in wanted]
         return [source for source in sources if source.path.exists()]
 
     return find

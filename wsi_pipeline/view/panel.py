@@ -19,7 +19,7 @@ from shapely.geometry.base import BaseGeometry
 from ..config import ReadConfig, ViewConfig
 from ..errors import ConfigError, RegionError, SlideError
 from ..files import Provenance, write_made_text
-from ..heatmap.metadata import primary
+from ..heatmap.metadata import Channel, primary
 from ..heatmap.ngff import Pyramid, read_heatmap
 from ..read import open_slide, patch_level, read_overview, read_patch
 from ..read.annotations import read_annotation
@@ -137,7 +137,7 @@ def make_panel(inputs: PanelInput, slide: Slide | None, missing: str = "") -> Pa
         stroke=max(bounds[2:]) / 100,
         thumbnail=thumbnail,
         maps=tuple(coloured(pyramid, px0)) if pyramid else (),
-        primary=primary([(c.model, c.method) for c in pyramid.channels]) if pyramid else 0,
+        primary=_primary(pyramid.channels) if pyramid else 0,
         outline=outline,
         unreadable=unreadable,
         patches=tuple(top_patches(slide, ranked, inputs.view.top_patches)) if ranked else (),
@@ -156,6 +156,10 @@ def _thumbnail(slide: Slide | None, grid: PatchGrid, longest_px: int) -> tuple[P
     overview = read_overview(slide, max_px=math.ceil(longest_px * zoom))
     rgb, frame = crop(overview.rgb, overview.side_px0, bounds)
     return Picture(jpeg_uri(rgb), frame), overview.side_px0[0], overview.unreadable_px0
+
+
+def _primary(channels: Sequence[Channel]) -> int:
+    return primary([(c.model, c.method) for c in channels], [c.chosen for c in channels])
 
 
 def slide_facts(name: str, grid: PatchGrid) -> list[str]:

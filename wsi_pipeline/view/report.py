@@ -209,6 +209,6 @@ def _facts(
         ("Encoder", config.embed.encoder + ("" if config.embed.pretrained else " (random weights)")),
         ("Models", ", ".join(models) or "none yet"),
         ("Training", trained),
-        ("Maps", ", ".join(config.explain.methods)),
+        ("Maps", ", ".join((*config.explain.methods, *config.explain.maps))),
         ("Made with", ", ".join(f"{name} {number}" for name, number in libraries)),
     )

@@ -133,4 +133,4 @@ def _report_job(project: Project, engine: Engine, panels: dict[str, Job]) -> Job
 
 
 def _first(sources: Sequence[Source]) -> int:
-    return primary([(s.model, s.method) for s in sources])
+    return primary([(s.model, s.method) for s in sources], [s.chosen for s in sources])
