@@ -1,0 +1,472 @@
+"""The methods for TransMIL against their definitions, written out: whole maps, their gradients, dense matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wsi_pipeline.aggregate import models
+from wsi_pipeline.aggregate.nystrom import iterated_pinv
+from wsi_pipeline.aggregate.transmil import TransLayer, TransMIL
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain import Account, Accounting, explainers, layers, maps, relevance
+from wsi_pipeline.explain.target import contrast
+
+DIM, HIDDEN, LANDMARKS, STEPS = 7, 24, 10, 3
+FORMS = list(product(["nystrom", "exact"], ["sequence", "grid"]))
+METHODS = [
+    "rollout",
+    "gradcam_attention",
+    "partial_lrp",
+    "transformer_attribution",
+    "generic_attribution",
+    "token_wise",
+    "head_wise",
+]
+
+
+def build(attention: str, position: str, classes: int = 3, heads: int = 4) -> TransMIL:
+    torch.manual_seed(0)
+    options = {"hidden": HIDDEN, "heads": heads, "landmarks": LANDMARKS}
+    model = models.build("transmil", DIM, classes, attention=attention, position=position, **options)
+    assert isinstance(model, TransMIL)
+    with torch.no_grad():  # sharper attention than the initial weights give
+        model.layer1.attn.to_qkv.weight.mul_(3)
+        model.layer2.attn.to_qkv.weight.mul_(3)
+        model.norm.bias.normal_(std=0.1)
+    return model.double().eval()
+
+
+def bag(patches: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    index = torch.arange(patches)
+    features = torch.randn(patches, DIM, generator=generator, dtype=torch.float64)
+    return features, torch.stack([index % 20, index // 20], 1).double()
+
+
+def explained(method: str, model: nn.Module, features: Tensor, xy: Tensor, target: int = 1) -> Account:
+    explainer = explainers.build(method, **({"steps": STEPS} if method in ("token_wise", "head_wise") else {}))
+    assert isinstance(explainer, Accounting)
+    return explainer.account(model, features, xy, target)
+
+
+# --- the definition --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class SlowLayer:
+    tokens: Tensor  # (T, dim)
+    normed: Tensor  # (T, dim)
+    values: Tensor  # (H, P, d)
+    map: Tensor  # (H, P, P), part of the graph
+    attended: Tensor  # (H, P, d)
+    convolved: Tensor  # (H, P, d)
+    branch: Tensor  # (T, dim)
+    padding: int
+
+
+@dataclass
+class Slow:
+    layers: tuple[SlowLayer, SlowLayer]
+    class_token: Tensor
+    answer: Tensor  # ()
+
+    def gradients(self) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self.answer, [layer.map for layer in self.layers], retain_graph=True)
+
+
+def slow_layer(layer: TransLayer, tokens: Tensor) -> SlowLayer:
+    attention, normed = layer.attn, layer.norm(tokens)
+    padding = 0 if attention.exact else -len(tokens) % LANDMARKS
+    padded = torch.cat([tokens.new_zeros(padding, HIDDEN), normed])
+    q, k, v = (x.view(len(padded), attention.heads, -1).transpose(0, 1) for x in attention.to_qkv(padded).chunk(3, 1))
+    q = q * q.shape[2] ** -0.5
+    if attention.exact:
+        attended = (q @ k.mT).softmax(2)
+    else:
+        q_land, k_land = (x.reshape(attention.heads, LANDMARKS, -1, x.shape[2]).mean(2) for x in (q, k))
+        inverse = iterated_pinv((q_land @ k_land.mT).softmax(2), 6)
+        attended = (q @ k_land.mT).softmax(2) @ inverse @ (q_land @ k.mT).softmax(2)
+    found, convolved = attended @ v, attention.res_conv(v[None])[0]
+    branch = attention.to_out((found + convolved).transpose(0, 1).flatten(1))[padding:]
+    return SlowLayer(tokens, normed, v, attended, found, convolved, branch, padding)
+
+
+def slow(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Slow:
+    h = model._fc1(features)
+    if not model.grid:
+        h = torch.cat([h, h[: int(np.ceil(len(h) ** 0.5)) ** 2 - len(h)]])
+    first = slow_layer(model.layer1, torch.cat([model.cls_token[0], h]))
+    tokens = first.tokens + first.branch
+    around = model.pos_layer.on_grid(tokens[1:], xy) if model.grid else model.pos_layer.on_square(tokens[1:])
+    last = slow_layer(model.layer2, torch.cat([tokens[:1], around]))
+    class_token = (last.tokens + last.branch)[0]
+    return Slow((first, last), class_token, contrast(model._fc2(model.norm(class_token)), target))
+
+
+def slow_sum(a: Tensor, b: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
+    """Relevance of two summands: in proportion, then scaled by the sizes of the two sums."""
+    of_a, of_b = a / (a + b) * relevance, b / (a + b) * relevance
+    size = of_a.sum().abs() + of_b.sum().abs()
+    scaled = [part * part.sum().abs() / size * relevance.sum() / part.sum() for part in (of_a, of_b)]
+    return scaled[0], scaled[1]
+
+
+def slow_linear(products: Tensor, relevance: Tensor) -> Tensor:
+    """Products x_i w_oi (..., o, i), relevance (..., o) -> (..., i): shared in proportion to the positive products."""
+    positive = products.clamp(min=0)
+    return (positive / positive.sum(-1, keepdim=True) * relevance[..., None]).sum(-2)
+
+
+def slow_ppeg(model: TransMIL, tokens: Tensor, xy: Tensor, relevance: Tensor) -> Tensor:
+    def around(tokens: Tensor) -> Tensor:
+        return (model.pos_layer.on_grid(tokens, xy) if model.grid else model.pos_layer.on_square(tokens)) - tokens
+
+    nothing = around(torch.zeros_like(tokens))  # the biases
+    columns = []
+    for s in range(len(tokens)):
+        one = torch.zeros_like(tokens)
+        one[s] = 1
+        columns.append(around(one) - nothing)
+    kernel = torch.stack(columns, 2).round(decimals=14)  # (output token, channel, input token)
+    skip, conv = slow_sum(tokens, around(tokens), relevance)
+    return skip + slow_linear(kernel.transpose(0, 1) * tokens.T[:, None], conv.T).T
+
+
+@torch.no_grad()
+def slow_relevances(model: TransMIL, s: Slow, xy: Tensor, target: int) -> tuple[Tensor, Tensor, list[float]]:
+    """R_A of both layers, (H, P, P), and what relevance there is in all, level by level."""
+    first, last = s.layers
+    at, heads = last.padding, len(last.map)
+    read = model.norm(s.class_token)
+    weight = contrast(model._fc2.weight.T, target)
+    levels = [slow_linear((read * weight)[None], torch.ones(1).double())]
+    skip, branch = slow_sum(last.tokens[0], last.branch[0], levels[0])
+    out: Any = model.layer2.attn.to_out[0]
+    mixed = slow_linear((last.attended + last.convolved)[:, at].flatten() * out.weight, branch)
+    attended, convolved = slow_sum(last.attended[:, at].flatten(), last.convolved[:, at].flatten(), mixed)
+    coefficients = attended.view(heads, 1, -1) / last.attended[:, at : at + 1]  # (H, 1, d)
+    of_map = torch.zeros_like(last.map)
+    of_map[:, at] = last.map[:, at] * (last.values * coefficients).sum(2) / 2
+    of_values = last.map[:, at, :, None] * last.values * coefficients  # (H, P, d)
+    taps = torch.zeros(heads, len(last.map[0]), dtype=torch.float64)
+    reach = min(17, taps.shape[1] - at)
+    taps[:, at : at + reach] = model.layer2.attn.res_conv.weight[:, 0, 16 : 16 + reach, 0]
+    of_values += slow_linear(
+        (last.values * taps[:, :, None]).transpose(1, 2)[:, :, None], convolved.view(heads, -1, 1)
+    ).transpose(1, 2)
+    of_values = of_values.transpose(0, 1).flatten(1)[at:]  # (T, dim)
+    to_values = model.layer2.attn.to_qkv.weight[2 * HIDDEN :]
+    tokens = slow_linear(last.normed[:, None] * to_values, of_values)
+    tokens[0] += skip
+    levels.append(tokens)
+    given = first.tokens + first.branch
+    tokens = torch.cat([tokens[:1], slow_ppeg(model, given[1:], xy, tokens[1:])])
+    levels.append(tokens)
+    _, branch = slow_sum(first.tokens, first.branch, tokens)
+    out = model.layer1.attn.to_out[0]
+    merged = [x[:, first.padding :].transpose(0, 1).flatten(1) for x in (first.attended, first.convolved)]  # (T, dim)
+    mixed = slow_linear((merged[0] + merged[1])[:, None] * out.weight, branch)
+    attended, _ = slow_sum(merged[0], merged[1], mixed)
+    coefficients = (attended / merged[0]).unflatten(1, (heads, -1)).transpose(0, 1)  # (H, T, d)
+    coefficients = F.pad(coefficients, (0, 0, first.padding, 0))
+    return first.map * (coefficients @ first.values.mT) / 2, of_map, [float(level.sum()) for level in levels]
+
+
+def identity(layer: SlowLayer) -> Tensor:
+    return torch.eye(layer.map.shape[1], dtype=torch.float64)
+
+
+def mean_map(layer: SlowLayer) -> Tensor:
+    """Mean over heads; padding, which has no token below it, looks at itself."""
+    mean = layer.map.detach().mean(0).clone()
+    mean[: layer.padding] = identity(layer)[: layer.padding]
+    return mean
+
+
+def slow_rollout(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tensor:
+    first, last = slow(model, features, xy, target).layers
+    return ((mean_map(last) + identity(last)) / 2) @ ((mean_map(first) + identity(first)) / 2)
+
+
+def slow_gradcam_attention(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tensor:
+    s = slow(model, features, xy, target)
+    last, at = s.layers[1], s.layers[1].padding
+    weights = s.gradients()[1][:, at, at + 1 :].mean(1)
+    return torch.stack([w * a for w, a in zip(weights, last.map, strict=True)]).mean(0).clamp(min=0)
+
+
+def slow_partial_lrp(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tensor:
+    s = slow(model, features, xy, target)
+    return slow_relevances(model, s, xy, target)[1].clamp(min=0).mean(0)
+
+
+def slow_transformer_attribution(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tensor:
+    s = slow(model, features, xy, target)
+    result = identity(s.layers[0])
+    for gradient, of_map in zip(s.gradients(), slow_relevances(model, s, xy, target)[:2], strict=True):
+        step = (gradient * of_map).clamp(min=0).mean(0) + torch.eye(len(result))
+        result = (step / step.sum(1, keepdim=True)) @ result
+    return result
+
+
+def slow_generic_attribution(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tensor:
+    s = slow(model, features, xy, target)
+    result = identity(s.layers[0])
+    for gradient, layer in zip(s.gradients(), s.layers, strict=True):
+        result = result + (gradient * layer.map).clamp(min=0).mean(0) @ result
+    return result
+
+
+def slow_feedback(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tensor:
+    gradients = [slow(model, features * k / STEPS, xy, target).gradients()[1] for k in range(1, STEPS + 1)]
+    return torch.stack(gradients).mean(0).clamp(min=0).mean(0)
+
+
+def slow_token_wise(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tensor:
+    s = slow(model, features, xy, target)
+    result = identity(s.layers[0])
+    for layer, ran in zip(s.layers, (model.layer1, model.layer2), strict=True):
+        out: Any = ran.attn.to_out[0]
+        lengths = torch.zeros(len(result), dtype=torch.float64)
+        for j, token in enumerate(layer.tokens):
+            value = out.weight @ layer.values[:, layer.padding + j].flatten()
+            lengths[layer.padding + j] = value.norm() / token.norm()
+        result = result + mean_map(layer) @ lengths.diag() @ result
+    return result.abs() * slow_feedback(model, features, xy, target)
+
+
+def slow_head_wise(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tensor:
+    s = slow(model, features, xy, target)
+    result = identity(s.layers[0])
+    for gradient, layer in zip(s.gradients(), s.layers, strict=True):
+        real = slice(layer.padding, None)
+        importance = (layer.map.mT @ gradient)[:, real, real].abs().mean((1, 2))
+        step = ((importance / importance.sum())[:, None, None] * layer.map).sum(0)
+        step[: layer.padding] = 0  # no token of the layer below
+        result = result + step @ result
+    return result.abs() * slow_feedback(model, features, xy, target)
+
+
+# --- streamed and materialised ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("attention", "position"), FORMS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_streamed_method_is_the_definition(
+    method: str, attention: str, position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maps, "ROWS", 128)
+    monkeypatch.setattr(maps, "COLUMNS", 100)
+    model, (features, xy) = build(attention, position), bag(300)
+    whole = globals()[f"slow_{method}"](model, features, xy, 1).detach()
+    padding = len(whole) - (1 + 300 + (24 if position == "sequence" else 0))
+    row = whole[padding]
+    owned = row[padding + 1 :][:300].clone()
+    for copy, share in enumerate(row[padding + 301 :]):
+        owned[copy] += share
+    account = explained(method, model, features, xy)
+    precision = 1e-10 * float(row.abs().max())
+    assert float(owned.abs().max()) > 1e-9
+    torch.testing.assert_close(account.scores, owned, rtol=0, atol=precision)
+    assert account.unattributed["class token"] == pytest.approx(float(row[padding]), abs=precision)
+    assert account.unattributed["padding"] == pytest.approx(float(row[:padding].sum()), abs=precision)
+    total = float(account.scores.sum()) + sum(account.unattributed.values())
+    assert total == pytest.approx(float(row.sum()), rel=1e-10)
+
+
+@pytest.mark.parametrize(("attention", "position"), FORMS)
+def test_what_is_differentiated_is_the_models_own_answer_bit_for_bit(attention: str, position: str) -> None:
+    model, (features, xy) = build(attention, position), bag(57)
+    answer = contrast(model(features, xy).logits, 2)
+    seen = layers.trace(model, features, xy)
+    assert torch.equal(layers.answer_from_first(model, seen, seen.first.mixed, 2), answer)
+    assert torch.equal(layers.answer_from_last(model, seen, seen.last.mixed, 2), answer)
+
+
+@pytest.mark.parametrize(("attention", "position"), FORMS)
+def test_a_map_in_tiles_is_the_whole_map(attention: str, position: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "ROWS", 7)
+    monkeypatch.setattr(maps, "COLUMNS", 5)
+    model, (features, xy) = build(attention, position), bag(23)
+    whole = slow(model, features, xy, 0).layers[0]
+    expected = whole.map[:, whole.padding :].detach()
+    with torch.no_grad():
+        tiled = maps.attention_map(layers.trace(model, features, xy).first)
+        tile = tiled.tile(2, slice(3, 9), slice(4, 20))
+        torch.testing.assert_close(tile, expected[2, 3:9, 4:20], rtol=0, atol=1e-13)
+        x = torch.randn(4, expected.shape[1], 3, dtype=torch.float64)
+        torch.testing.assert_close(tiled.pull(x), expected.mT @ x, rtol=0, atol=1e-12)
+
+
+# --- properties ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", ["sequence", "grid"])
+@pytest.mark.parametrize("patches", [1, 2, 40, 300])
+def test_rollout_of_exact_attention_gives_out_1_in_all(position: str, patches: int) -> None:
+    account = explained("rollout", build("exact", position), *bag(patches))
+    assert float(account.scores.sum()) + account.unattributed["class token"] == pytest.approx(1, abs=1e-12)
+    assert account.unattributed["padding"] == 0
+    assert float(account.scores.min()) > 0
+
+
+@pytest.mark.parametrize(("attention", "position"), FORMS)
+def test_transformer_attribution_gives_out_1_in_all(attention: str, position: str) -> None:
+    account = explained("transformer_attribution", build(attention, position), *bag(40))
+    assert float(account.scores.sum()) + account.unattributed["class token"] == pytest.approx(1, abs=1e-12)
+    assert float(account.scores.min()) >= 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_rollout_is_the_same_for_every_class(method: str) -> None:
+    model, (features, xy) = build("nystrom", "sequence"), bag(40)
+    scores = [explained(method, model, features, xy, target).scores for target in range(3)]
+    same = torch.equal(scores[0], scores[1]) and torch.equal(scores[0], scores[2])
+    assert same == (method == "rollout") == (not explainers.build(method).class_specific)
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "rollout"])
+@pytest.mark.parametrize("attention", ["nystrom", "exact"])
+def test_without_gradient_no_patch_scores(method: str, attention: str) -> None:
+    model = build(attention, "sequence")
+    with torch.no_grad():
+        model._fc2.weight.zero_()
+    account = explained(method, model, *bag(40))
+    assert account.scores.tolist() == [0.0] * 40
+    kept = {"transformer_attribution": 1.0, "generic_attribution": 1.0}.get(method, 0.0)  # the identity's
+    assert account.unattributed == {"class token": kept, "padding": 0.0}
+
+
+@pytest.mark.parametrize("attention", ["nystrom", "exact"])
+def test_grad_cam_of_two_classes_cuts_one_map_at_zero_from_either_side(attention: str) -> None:
+    model, (features, xy) = build(attention, "grid", classes=2), bag(40)
+    scores = torch.stack([explained("gradcam_attention", model, features, xy, target).scores for target in (0, 1)])
+    assert torch.equal(scores.min(0).values, torch.zeros(40))
+    assert int((scores > 0).sum()) == 40
+
+
+@pytest.mark.parametrize(("attention", "position"), FORMS)
+def test_relevance_is_neither_made_nor_lost_on_its_way_down(attention: str, position: str) -> None:
+    model, (features, xy) = build(attention, position), bag(60)
+    with torch.no_grad():
+        seen = layers.trace(model, features, xy)
+        last = relevance.last_relevance(model, seen, 1)
+        convolved = relevance.class_convolution(seen.last)
+        attended = (seen.last.mixed - convolved) * last.attended.flatten()
+        parts = torch.stack([last.skipped.sum(), attended.sum(), (convolved * last.convolved).sum()])
+        assert float(parts.sum()) == pytest.approx(1, abs=1e-10)
+        assert float(parts.abs().max()) <= 1  # a part exceeds the whole nowhere
+        tokens = relevance.below_last(seen.last, last)
+        assert float(tokens.sum()) == pytest.approx(1, abs=1e-10)
+        given = seen.first.tokens + seen.first.attention.to_out(seen.first.mixed)
+        below = relevance.below_ppeg(model, given[1:], xy, tokens[1:])
+        assert float(below.sum()) == pytest.approx(float(tokens[1:].sum()), abs=1e-10)
+        row = seen.last.class_row() * seen.last.times_values(last.attended) / 2
+        assert float(row.sum()) == pytest.approx(float(attended.sum()) / 2, abs=1e-10)
+
+
+def test_with_one_head_head_wise_is_token_wise_without_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (features, xy) = build("nystrom", "sequence", heads=1), bag(40)
+    with_lengths = explained("token_wise", model, features, xy).scores
+    monkeypatch.setattr("wsi_pipeline.explain.token_wise.lengthening", lambda _: 1)
+    plain = explained("token_wise", model, features, xy).scores
+    assert not torch.allclose(plain, with_lengths, rtol=1e-3)
+    torch.testing.assert_close(explained("head_wise", model, features, xy).scores, plain, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("method", ["token_wise", "head_wise"])
+def test_feedback_over_one_step_is_that_of_the_bag_itself_and_no_step_is_refused(method: str) -> None:
+    model, (features, xy) = build("exact", "grid"), bag(20)
+    gradient = slow(model, features, xy, 1).gradients()[1][:, 0].clamp(min=0).mean(0)
+    explainer = explainers.build(method, steps=1)
+    assert isinstance(explainer, Accounting)
+    scores = explainer.account(model, features, xy, 1).scores
+    assert ((scores > 0) == (gradient[1:] > 0)).all()
+    for steps in (0, -1, True, 2.5):
+        with pytest.raises(ConfigError, match="steps"):
+            explainers.build(method, steps=steps)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_patches_whose_embedding_is_cut_off_break_nothing(method: str) -> None:
+    model = build("nystrom", "sequence")
+    with torch.no_grad():
+        model._fc1.get_parameter("0.bias").sub_(100)
+    assert bool(explained(method, model, *bag(20)).scores.isfinite().all())
+
+
+@pytest.mark.parametrize(("attention", "position"), FORMS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bag_of_any_size_has_one_finite_number_a_patch_of_the_models_precision(
+    method: str, attention: str, position: str
+) -> None:
+    for classes, dtype in ((2, torch.float32), (3, torch.float64)):
+        model = build(attention, position, classes).to(dtype)
+        for patches in (1, 2, 17, 400):
+            features, xy = (x.to(dtype) for x in bag(patches))
+            scores = explained(method, model, features, xy).scores
+            assert scores.shape == (patches,)
+            assert scores.dtype == dtype
+            assert bool(scores.isfinite().all())
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most numbers that one result of an operator has held."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, Tensor):
+                self.numbers = max(self.numbers, value.numel())
+        return result
+
+
+@pytest.mark.parametrize(("attention", "position"), FORMS)
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_makes_a_number_for_each_pair_of_patches(method: str, attention: str, position: str) -> None:
+    model, (features, xy) = build(attention, position), bag(1500)
+    with Largest() as largest:
+        explained(method, model, features, xy)
+    assert 1500 <= largest.numbers < 1500**2 / 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_transmil_is_given_back_as_it_was(method: str) -> None:
+    model, (features, xy) = build("nystrom", "sequence").train(), bag(20)
+    model.layer1.eval()  # a part that someone has set on its own
+    model.cls_token.requires_grad_(False)
+    training = [module.training for module in model.modules()]
+    learning = [parameter.requires_grad for parameter in model.parameters()]
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    first = explained(method, model, features, xy).scores
+    assert [module.training for module in model.modules()] == training
+    assert [parameter.requires_grad for parameter in model.parameters()] == learning
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert not features.requires_grad
+    assert not first.requires_grad
+    assert torch.equal(explained(method, model.eval(), features, xy).scores, first)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_transmil_fits(method: str) -> None:
+    explainer = explainers.build(method)
+    assert all(explainer.fits(build(*form)) is None for form in FORMS)
+    other = models.build("abmil", DIM, 2)
+    assert "needs a transmil model" in (explainer.fits(other) or "")
+    with pytest.raises(ConfigError, match="AttentionMIL has no class token"):
+        explainer(other, *bag(3), 1)
