@@ -39,8 +39,9 @@ class House:
         for name in self.names:
             for fold in range(2):
                 self.write_model(name, fold)
-        rows = [(name, 0, fold) for name in self.names for fold in range(2)]
-        (root / "train" / "predictions.csv").write_text(table(["model", "seed", "fold"], rows))
+        rows = [(name, 0, fold, "s2", "yes", "val") for name in self.names for fold in range(2)]
+        columns = ["model", "seed", "fold", "slide_id", "label", "part"]
+        (root / "train" / "predictions.csv").write_text(table(columns, rows))
 
     def project(self, **explain: Any) -> Project:
         choices = [{"name": name, "options": MODELS[name]} for name in self.names]
@@ -88,7 +89,7 @@ class House:
             target_mpp=0.5,
             side_px=100,
             threshold=0.5 if len(self.classes) == 2 else None,
-            trained={"seen_patients": [f"p{1 - fold}", "p2"]},
+            trained={"seen_patients": [f"p{1 - fold}", "p2"], "seen_slides": [f"s{1 - fold}", "s2"]},
         )
         save_model(self.fold(name, fold), model, card, "key")
 
@@ -293,10 +294,13 @@ def test_an_unknown_method_is_refused_with_the_known_ones(house: House) -> None:
 def test_a_method_that_fits_no_model_is_refused_with_those_that_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         House(tmp_path, ["transmil"]).run(methods=["attention", "contribution"])
-    assert str(error.value) == (
+    what, _, offer = str(error.value).partition("; methods that fit: ")
+    assert what == (
         "explain.methods: 'contribution' fits no model here (transmil is no sum over patches; this method needs a "
-        "model with evidence() and bias(), as abmil has); methods that fit: attention, gradient_x_input, instance"
+        "model with evidence() and bias(), as abmil has)"
     )
+    assert {"attention", "gradient_x_input", "instance"} <= set(offer.split(", "))
+    assert "contribution" not in offer
 
 
 def test_the_default_methods_leave_out_what_does_not_fit(tmp_path: Path) -> None:

@@ -216,10 +216,11 @@ def paint(project: Project) -> None:
         heatmap_stage.run(project, engine)
 
 
-def explain(project: Project, grid: PatchGrid, key: str = "e", sign: int = 1) -> None:
+def explain(project: Project, grid: PatchGrid, key: str = "e", sign: int = 1, chosen: str = "") -> None:
     scores = sign * np.linspace(-1, 1, len(grid)).astype(np.float32)
     for method, unit, signed in (("attention", "attention", False), ("contribution", "attribution", True)):
-        found = Explanation(grid, scores, method, "abmil", EVIL, unit, signed)  # type: ignore[arg-type]
+        picked = method == chosen
+        found = Explanation(grid, scores, method, "abmil", EVIL, unit, signed, chosen=picked)  # type: ignore[arg-type]
         path = project.folder.explanation("abmil", method, grid.slide_id)
         write_explanations(path, [found], Provenance.of(key, "explain"))
 
@@ -376,6 +377,20 @@ def test_pictures_of_evaluate_are_shown_with_its_report_and_not_without(tmp_path
     assert view(project) == []
     page = Page(project.folder.report.read_text(encoding="utf-8"))
     assert [t for t in page.text["figcaption"] if t in ("ROC curves", "Reliability")] == ["ROC curves", "Reliability"]
+
+
+def test_the_method_that_was_picked_is_shown_first_and_its_measure_stands_in_the_report(tmp_path: Path) -> None:
+    project = make_project(tmp_path, ("a",), explain={"methods": ["contribution", "auto"]})
+    choice = {"method": "attention", "aupc": {"attention": 0.25, "contribution": 0.5}, "random": 0.75, "slides": 3}
+    project.folder.choice("abmil").write_text(json.dumps(choice))
+    explain(project, grid_of(project, "a"), "e2", chosen="attention")
+    paint(project)
+    assert view(project) == []
+    text = project.folder.report.read_text(encoding="utf-8")
+    assert re.findall(r'<image class="map" data-key="([^"]+)" x=', text) == ["abmil · attention"]
+    rows = [re.sub(r"<[^>]+>|\s+", " ", row).split() for row in re.findall(r"<tr>.*?</tr>", text, re.DOTALL)]
+    assert ["attention", "0.250", "picked"] in rows
+    assert ["random", "scores", "0.750"] in rows
 
 
 def test_a_second_run_touches_nothing(tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ class RunFolder:
     def choice(self, model: str) -> Path:
         return self.root / "explain" / model / "choice.json"
 
+    def reference(self, digest: str) -> Path:
+        return self.root / "explain" / ".reference" / f"{digest}.npy"
+
     def heatmap(self, slide_id: str) -> Path:
         return self.root / "heatmap" / f"{slide_id}.ome.zarr"
 
@@ -91,6 +94,7 @@ class Choice:
 
     method: str
     aupc: dict[str, float]  # of each candidate, mean over the slides; the lowest is picked
+    random: float  # the same of random scores
     slides: int
 
 
@@ -131,7 +135,8 @@ def read_choice(path: Path) -> Choice | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return Choice(str(found["method"]), {k: float(v) for k, v in found["aupc"].items()}, int(found["slides"]))
+        aupc = {name: float(area) for name, area in found["aupc"].items()}
+        return Choice(str(found["method"]), aupc, float(found["random"]), int(found["slides"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error!r}); delete it and run `wsi explain` again") from error
 

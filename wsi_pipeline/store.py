@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import ArtifactError
 from .files import Provenance, atomic_path
@@ -141,6 +142,14 @@ class BagWriter:
 def select(grid: PatchGrid, rows: np.ndarray) -> PatchGrid:
     """The grid with only these rows ((N,) bool or indices)."""
     return PatchGrid(**{**vars(grid), "xy_px0": grid.xy_px0[rows]})
+
+
+def read_features(path: Path, pick: Callable[[int], Int64]) -> NDArray[np.floating]:
+    """Some rows of a bag's features, (n, D) as stored; ``pick`` is given N and says which, ascending."""
+    with _open(path, "the bag") as file:
+        features = file["features"]
+        rows: NDArray[np.floating] = features[pick(len(features))]
+        return rows
 
 
 def read_bag(path: Path) -> FeatureBag:

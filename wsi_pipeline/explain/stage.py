@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +17,14 @@ from ..engine import Engine, Job
 from ..errors import ConfigError, SlideError, UnknownNameError
 from ..files import Provenance, content_key, read_key
 from ..predict.members import card, ensembles, judges, load_members, predicted_class
-from ..project import Project
+from ..project import AUTO, Project, read_choice
 from ..store import read_bag, write_explanations
 from ..train.inference import bag_tensors, cpu_threads, fault
 from ..types import Explanation, Float32, SlideRow
 from . import Account, Accounting, Explainer, explainers
+from .choice import choice_job
+from .derived import derived_jobs
+from .reference import reference_jobs
 
 
 def run(project: Project, engine: Engine) -> None:
@@ -33,7 +37,11 @@ def run(project: Project, engine: Engine) -> None:
     members = ensembles(project)
     for label, folders in members.items():
         check_classes(section.classes or (), label, card(folders[0]).classes)
-    fitting = fitting_methods(section, {label: one_of_each_kind(folders) for label, folders in members.items()})
+    kinds = {label: one_of_each_kind(folders) for label, folders in members.items()}
+    fitting = fitting_methods(section, kinds)
+    if AUTO in section.methods:
+        engine.run("explain", [_choice_job(project, label, members[label], kinds[label]) for label in members])
+        fitting = {label: _with_choice(project, label, fits) for label, fits in fitting.items()}
     patients = dict.fromkeys(slide.patient_id for slide in slides)
     jury = {
         (label, patient): judges(folders, patient, project.slides_of(patient))[0]
@@ -44,11 +52,27 @@ def run(project: Project, engine: Engine) -> None:
         "explain",
         [
             _job(project, slide, label, method, jury[label, slide.patient_id])
-            for label, folders in members.items()
+            for label in members
             for method in fitting[label]
             for slide in slides
         ],
     )
+    if section.maps:
+        if "distance" in section.maps:
+            engine.run("explain", reference_jobs(project, {member for panel in jury.values() for member in panel}))
+        engine.run("explain", derived_jobs(project, slides, fitting, jury))
+
+
+def _choice_job(project: Project, label: str, folders: Sequence[Path], kinds: Sequence[nn.Module]) -> Job:
+    section = project.config.explain
+    built = {name: explainers.build(name, **section.options.get(name, {})) for name in section.candidates}
+    return choice_job(project, label, folders, [n for n, explainer in built.items() if not misfit(explainer, kinds)])
+
+
+def _with_choice(project: Project, label: str, fits: Sequence[str]) -> list[str]:
+    """The methods that the config names and that fit, ``auto`` replaced by the one that was picked."""
+    named = project.config.explain.methods
+    return [name for name in project.methods(label) if name in fits or name not in named]
 
 
 def check_classes(wanted: Sequence[str], label: str, classes: Sequence[str]) -> None:
@@ -66,7 +90,8 @@ def one_of_each_kind(folders: Sequence[Path]) -> list[nn.Module]:
 
 def fitting_methods(section: ExplainConfig, models: Mapping[str, Sequence[nn.Module]]) -> dict[str, list[str]]:
     """The methods that fit each model. Raises ``ConfigError`` for a method that the config names and no model fits."""
-    methods = {name: explainers.build(name, **section.options.get(name, {})) for name in section.methods}
+    named = [name for name in section.methods if name != AUTO]
+    methods = {name: explainers.build(name, **section.options.get(name, {})) for name in named}
     fitting = {
         label: [name for name, explainer in methods.items() if not misfit(explainer, kinds)]
         for label, kinds in models.items()
@@ -98,16 +123,25 @@ def _job(project: Project, slide: SlideRow, label: str, method: str, folders: Se
     output = project.folder.explanation(label, method, slide.slide_id)
     # The other methods are left out, so that one more method is one more file and no other is made again.
     facts = {
-        "config": {name: value for name, value in section.for_key().items() if name not in ("methods", "options")},
+        "config": {"classes": section.classes, "device": section.device},
         "method": method,
         "options": section.options.get(method, {}),
         "model": label,
         "members": [_identity(folder) for folder in folders],
         "upstream": read_key(bag),
+        **_measured(project, label, method),
     }
     provenance = Provenance.of(content_key(stage="explain", **facts), "explain", **facts)
-    arguments = (bag, tuple(folders), label, method, section, output, provenance)
+    arguments = (bag, tuple(folders), label, method, section, output, provenance, _measured(project, label, method))
     return Job(slide.slide_id, output, provenance.key, explain_slide, arguments)
+
+
+def _measured(project: Project, label: str, method: str) -> dict[str, object]:
+    """What the choice among the candidates found of the method; empty where it was none of them."""
+    choice = read_choice(project.folder.choice(label)) if AUTO in project.config.explain.methods else None
+    if choice is None or method not in choice.aupc:
+        return {}
+    return {"aupc": choice.aupc[method], "chosen": method == choice.method}
 
 
 def _identity(folder: Path) -> list[object]:
@@ -124,8 +158,12 @@ def explain_slide(
     section: ExplainConfig,
     output: Path,
     provenance: Provenance,
+    measured: Mapping[str, Any],
 ) -> int:
-    """Write one method's scores of one slide, the mean over the members; returns the number of patches."""
+    """Write one method's scores of one slide, the mean over the members; returns the number of patches.
+
+    ``measured``: the method's ``aupc`` and whether it is ``chosen``, where that is known.
+    """
     device = pick_device(section.device)
     explainer = explainers.build(method, **section.options.get(method, {}))
     bag = read_bag(bag_path)
@@ -146,7 +184,9 @@ def explain_slide(
             f"train the model again, or take the method out of explain.methods"
         )
     explanations = [
-        Explanation(bag.grid, scores, method, label, classes[target], explainer.unit, explainer.signed, elsewhere)
+        Explanation(
+            bag.grid, scores, method, label, classes[target], explainer.unit, explainer.signed, elsewhere, **measured
+        )
         for (scores, elsewhere), target in zip(found, targets, strict=True)
     ]
     write_explanations(output, explanations, provenance)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..project import AUTO, Project, read_choice
+from ..project import AUTO, Choice, Project, read_choice
 from ..train.table import read_table
 
 
@@ -26,7 +26,8 @@ def model_labels(project: Project) -> list[str]:
     """
     if project.config.predict.model is None:
         return [choice.label for choice in project.config.aggregate.models]
-    folders = sorted(p.name for p in (project.folder.root / "explain").glob("*") if p.is_dir())
+    explained = (project.folder.root / "explain").glob("[!.]*")
+    folders = sorted(p.name for p in explained if p.is_dir())
     if not project.folder.predictions.exists():
         return folders
     header, rows = read_table(project.folder.predictions)
@@ -34,12 +35,18 @@ def model_labels(project: Project) -> list[str]:
     return [name for name in folders if name in judged]
 
 
+def method_choices(project: Project) -> dict[str, Choice]:
+    """Model label -> the method that was picked for it; empty where the config asks for no choice."""
+    if AUTO not in project.config.explain.methods:
+        return {}
+    found = {model: read_choice(project.folder.choice(model)) for model in model_labels(project)}
+    return {model: choice for model, choice in found.items() if choice}
+
+
 def source_finder(project: Project) -> Callable[[str], list[Source]]:
     """A function from slide_id to its explanation files: models, then methods and maps, in the config's order."""
-    maps, choices = project.config.explain.maps, {}
-    if AUTO in project.config.explain.methods:
-        choices = {model: read_choice(project.folder.choice(model)) for model in model_labels(project)}
-    picked = {(model, choice.method) for model, choice in choices.items() if choice}
+    maps = project.config.explain.maps
+    picked = {(model, choice.method) for model, choice in method_choices(project).items()}
     wanted = [(model, method) for model in model_labels(project) for method in (*project.methods(model), *maps)]
 
     def find(slide_id: str) -> list[Source]:

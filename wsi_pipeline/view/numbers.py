@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import ArtifactError
 from ..evaluate.predictions import ABSTAIN, Prediction, labels_of, read_predictions
 from ..evaluate.summary import digits, mean_sd, measure_text, metric_name
+from ..project import Choice
 
 _OUTCOMES = {"regression": "Value", "survival": "Risk"}  # classification, multilabel: Probability
 _CAPTIONS = {
@@ -19,6 +20,7 @@ _CAPTIONS = {
 }
 _LESIONS = "Lesions found by peaks of the maps by {}; the score is the mean over 1/4 to 8 false positives a slide."
 _SEEDS = "Over seeds: the folds of each seed together test every bag once. Mean ± sd, and each seed."
+_CHOICE = "Patch flipping on validation slides: what is still said as the most relevant patches go; lower is better."
 _BRACKETS = " In brackets: 95 % bootstrap interval over patients."
 _MAP_MEANS = ("auprc", "base_rate", "lift", "auroc")
 
@@ -125,6 +127,21 @@ def read_metrics(path: Path) -> Metrics:
         return Metrics(tuple(tables), tuple(str(note) for note in data["notes"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error!r}); delete it and run `wsi evaluate` again") from error
+
+
+def choice_table(choices: Mapping[str, Choice]) -> NumberTable:
+    """Area under patch flipping: a line a method, a column a model; the picked one is marked."""
+    names = sorted({name for choice in choices.values() for name in choice.aupc})
+    lines = [Line(name, tuple(_area(choice, name) for choice in choices.values())) for name in names]
+    chance = Line("random scores", tuple(Cell(digits(choice.random), "") for choice in choices.values()))
+    slides = Line("Slides", tuple(Cell(str(choice.slides), "") for choice in choices.values()))
+    return NumberTable(_CHOICE, "Method", tuple(choices), (*lines, chance, slides))
+
+
+def _area(choice: Choice, name: str) -> Cell:
+    if name not in choice.aupc:
+        return Cell("–", "")
+    return Cell(digits(choice.aupc[name]), "picked" if name == choice.method else "")
 
 
 def _metric_table(caption: str, models: Mapping[str, Any], count: str) -> NumberTable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,9 +18,9 @@ from ..config import Config, Section
 from ..engine import Failure
 from ..evaluate.summary import PICTURES
 from ..files import Provenance, write_made_text
-from ..project import RunFolder
+from ..project import Choice, RunFolder
 from ..types import SlideRow
-from .numbers import NumberTable, Verdict, Verdicts, read_metrics, read_verdicts
+from .numbers import NumberTable, Verdict, Verdicts, choice_table, read_metrics, read_verdicts
 from .pages import inline, render, source_text, uid
 from .pictures import bar_uri
 
@@ -37,6 +37,7 @@ class ReportInput:
     panels: dict[str, Path]  # slide_id -> its fragment
     failures: tuple[Failure, ...]
     versions: tuple[tuple[str, str], ...]
+    choices: Mapping[str, Choice]  # by model: the method that was picked, where auto is among the methods
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def make_report(inputs: ReportInput, folder: RunFolder) -> Report:
         lead=_lead(inputs, failed),
         facts=_facts(inputs.config, inputs.slides, verdicts.models, inputs.versions),
         settings=settings(inputs.config),
-        tables=metrics.tables,
+        tables=(*metrics.tables, *([choice_table(inputs.choices)] if inputs.choices else [])),
         notes=metrics.notes,
         pictures=tuple(
             (what, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from ..config import ViewConfig
@@ -10,7 +11,7 @@ from ..engine import Engine, Job
 from ..evaluate.summary import PICTURES
 from ..files import Provenance, content_key, digest_or_none, is_current, made_path, read_key, write_made
 from ..heatmap.metadata import primary
-from ..heatmap.sources import Source, source_finder
+from ..heatmap.sources import Source, method_choices, source_finder
 from ..heatmap.stage import heatmap_key
 from ..project import Project
 from ..store import read_explanations, read_grid
@@ -114,7 +115,8 @@ def _report_job(project: Project, engine: Engine, panels: dict[str, Job]) -> Job
         path = folder.view / "panels" / f"{slide.slide_id}.html"
         if is_current(path, job.key) if job else read_key(path) is not None:
             standing[slide.slide_id] = path
-    inputs = ReportInput(project.config, project.cohort, standing, tuple(engine.failures), versions())
+    failures, choices = tuple(engine.failures), method_choices(project)
+    inputs = ReportInput(project.config, project.cohort, standing, failures, versions(), choices)
     numbers = (folder.predictions, *(folder.evaluate / name for name in ("report.json", *PICTURES)))
     shown = [folder.heatmap(s.slide_id).exists() + 2 * folder.tiles(s.slide_id).exists() for s in project.cohort]
     key = content_key(
@@ -128,6 +130,7 @@ def _report_job(project: Project, engine: Engine, panels: dict[str, Job]) -> Job
         numbers=[digest_or_none(path) for path in numbers],
         failures=[vars(f) for f in inputs.failures],
         versions=inputs.versions,
+        choices={model: asdict(choice) for model, choice in choices.items()},
     )
     return Job("cohort", folder.report, key, write_report, (inputs, key))
 

@@ -1,0 +1,61 @@
+"""What a model has seen: features of patches of its training slides, as a sample that a new patch is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..engine import Job
+from ..files import Provenance, atomic_path, content_key, read_key, write_made
+from ..predict.members import card
+from ..project import Project
+from ..store import read_features
+from ..train.sampling import stream
+from ..types import Float32, Int64
+
+PATCHES = 4096  # of all training slides together; each gives as many
+
+
+def reference_job(project: Project, member: Path) -> Job | None:
+    """The job that samples the slides ``member`` was trained on; members of one fold share it.
+
+    None where their bags are not in this run folder, as of a model from elsewhere.
+    """
+    seen = card(member).trained.get("seen_slides", ())
+    bags = [path for path in map(project.folder.bag, seen) if path.exists()]
+    if not seen or len(bags) < len(seen):
+        return None
+    key = content_key(stage="explain", part="reference", slides=seen, bags=[read_key(path) for path in bags], n=PATCHES)
+    output = project.folder.reference(content_key(slides=seen)[:16])
+    return Job(f"reference {output.stem}", output, key, write_reference, (bags, output, key))
+
+
+def reference_jobs(project: Project, members: Iterable[Path]) -> list[Job]:
+    """The jobs of all ``members`` whose training slides are at hand, each once."""
+    jobs = [job for member in sorted(members) if (job := reference_job(project, member))]
+    return list({job.output: job for job in jobs}.values())
+
+
+def write_reference(bags: Sequence[Path], output: Path, key: str) -> int:
+    """Write the sample (R, D), the same for the same slides; returns R."""
+    most = -(-PATCHES // len(bags))
+    sample = np.concatenate([read_features(path, partial(_some, most, path.stem)) for path in bags])
+    with atomic_path(output) as beside, beside.open("wb") as file:
+        np.save(file, sample, allow_pickle=False)
+    write_made(output, Provenance.of(key, "explain"))
+    return len(sample)
+
+
+def read_reference(path: Path) -> Float32:
+    """The sample (R, D)."""
+    found: Float32 = np.load(path, allow_pickle=False).astype(np.float32)
+    return found
+
+
+def _some(most: int, slide_id: str, patches: int) -> Int64:
+    """``most`` rows of a bag, ascending; all where it has no more."""
+    rows = stream("reference", slide_id).choice(patches, min(most, patches), replace=False)
+    return np.sort(rows).astype(np.int64)
