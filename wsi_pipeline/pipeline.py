@@ -54,6 +54,25 @@ def run_stages(project: Project, stages: Sequence[str], observer: Observer | Non
     return engine.failures
 
 
+def run_explanations(project: Project, observer: Observer | None = None) -> list[Failure]:
+    """``wsi evaluate explanations``: measure the methods of explain. As ``run_stages``.
+
+    A slide that fails here is none that a later stage must leave out, so its line goes with the next call of any.
+    """
+    from .evaluate import explanations
+
+    if len(project.slides) < len(project.cohort):
+        raise ConfigError("evaluate works on the whole cohort; leave --only out")
+    check_names(project.config, ("explain",))
+    earlier = [f for f in read_failures(project.folder.failures) if _stands(project, f, "evaluate")]
+    with Engine(project.config.engine, project.config.out, observer, earlier) as engine:
+        try:
+            explanations.run(project, engine)
+        finally:
+            write_failures(project.folder.failures, engine.failures)
+    return engine.failures
+
+
 def check_names(config: Config, stages: Sequence[str]) -> None:
     """Every plug-in that the stages will ask for exists. Raises ``ConfigError`` before any work is done."""
     if "tile" in stages or "embed" in stages:

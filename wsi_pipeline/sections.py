@@ -286,6 +286,15 @@ class EvaluateConfig(Section):
     tumour_classes: tuple[str, ...] | None = Field(
         None, description="annotation classes that count; default: all but exclusions"
     )
+    flips: Annotated[int, Field(ge=2, strict=True)] = Field(
+        101, description="explanations: shares of a bag, from none to all, at which patches are taken away"
+    )
+    replace: Literal["mean"] | None = Field(
+        "mean", description="explanations: patches are also replaced, by the mean of the bag; null: only dropped"
+    )
+    perturbations: Annotated[int, Field(ge=0, strict=True)] = Field(
+        10, description="explanations: small changes of the features for the sensitivity of a map; 0: none"
+    )
 
 
 class ViewConfig(Section):

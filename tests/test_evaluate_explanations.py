@@ -1,0 +1,411 @@
+"""``wsi evaluate explanations``: maps as segmentations against loops, and a small run folder through the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy.stats import wilcoxon
+from typer.testing import CliRunner
+
+from wsi_pipeline.aggregate import models
+from wsi_pipeline.aggregate.checkpoint import ModelCard, load_model, save_model
+from wsi_pipeline.cli import app
+from wsi_pipeline.errors import WsiError
+from wsi_pipeline.evaluate.explanations import outlined_class
+from wsi_pipeline.evaluate.explanations_cohort import paired_p
+from wsi_pipeline.evaluate.overlap import dice_of_others, mean_iou, overlap, pixel_accuracy, unit_scaled
+from wsi_pipeline.explain import explainers
+from wsi_pipeline.explain.faithfulness import ask, flipping
+from wsi_pipeline.files import Provenance
+from wsi_pipeline.store import BagWriter, read_bag
+from wsi_pipeline.train.table import table
+from wsi_pipeline.types import Float64, PatchGrid, SlideRow
+
+DIM, SIDE = 6, 5  # features a patch, patches a row
+SMALL = {"abmil": {"hidden": 8, "attention_dim": 4}, "transmil": {"hidden": 8, "heads": 2, "landmarks": 4}}
+METHODS = ["attention", "contribution", "instance"]
+
+# --- maps as segmentations -----------------------------------------------------------------------------------
+
+
+def slow_overlap(scores: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
+    """Every measure from its definition, a patch at a time."""
+    low, high, n = min(scores), max(scores), len(scores)
+    scaled = [(s - low) / (high - low) for s in scores]
+    called = [s > sum(scaled) / n for s in scaled]
+    hits = sum(c and p for c, p in zip(called, positive, strict=True))
+    alarms = sum(c and not p for c, p in zip(called, positive, strict=True))
+    misses = sum(not c and p for c, p in zip(called, positive, strict=True))
+    two = [(1 - s, not p) for s, p in zip(scaled, positive, strict=True)]
+    two += [(s, bool(p)) for s, p in zip(scaled, positive, strict=True)]
+    best = [
+        2
+        * sum(s >= t / 100 and p for s, p in zip(scaled, positive, strict=True))
+        / (sum(s >= t / 100 for s in scaled) + sum(positive))
+        for t in range(101)
+    ]
+    return {
+        "counts": [hits, alarms, misses, n - hits - alarms - misses],
+        "ap": slow_precision(two),
+        "f1": 2 * hits / (2 * hits + alarms + misses),
+        "auprc": slow_precision([(s, bool(p)) for s, p in zip(scaled, positive, strict=True)]),
+        "auroc": np.mean([
+            1.0 if a > b else 0.5 if a == b else 0.0
+            for a, p in zip(scaled, positive, strict=True) if p
+            for b, q in zip(scaled, positive, strict=True) if not q
+        ]),
+        "pointing": float(positive[next(k for k in range(n) if scores[k] == high)]),
+        "mass": sum(s for s, p in zip(scores, positive, strict=True) if p and s > 0) / sum(s for s in scores if s > 0),
+        "dice": best,
+    }  # fmt: skip
+
+
+def slow_precision(rows: list[tuple[float, bool]]) -> float:
+    """Average precision: at each distinct score, precision times the recall that is new there."""
+    total, before = 0.0, 0.0
+    for threshold in sorted({s for s, _ in rows}, reverse=True):
+        called = [p for s, p in rows if s >= threshold]
+        recall = sum(called) / sum(p for _, p in rows)
+        total += (recall - before) * sum(called) / len(called)
+        before = recall
+    return total
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_map_against_an_outline_is_measured_as_defined(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(-4, 6, 30) / 3.0  # with ties
+    positive = generator.random(30) < 0.3
+    found = overlap(scores, positive)._asdict()
+    for name, expected in slow_overlap(scores, positive).items():
+        np.testing.assert_allclose(found[name], expected, atol=1e-12, err_msg=name)
+
+
+def test_accuracy_and_iou_are_of_counts_over_all_slides() -> None:
+    small, large = np.array([1, 0, 0, 0]), np.array([30, 20, 10, 40])
+    assert pixel_accuracy(small + large) == pytest.approx(71 / 101)
+    assert mean_iou(small + large) == pytest.approx((31 / 61 + 40 / 70) / 2)
+    assert mean_iou(np.array([5, 0, 0, 0])) == 1.0  # no background anywhere
+    assert np.isnan(mean_iou(np.zeros(4, np.int64)))
+
+
+def test_a_constant_map_calls_nothing_and_points_at_the_first_patch() -> None:
+    assert unit_scaled(np.full(3, 9.0)).tolist() == [0.0, 0.0, 0.0]
+    found = overlap(np.zeros(4), np.array([True, False, False, True]))
+    assert found.counts.tolist() == [0, 0, 2, 2]
+    assert (found.auprc, found.auroc, found.pointing) == (0.5, 0.5, 1.0)
+    assert np.isnan(found.mass)
+
+
+def test_no_slide_chooses_its_own_threshold() -> None:
+    curves: Float64 = np.zeros((3, 101))
+    curves[0, 10], curves[1, 20], curves[2, [10, 20]] = 1.0, 0.9, (0.3, 0.8)
+    # s0: p1's best is 20; s1 and s2, both p1: p0's best is 10
+    assert dice_of_others(curves, ["p0", "p1", "p1"]).tolist() == [0.0, 0.0, 0.3]
+    assert np.isnan(dice_of_others(curves[:2], ["p0", "p0"])).all()
+
+
+def test_methods_are_compared_by_one_difference_a_patient() -> None:
+    first, second = np.array([1.0, 3.0, 5.0, 2.0, np.nan, 9.0]), np.array([0.0, 1.0, 1.0, 3.5, 7.0, 1.0])
+    patients = ["a", "a", "b", "c", "d", "e"]
+    assert paired_p(first, second, patients) == pytest.approx(wilcoxon([1.5, 4.0, -1.5, 8.0]).pvalue)
+    assert paired_p(first[:4], first[:4], patients[:4]) == 1.0
+    assert np.isnan(paired_p(first[4:5], second[4:5], ["d"]))
+
+
+def test_the_outlined_class_is_the_label_or_the_positive_one_of_two() -> None:
+    def slide(label: str | None, annotation: Path | None = Path("a.geojson")) -> SlideRow:
+        return SlideRow("s", Path("s.tif"), label=label, annotation=annotation)
+
+    assert outlined_class(slide("luad"), ("luad", "lusc")) == "luad"
+    assert outlined_class(slide(None), ("normal", "tumour")) == "tumour"
+    assert outlined_class(slide(None), ("a", "b", "c")) is None
+    assert outlined_class(slide("cyst"), ("normal", "tumour")) is None
+    assert outlined_class(slide("luad", None), ("luad", "lusc")) is None
+
+
+# --- the command ---------------------------------------------------------------------------------------------
+
+
+class House:
+    """A run folder with bags, two folds of two models and outlines; fold f has seen patient p{1 - f}, both p2."""
+
+    def __init__(self, root: Path, names: Sequence[str] = ("abmil",)) -> None:
+        self.root = root
+        self.run_folder = root / "run"
+        lines = ["slide_id,path,patient_id,label,annotation"]
+        for i in range(6):
+            outline = f"s{i}.geojson" if i % 2 else ""
+            lines.append(f"s{i},s{i}.tif,p{min(i, 3)},{'tumour' if i % 2 else 'normal'},{outline}")
+            self.write_bag(f"s{i}", np.random.default_rng(i).standard_normal((15 + i, DIM)))
+            if i % 2:
+                self.outline(f"s{i}", 210)
+        (root / "slides.csv").write_text("\n".join(lines) + "\n")
+        for name in names:
+            for fold in range(2):
+                self.write_model(name, fold)
+        rows = [(name, 0, fold) for name in names for fold in range(2)]
+        (self.run_folder / "train" / "predictions.csv").write_text(table(["model", "seed", "fold"], rows))
+        choices = [{"name": name, "options": SMALL[name]} for name in names]
+        settings = {
+            "slides": "slides.csv",
+            "out": "run",
+            "aggregate": {"models": choices},
+            "explain": {"methods": METHODS},
+            "evaluate": {"bootstrap": 40, "flips": 11, "perturbations": 2},
+        }
+        (root / "config.yaml").write_text(yaml.safe_dump(settings))
+
+    def write_bag(self, slide_id: str, features: np.ndarray) -> None:
+        n = len(features)
+        grid = PatchGrid(
+            slide_id=slide_id,
+            xy_px0=np.stack([np.arange(n) % SIDE * 100, np.arange(n) // SIDE * 100], axis=1).astype(np.int64),
+            side_px=100,
+            side_px0=(100.0, 100.0),
+            stride_px0=(100.0, 100.0),
+            target_mpp=0.5,
+            mpp=(0.5, 0.5),
+            slide_size_px0=(500, 1000),
+            bounds_px0=(0, 0, 500, 1000),
+        )
+        with BagWriter(self.run_folder / "embed" / f"{slide_id}.h5", grid, DIM, "float32") as writer:
+            writer.append(features)
+            writer.finish(np.ones(n, bool), "lite0", "digest", Provenance.of("bag", "embed"))
+
+    def outline(self, slide_id: str, width: int) -> None:
+        """A box over the first row of patches, ``width`` px0 wide."""
+        ring = [[0, 0], [width, 0], [width, 100], [0, 100], [0, 0]]
+        feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
+        text = json.dumps({"type": "FeatureCollection", "features": [feature]})
+        (self.root / f"{slide_id}.geojson").write_text(text)
+
+    def write_model(self, name: str, fold: int, scale: float = 2.0) -> None:
+        torch.manual_seed(fold)
+        model = models.build(name, DIM, 2, **SMALL[name])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(scale)
+        seen = {"seen_patients": [f"p{1 - fold}", "p2"]}
+        card = ModelCard(name, dict(SMALL[name]), ("normal", "tumour"), "lite0", {}, "digest", DIM, 0.5, 100, 0.5, seen)
+        save_model(self.fold(name, fold), model, card, "key")
+
+    def fold(self, name: str, fold: int) -> Path:
+        return self.run_folder / "train" / name / f"seed0_fold{fold}"
+
+    def measure(self, *overrides: str, code: int = 0) -> str:
+        """The command as typed; returns what it prints."""
+        flags = [part for override in overrides for part in ("--set", override)]
+        done = CliRunner().invoke(app, ["evaluate", "explanations", str(self.root / "config.yaml"), *flags])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        assert done.exit_code == code, done.output
+        return done.output
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        with (self.run_folder / "evaluate" / name).open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def slide(self, model: str, slide_id: str) -> dict[str, Any]:
+        path = self.run_folder / "evaluate" / "explanations" / model / f"{slide_id}.json"
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def state(self) -> dict[str, tuple[int, int]]:
+        files = (p for p in self.run_folder.rglob("*") if p.is_file())
+        return {str(p.relative_to(self.run_folder)): (p.stat().st_ino, p.stat().st_mtime_ns) for p in files}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """Measured once; tests that use it only read."""
+    house = House(tmp_path_factory.mktemp("house"), tuple(SMALL))
+    assert "explanations.md" in house.measure()
+    return house
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    """One of abmil alone, which draws a dot for a picture."""
+    monkeypatch.setattr("wsi_pipeline.evaluate.explanations_cohort.curves_png", lambda curves: b"a dot")
+    return House(tmp_path)
+
+
+def test_every_fitting_method_and_random_is_measured_on_the_slides_that_were_held_out(finished: House) -> None:
+    folder = finished.run_folder / "evaluate" / "explanations"
+    held_out = ["s0", "s1", "s3", "s4", "s5"]  # both members have seen p2
+    assert {m.name: sorted(p.stem for p in m.glob("*.json")) for m in folder.iterdir() if m.name != ".made"} == {
+        "abmil": held_out,
+        "transmil": held_out,
+    }
+    assert list(finished.slide("abmil", "s0")["methods"]) == [*METHODS, "random"]
+    assert list(finished.slide("transmil", "s0")["methods"]) == ["attention", "instance", "random"]
+    rows = finished.rows("explanations.csv")
+    assert {(r["model"], r["method"]) for r in rows} == {
+        *(("abmil", m) for m in (*METHODS, "random")),
+        *(("transmil", m) for m in ("attention", "instance", "random")),
+    }
+    assert (finished.run_folder / "evaluate" / "explanations.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("slide_id", "folds"), [("s0", (0,)), ("s1", (1,)), ("s3", (0, 1))])
+def test_curves_are_those_of_the_members_that_have_not_seen_the_patient(
+    finished: House, slide_id: str, folds: tuple[int, ...]
+) -> None:
+    members = [load_model(finished.fold("abmil", fold), "cpu")[0] for fold in folds]
+    bag = read_bag(finished.run_folder / "embed" / f"{slide_id}.h5")
+    features, xy = torch.from_numpy(bag.features), torch.from_numpy(bag.grid.xy_stride)
+    with torch.no_grad():
+        probability = np.mean([m(features, xy).logits.softmax(0).tolist() for m in members], axis=0)
+    target = int(probability.argmax())
+    said = finished.slide("abmil", slide_id)
+    assert said["target"] == ("normal", "tumour")[target]
+    for way, stand_in in (("drop", None), ("replace", features.mean(0))):
+        for name in METHODS:
+            scores = np.mean([explainers.build(name)(m, features, xy, target) for m in members], axis=0)
+            expected = flipping(ask(members, features, xy, stand_in), scores, target, points=11)
+            found = said["methods"][name]["flips"][way]
+            np.testing.assert_allclose(found["most"], expected.most.outcome, atol=1e-6)
+            np.testing.assert_allclose(found["least"], expected.least.outcome, atol=1e-6)
+            assert found["most"][0] == pytest.approx(probability[target], abs=1e-6)
+
+
+def test_the_table_holds_means_over_slides_with_intervals_over_patients(finished: House) -> None:
+    rows = {(r["model"], r["method"], r["metric"]): r for r in finished.rows("explanations.csv")}
+    slides = [finished.slide("abmil", s) for s in ("s0", "s1", "s3", "s4", "s5")]
+    areas = [np.mean(s["methods"]["contribution"]["flips"]["drop"]["most"]) for s in slides]
+    row = rows["abmil", "contribution", "aupc_drop"]
+    assert float(row["value"]) == pytest.approx(np.mean(areas), abs=1e-6)
+    assert float(row["low"]) < float(row["value"]) < float(row["high"])
+    assert (row["n_slides"], row["n_patients"]) == ("5", "3")
+    assert 0 < float(row["p_attention"]) <= 1
+    assert rows["abmil", "attention", "aupc_drop"]["p_attention"] == ""
+    assert "" not in {rows["abmil", "attention", "aupc_drop"][name] for name in ("value", "p_random")}
+    assert float(rows["abmil", "attention", "seconds"]["value"]) > 0
+    assert ("abmil", "random", "seconds") not in rows
+    assert -1 <= float(rows["abmil", "attention", "redrawn"]["value"]) <= 1
+
+
+def test_localisation_rows_rest_on_the_outlined_slides(finished: House) -> None:
+    rows = {(r["model"], r["method"], r["metric"]): r for r in finished.rows("explanations.csv")}
+    positive = np.arange(18) < 2  # of s3's row of five patches, 210 of 500 px
+    counts = np.zeros(4, np.int64)
+    for slide_id, patches, folds in (("s1", 16, (1,)), ("s3", 18, (0, 1)), ("s5", 20, (0, 1))):
+        members = [load_model(finished.fold("abmil", fold), "cpu")[0] for fold in folds]
+        bag = read_bag(finished.run_folder / "embed" / f"{slide_id}.h5")
+        features, xy = torch.from_numpy(bag.features), torch.from_numpy(bag.grid.xy_stride)
+        scores = np.mean([explainers.build("contribution")(m, features, xy, 1) for m in members], axis=0)
+        counts += slow_overlap(scores, np.arange(patches) < 2)["counts"]
+        if slide_id == "s3":
+            found = finished.slide("abmil", "s3")["methods"]["contribution"]["overlap"]
+            assert found["ap"] == pytest.approx(slow_overlap(scores, positive)["ap"], abs=1e-6)
+    row = rows["abmil", "contribution", "miou"]
+    assert float(row["value"]) == pytest.approx(mean_iou(counts), abs=1e-6)
+    assert (row["n_slides"], row["n_patients"]) == ("3", "2")
+    assert finished.slide("abmil", "s0")["methods"]["contribution"]["overlap"] is None
+
+
+def test_the_matrix_is_the_mean_rank_correlation_over_slides(finished: House) -> None:
+    rows = {(r["model"], r["method"]): r for r in finished.rows("explanations_spearman.csv")}
+    found = np.mean([finished.slide("abmil", s)["spearman"] for s in ("s0", "s1", "s3", "s4", "s5")], axis=0)
+    assert float(rows["abmil", "attention"]["instance"]) == pytest.approx(found[0, 2], abs=1e-6)
+    assert float(rows["abmil", "random"]["random"]) == pytest.approx(1.0)
+    assert rows["transmil", "attention"]["contribution"] == ""
+
+
+def test_the_page_names_every_method_of_every_model(finished: House) -> None:
+    text = (finished.run_folder / "evaluate" / "explanations.md").read_text()
+    assert text.count("| contribution |") == 3  # faithfulness, annotations, sanity; of abmil only
+    assert text.count("| random |") == 4  # no sanity of random scores, in two models
+    assert "## transmil" in text
+
+
+def test_a_second_call_touches_no_file(house: House) -> None:
+    house.measure()
+    before = house.state()
+    house.measure()
+    assert house.state() == before
+
+
+def test_what_changes_is_made_again_and_nothing_else(house: House) -> None:
+    house.measure()
+    before = house.state()
+    house.write_model("abmil", 0, scale=1.5)
+    house.measure()
+    changed = {name for name, stamp in house.state().items() if before.get(name) != stamp and "train/" not in name}
+    slides = {n.removeprefix("evaluate/explanations/") for n in changed if "explanations/" in n and ".made" not in n}
+    assert slides == {f"abmil/{s}.json" for s in ("s0", "s3", "s4", "s5")}  # s1 is judged by fold 1 alone
+    before = house.state()
+    house.measure("evaluate.bootstrap=50")
+    changed = {name for name, stamp in house.state().items() if before.get(name) != stamp}
+    assert not any("explanations/" in name for name in changed)
+    assert "evaluate/explanations.csv" in changed
+    before = house.state()
+    house.outline("s3", 310)
+    house.measure("evaluate.bootstrap=50")
+    changed = {name for name, stamp in house.state().items() if before.get(name) != stamp and name.endswith("json")}
+    assert {name.split("/")[-1] for name in changed} == {"s3.json", "s3.json.json", "explanations.csv.json"}
+
+
+def test_replacing_and_perturbing_can_be_left_out(house: House) -> None:
+    house.measure("evaluate.replace=null", "evaluate.perturbations=0")
+    metrics = {row["metric"] for row in house.rows("explanations.csv")}
+    assert "aupc_drop" in metrics
+    assert not metrics & {"aupc_replace", "sensitivity"}
+
+
+def test_a_bag_that_is_broken_costs_its_slide(house: House) -> None:
+    house.write_bag("s0", np.full((15, DIM), np.nan))
+    assert "1 of 6 slides failed" in house.measure(code=1)
+    assert {row["n_slides"] for row in house.rows("explanations.csv") if row["metric"] == "aupc_drop"} == {"4"}
+
+
+def test_an_annotation_that_cannot_be_read_costs_only_the_localisation(house: House) -> None:
+    (house.root / "s3.geojson").write_text("no annotation")
+    house.measure()
+    assert house.slide("abmil", "s3")["outlined"] is None
+    assert "s3.geojson" in house.slide("abmil", "s3")["note"]
+    found = {row["metric"]: row["n_slides"] for row in house.rows("explanations.csv")}
+    assert (found["aupc_drop"], found["auprc"]) == ("5", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["explanations"], "give CONFIG, or explanations CONFIG"),
+        (["explanation", "config.yaml"], "evaluate explanation config.yaml is not known"),
+        (["explanations", "config.yaml", "more"], "give CONFIG, or explanations CONFIG"),
+        (["explanations", "none.yaml"], "cannot read the config none.yaml"),
+        (["none.yaml"], "cannot read the config none.yaml"),
+        (["explanations", "config.yaml", "--only", "s0"], "leave --only out"),
+        (["explanations", "config.yaml", "--set", "explain.methods=[atention]"], "did you mean 'attention'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    finished: House, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished.root)
+    done = CliRunner().invoke(app, ["evaluate", *arguments])
+    assert isinstance(done.exception, WsiError)  # main() prints it and ends with exit code 2
+    assert done.exception.exit_code == 2
+    assert says in str(done.exception)
+
+
+def test_without_a_held_out_slide_there_is_one_line(house: House) -> None:
+    text = (house.root / "slides.csv").read_text()
+    (house.root / "slides.csv").write_text(text.splitlines()[0] + "\n" + text.splitlines()[3] + "\n")  # s2, of p2
+    with pytest.raises(WsiError, match="no slide is held out"):
+        house.measure()
+
+
+def test_evaluate_with_a_config_alone_measures_the_predictions_as_before(finished: House) -> None:
+    done = CliRunner().invoke(app, ["evaluate", str(finished.root / "config.yaml")])
+    assert "run `wsi predict` first" in str(done.exception)

@@ -1,0 +1,264 @@
+"""Patch flipping against its definition written as loops, the checks of sanity, and the choice of a method."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wsi_pipeline.aggregate import MILOutput, models
+from wsi_pipeline.aggregate.checkpoint import ModelCard
+from wsi_pipeline.explain import explainers
+from wsi_pipeline.explain.choosing import Case, choose, likeliest, validation_scores
+from wsi_pipeline.explain.cost import measured
+from wsi_pipeline.explain.faithfulness import ask, curve, falling, flipping, mean_scores, remaining
+from wsi_pipeline.explain.pooled import pooled
+from wsi_pipeline.explain.sanity import likeness, max_sensitivity, redrawn
+from wsi_pipeline.explain.target import contrast
+
+DIM = 6
+SMALL = {"hidden": 8, "attention_dim": 4, "heads": 2, "landmarks": 4, "nodes": 8, "dropout": 0.5}
+POOLED = ("abmil", "clam_sb", "clam_mb", "mean")
+
+
+def build(name: str, classes: int = 3, seed: int = 0, **options: Any) -> nn.Module:
+    """A small model with weights far from uniform attention, in eval mode and double precision."""
+    torch.manual_seed(seed)
+    known = {option: value for option, value in SMALL.items() if option in models.entry(name).options}
+    model = models.build(name, DIM, classes, **(known | options)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model
+
+
+def bag(patches: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.arange(patches)
+    features = torch.randn(patches, DIM, generator=generator, dtype=torch.float64)
+    return features, torch.stack([index % 10, index // 10], 1).double()
+
+
+def slow_curve(
+    members: list[nn.Module], features: Tensor, xy: Tensor, scores: np.ndarray, points: int, stand_in: Tensor | None
+) -> tuple[list[float], list[float]]:
+    """Probability and contrast of class 1 as defined: one patch after the other is taken away, the highest score
+    first, and at each of the points the models are asked about what is there."""
+    patches = len(features)
+    order = sorted(range(patches), key=lambda k: (-scores[k], k))
+    probability, logit = [], []
+    for i in range(points):
+        gone = math.floor(i * patches / (points - 1) + 0.5)
+        if stand_in is None:
+            kept = sorted(order[min(gone, patches - 1) :])
+            shown, places = features[kept], xy[kept]
+        else:
+            shown, places = features.clone(), xy
+            for k in order[:gone]:
+                shown[k] = stand_in
+        with torch.no_grad():
+            logits = [model(shown, places).logits for model in members]
+        probability.append(float(np.mean([y.softmax(0)[1].item() for y in logits])))
+        logit.append(float(np.mean([contrast(y, 1).item() for y in logits])))
+    return probability, logit
+
+
+# --- curves --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["drop", "replace"])
+@pytest.mark.parametrize("patches", [1, 2, 17, 130])
+@pytest.mark.parametrize("name", models.names())
+def test_both_curves_are_the_definition(name: str, patches: int, way: str) -> None:
+    members, (features, xy) = [build(name, seed=s) for s in (0, 1)], bag(patches)
+    scores = np.random.default_rng(patches).integers(-3, 4, patches) / 3.0  # with ties
+    stand_in = features.mean(0) if way == "replace" else None
+    found = flipping(ask(members, features, xy, stand_in), scores, 1, points=12)
+    for one, sign in ((found.most, 1), (found.least, -1)):
+        probability, logit = slow_curve(members, features, xy, sign * scores, 12, stand_in)
+        np.testing.assert_allclose(one.outcome, probability, rtol=0, atol=1e-8)
+        np.testing.assert_allclose(one.contrast, logit, rtol=1e-8, atol=1e-8)
+    assert patches == 1 or np.ptp(found.most.contrast) > 1e-3
+    assert found.aupc == pytest.approx(np.mean(found.most.outcome))
+    assert found.gain == pytest.approx(np.mean(found.insertion) - found.aupc)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_only_weighted_means_have_the_closed_form(name: str) -> None:
+    assert (pooled(build(name), bag(3)[0]) is not None) == (name in POOLED)
+
+
+@pytest.mark.parametrize("name", ["abmil", "clam_sb", "clam_mb"])
+def test_the_closed_form_keeps_its_digits_when_one_patch_outweighs_all_others(name: str) -> None:
+    model, (features, xy) = build(name), bag(50)
+    last = "score.weight" if name == "abmil" else "attention_net.3.attention_c.weight"
+    with torch.no_grad():
+        model.get_parameter(last).mul_(400)
+    attention = model(features, xy).attention
+    assert attention.min() < 1e-100  # far below what a sum of all weights could resolve
+    scores = attention.reshape(-1, 50)[0].detach().numpy()
+    found = curve(ask([model], features, xy), falling(scores), 1, points=51)
+    np.testing.assert_allclose(found.outcome, slow_curve([model], features, xy, scores, 51, None)[0], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_closed_form_knows_plain_and_gated_attention(gated: bool) -> None:
+    model, (features, xy) = build("abmil", gated=gated, hidden=None), bag(30)
+    scores = np.arange(30.0)
+    found = curve(ask([model], features, xy), falling(scores), 1, points=31)
+    np.testing.assert_allclose(found.outcome, slow_curve([model], features, xy, scores, 31, None)[0], atol=1e-8)
+
+
+def test_insertion_is_adding_the_most_relevant_first() -> None:
+    model, (features, xy), scores = build("abmil"), bag(20), np.random.default_rng(1).random(20)
+    found = flipping(ask([model], features, xy, features.mean(0)), scores, 1, points=21)
+    order = np.argsort(-scores)
+    for count in range(21):
+        shown = features.mean(0).repeat(20, 1)
+        shown[order[:count]] = features[order[:count]]
+        expected = model(shown, xy).logits.softmax(0)[1].item()
+        assert found.insertion[count] == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("way", ["drop", "replace"])
+def test_a_constant_map_gains_nothing(way: str) -> None:
+    model, (features, xy) = build("transmil"), bag(30)
+    found = flipping(
+        ask([model], features, xy, features.mean(0) if way == "replace" else None), np.ones(30), 1, points=9
+    )
+    assert found.gain == 0.0
+
+
+def test_shares_are_equal_steps_and_the_last_bag_holds_as_few_as_it_may() -> None:
+    assert remaining(10, 11, 1).tolist() == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 1]
+    assert remaining(10, 11, 0).tolist() == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert remaining(3, 5, 1).tolist() == [3, 2, 1, 1, 1]  # 0.75, 1.5 and 2.25 are rounded, half up
+    assert len(remaining(12345, 101, 1)) == 101
+
+
+def test_equal_scores_go_in_the_grids_order() -> None:
+    assert falling(np.array([1.0, 2.0, 2.0, 0.0, 2.0])).tolist() == [1, 2, 4, 0, 3]
+
+
+def test_a_model_without_probabilities_is_followed_by_its_output() -> None:
+    model, (features, xy) = build("abmil", classes=1), bag(8)
+    found = curve(ask([model], features, xy), falling(np.arange(8.0)), 0, points=9, task="survival")
+    assert found.outcome[0] == pytest.approx(model(features, xy).logits.item())
+    found = curve(ask([model], features, xy), falling(np.arange(8.0)), 0, points=9, task="multilabel")
+    assert found.outcome[0] == pytest.approx(model(features, xy).logits.sigmoid().item())
+
+
+class Evidence(nn.Module):
+    """Says class 1 by how many of its patches have a first feature above 0: one forward pass a question."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, features: Tensor, xy: Tensor) -> MILOutput:
+        self.calls += 1
+        count = (features[:, 0] > 0).sum() * 1.0
+        return MILOutput(torch.stack([torch.zeros_like(count), count - 2.5]), None)
+
+
+def test_a_faithful_map_has_the_lowest_area_and_the_highest_gain() -> None:
+    model, (features, xy) = Evidence(), bag(40)
+    truth = (features[:, 0] > 0).double().numpy()
+    areas, gains = {}, {}
+    for name, scores in {"true": truth, "wrong": -truth, "random": np.random.default_rng(0).random(40)}.items():
+        found = flipping(ask([model], features, xy), scores, 1, points=41)
+        areas[name], gains[name] = found.aupc, found.gain
+    assert areas["true"] < areas["random"] < areas["wrong"]
+    assert gains["true"] > gains["random"] > gains["wrong"]
+    assert gains["wrong"] == pytest.approx(-gains["true"], abs=0.02)
+
+
+def test_a_small_bag_is_asked_about_once_a_size() -> None:
+    model, (features, xy) = Evidence(), bag(5)
+    curve(ask([model], features, xy), falling(np.arange(5.0)), 1, points=101)
+    assert model.calls == 5
+
+
+# --- choosing ------------------------------------------------------------------------------------------------
+
+
+def test_the_method_with_the_lowest_area_is_chosen_and_of_equals_the_first_by_name() -> None:
+    assert choose({"b": 0.2, "a": 0.3}) == "b"
+    assert choose({"b": 0.2, "c": 0.1, "a": 0.1}) == "a"
+    assert choose({"b": 0.2, "a": math.nan}) == "b"
+    with pytest.raises(ValueError, match="no method was measured"):
+        choose({"a": math.nan})
+
+
+def test_validation_scores_are_the_mean_area_of_the_predicted_class() -> None:
+    members = [build("abmil", seed=s) for s in range(2)]
+    cases = [Case(members, *bag(20, seed=1)), Case(members[:1], *bag(30, seed=2))]
+    methods = {name: explainers.build(name) for name in ("attention", "contribution")}
+    found = validation_scores(cases, methods, points=11)
+    for name, explainer in methods.items():
+        areas = []
+        for who, features, xy in cases:
+            target = int(np.mean([m(features, xy).logits.softmax(0).tolist() for m in who], axis=0).argmax())
+            assert likeliest(who, features, xy) == target
+            scores = np.mean([explainer(m, features, xy, target) for m in who], axis=0)
+            asked = ask(who, features, xy)
+            areas.append(flipping(asked, scores, target, points=11).aupc)
+            np.testing.assert_allclose(mean_scores(explainer, who, features, xy, target), scores, rtol=1e-6)
+        assert found[name] == pytest.approx(np.mean(areas), abs=1e-6)
+    assert math.isnan(validation_scores([], methods)["attention"])
+
+
+# --- sanity and cost -----------------------------------------------------------------------------------------
+
+
+def card(name: str) -> ModelCard:
+    known = {option: value for option, value in SMALL.items() if option in models.entry(name).options}
+    return ModelCard(name, known, ("a", "b", "c"), "lite0", {}, "digest", DIM, 0.5, 100, None, {})
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_a_redrawn_model_has_the_design_other_weights_and_one_seed(name: str) -> None:
+    torch.manual_seed(5)
+    first, again, other = (redrawn(card(name), "cpu", seed) for seed in (1, 1, 2))
+    assert torch.initial_seed() == 5
+    states = [model.state_dict() for model in (first, again, other, build(name))]
+    assert {k: v.shape for k, v in states[0].items()} == {k: v.shape for k, v in states[3].items()}
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+    assert any(not torch.equal(v, states[2][k]) for k, v in states[0].items())
+    assert not first.training
+
+
+def test_a_map_that_ignores_the_model_is_found_out() -> None:
+    features, xy = bag(200)
+    slide_only = features.norm(dim=1).numpy()
+    assert likeness(slide_only, slide_only**2) == pytest.approx(1.0)
+    explainer, model = explainers.build("contribution"), build("abmil")
+    maps = [
+        explainer(m, features, xy, 1) for m in (model, *(redrawn(card("abmil"), "cpu", s).double() for s in range(20)))
+    ]
+    assert abs(np.mean([likeness(maps[0], other) for other in maps[1:]])) < 0.4
+
+
+def test_max_sensitivity_of_a_linear_map_is_what_its_worst_sample_moves() -> None:
+    features = bag(12)[0]
+    reach = 0.02 * float(features.numpy().std())
+    generator = torch.Generator().manual_seed(3)
+    worst, plain = 0.0, features[:, 0].numpy()
+    for _ in range(7):
+        noise = (torch.rand(12, DIM, generator=generator, dtype=torch.float64) * 2 - 1) * reach
+        worst = max(worst, math.sqrt(sum(x**2 for x in noise[:, 0].tolist())) / math.sqrt(sum(x**2 for x in plain)))
+    found = max_sensitivity(lambda x: x[:, 0].numpy(), features, torch.Generator().manual_seed(3), samples=7)
+    assert found == pytest.approx(worst, rel=1e-6)
+    assert max_sensitivity(lambda x: np.ones(12), features, generator) == 0.0
+    assert math.isnan(max_sensitivity(lambda x: np.zeros(12), features, generator))
+
+
+def test_cost_sees_the_memory_and_the_time_of_a_call() -> None:
+    total, cost = measured(lambda: torch.ones(2**25).sum().item(), torch.device("cpu"))  # 128 MiB
+    assert total == 2**25
+    assert cost.peak_bytes > 100 * 2**20
+    assert 0.001 < cost.seconds < 60

@@ -1,0 +1,30 @@
+"""Patch-flipping curves of all methods, a panel a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..types import Float64
+from .plots import _grid as panels_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def curves_png(models: Mapping[str, Mapping[str, Float64]]) -> bytes:
+    """model -> method -> curve (P,) over the share of the bag that is gone, the most relevant first; random dashed."""
+
+    def draw(axes: Axes, panel: tuple[str, Mapping[str, Float64]]) -> None:
+        model, curves = panel
+        for i, (name, curve) in enumerate(sorted(curves.items(), key=lambda one: one[1].mean())):
+            color, style = ("0.4", "--") if name == "random" else (f"C{i % 10}", "-" if i < 10 else ":")
+            share, label = np.linspace(0, 1, len(curve)), f"{name} ({curve.mean():.3f})"
+            axes.plot(share, curve, label=label, linewidth=1.5, color=color, linestyle=style)
+        axes.set(xlim=(0, 1), xlabel="Share of the patches gone", ylabel="Predicted class")
+        axes.set_title(model, fontsize="medium")
+        axes.legend(loc="best", fontsize="x-small")
+
+    return panels_png(list(models.items()), draw)

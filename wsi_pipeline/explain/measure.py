@@ -1,0 +1,153 @@
+"""Measure every method on one slide, by the members that have not seen its patient: the torch half of evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..aggregate.checkpoint import ModelCard, check_fits
+from ..config import EvaluateConfig, ExplainConfig
+from ..embed.device import pick_device
+from ..errors import SlideError
+from ..predict.members import load_members, predicted_class
+from ..predict.voices import whole_bag
+from ..train.inference import bag_tensors, cpu_threads
+from ..train.sampling import entropy, stream
+from ..types import Float64, PatchGrid
+from . import Explainer, explainers
+from .combine import spearman
+from .cost import Cost, measured
+from .faithfulness import Flipping, ask, flipping, mean_scores
+from .sanity import likeness, max_sensitivity, redrawn
+
+RANDOM = "random"  # scores that know nothing: the floor of every measure
+
+
+@dataclass(frozen=True, eq=False)
+class MethodMeasures:
+    """One method on one slide."""
+
+    flips: Mapping[str, Flipping]  # "drop", "replace"
+    redrawn: float  # likeness of the redrawn model's map; NaN: not measured
+    sensitivity: float  # NaN: not measured
+    cost: Cost | None  # of the map, over all members
+    outlined: Float64 | None  # (N,) the map of the class that was outlined
+
+
+@dataclass(frozen=True, eq=False)
+class SlideMeasures:
+    """All methods on one slide, the random scores last."""
+
+    grid: PatchGrid
+    target: str  # the class that is predicted, and whose probability is followed
+    methods: Mapping[str, MethodMeasures]
+    spearman: Float64  # (M, M) rank correlation of the maps
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the maps of one slide are made of."""
+
+    models: Sequence[nn.Module]
+    cards: Sequence[ModelCard]
+    features: Tensor
+    xy: Tensor
+    device: torch.device
+    name: str  # of the slide
+
+    def map(self, explainer: Explainer, target: int, models: Sequence[nn.Module] | None = None) -> Float64:
+        """The ensemble's scores (N,) of class ``target``; or those of other ``models``."""
+        return mean_scores(explainer, models or self.models, self.features, self.xy, target)
+
+
+def measure_slide(
+    bag_path: Path,
+    folders: Sequence[Path],
+    methods: Sequence[str],
+    explain: ExplainConfig,
+    section: EvaluateConfig,
+    outlined: str | None,
+) -> SlideMeasures:
+    """Flipping, sanity and cost of ``methods``, of the class that the ensemble predicts.
+
+    ``outlined``: the class that an annotation of the slide shows; then the maps of that class come, too.
+    """
+    device = pick_device(explain.device)
+    bag = whole_bag(bag_path)
+    with cpu_threads(1):
+        members = load_members(folders, str(device))
+        for _, of_model in members:
+            check_fits(of_model, bag, f"the bag of slide {bag.grid.slide_id!r}")
+        features, xy = bag_tensors(bag, device)
+        models, cards = [module for module, _ in members], [of_model for _, of_model in members]
+        subject = Subject(models, cards, features.float(), xy, device, bag.grid.slide_id)
+        target = predicted_class(members, bag, str(device))
+        shown = None if outlined is None else cards[0].classes.index(outlined)
+        built = {name: explainers.build(name, **explain.options.get(name, {})) for name in methods}
+        maps = {name: measured(partial(subject.map, e, target), device) for name, e in built.items()}
+        _check({name: scores for name, (scores, _) in maps.items()}, subject.name)
+        chance = stream(RANDOM, section.seed, subject.name).random(len(bag.grid))
+        flips = _flips(subject, {**{n: s for n, (s, _) in maps.items()}, RANDOM: chance}, target, section)
+        fresh = _redrawn(subject, section)
+        found = {
+            name: MethodMeasures(
+                flips=flips[name],
+                redrawn=likeness(scores, subject.map(built[name], target, fresh)),
+                sensitivity=_sensitivity(subject, built[name], target, section),
+                cost=cost,
+                outlined=None if shown is None else subject.map(built[name], shown),
+            )
+            for name, (scores, cost) in maps.items()
+        }
+    nan = float("nan")
+    found[RANDOM] = MethodMeasures(flips[RANDOM], nan, nan, None, None if shown is None else chance)
+    return SlideMeasures(
+        bag.grid, cards[0].classes[target], found, spearman([*(scores for scores, _ in maps.values()), chance])
+    )
+
+
+def _check(maps: Mapping[str, Float64], slide_id: str) -> None:
+    for name, scores in maps.items():
+        if not np.isfinite(scores).all():
+            raise SlideError(
+                f"{name} gives scores that are no numbers for slide {slide_id!r}; "
+                f"train the model again, or take the method out of explain.methods"
+            )
+
+
+def _flips(
+    subject: Subject, maps: Mapping[str, Float64], target: int, section: EvaluateConfig
+) -> dict[str, dict[str, Flipping]]:
+    """method -> way -> both curves."""
+    stand_in = {"drop": None, **({"replace": subject.features.mean(0)} if section.replace else {})}
+    task = subject.cards[0].task
+    found: dict[str, dict[str, Flipping]] = {name: {} for name in maps}
+    for way, features in stand_in.items():
+        asked = ask(subject.models, subject.features, subject.xy, features)
+        for name, scores in maps.items():
+            found[name][way] = flipping(asked, scores, target, points=section.flips, task=task)
+    return found
+
+
+def _redrawn(subject: Subject, section: EvaluateConfig) -> list[nn.Module]:
+    """Each member with weights drawn anew, others for each slide, so that a chance likeness averages out."""
+    seeds = [entropy("redrawn", section.seed, of_model.weights_sha256, subject.name) for of_model in subject.cards]
+    return [redrawn(of_model, subject.device, seed) for of_model, seed in zip(subject.cards, seeds, strict=True)]
+
+
+def _sensitivity(subject: Subject, explainer: Explainer, target: int, section: EvaluateConfig) -> float:
+    if not section.perturbations:
+        return float("nan")
+    generator = torch.Generator().manual_seed(entropy("sensitivity", section.seed, subject.name))
+    return max_sensitivity(
+        lambda features: mean_scores(explainer, subject.models, features, subject.xy, target),
+        subject.features,
+        generator,
+        samples=section.perturbations,
+    )
