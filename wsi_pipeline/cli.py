@@ -20,13 +20,7 @@ from .importing import features_command
 from .studies.commands import manifest, summary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from .config import Config
-    from .engine import Failure, Observer
-    from .project import Project
-
-EXPLANATIONS = "explanations"  # what `wsi evaluate` measures apart, as it takes many forward passes
 
 app = typer.Typer(
     name="wsi",
@@ -60,41 +54,31 @@ def _load(path: Path, overrides: list[str] | None) -> Config:
 def _run(config: Config, stages: tuple[str, ...], only: list[str] | None) -> None:
     """Run the stages, say where to look, end with the right exit code."""
     from .pipeline import run_stages
+    from .progress import Bars
     from .project import open_project
 
     console = _console()
     project = open_project(config, only or ())
-    failures = _watched(lambda bars: run_stages(project, stages, bars))
-    if "evaluate" in stages:
-        from .evaluate.summary import read_summary
-
-        for table in read_summary(project.folder.evaluate / "report.json"):
-            Console().print(table)
-    if "view" in stages and project.folder.report.exists():
-        console.print(f"report     {project.folder.report}", highlight=False, soft_wrap=True, markup=False)
-    _end(project, failures)
-
-
-def _watched(work: Callable[[Observer], list[Failure]]) -> list[Failure]:
-    """What failed of ``work``, while bars show how far it is."""
-    from .progress import Bars
-
-    console = _console()
     bars = Bars(console)
     try:
-        return work(bars)
+        failures = run_stages(project, stages, bars)
     except KeyboardInterrupt:
         console.print("stopped; what is finished stays: the same command goes on from there", highlight=False)
         raise typer.Exit(130) from None
     finally:
         bars.close()
+    if "evaluate" in stages:
+        from .evaluate.summary import read_summary
 
-
-def _end(project: Project, failures: Sequence[Failure]) -> None:
-    """Exit code 1, and where to look, if slides failed."""
+        for table in read_summary(project.folder.evaluate / "report.json"):
+            Console().print(table)
+    if "explanations" in stages:
+        console.print(f"measured   {project.folder.evaluate / 'explanations.md'}", highlight=False, soft_wrap=True)
+    if "view" in stages and project.folder.report.exists():
+        console.print(f"report     {project.folder.report}", highlight=False, soft_wrap=True, markup=False)
     if failures:
         slides = len({f.slide_id for f in failures})
-        _console().print(
+        console.print(
             f"[yellow]{slides} of {len(project.cohort)} slides failed[/]; see {escape(str(project.folder.failures))}",
             highlight=False,
             soft_wrap=True,
@@ -223,19 +207,9 @@ def evaluate(
     It takes many forward passes a slide; its numbers stand in evaluate/explanations.csv.
     """
     *what, config = given
-    if [config] == given and config != EXPLANATIONS:
-        _run(_load(Path(config), set_), ("evaluate",), only)
-        return
-    if what != [EXPLANATIONS]:
-        raise ConfigError(f"wsi evaluate {' '.join(given)} is not known; give CONFIG, or {EXPLANATIONS} CONFIG")
-    from .pipeline import run_explanations
-    from .project import open_project
-
-    project = open_project(_load(Path(config), set_), only or ())
-    failures = _watched(lambda bars: run_explanations(project, bars))
-    measured = project.folder.evaluate / "explanations.md"
-    _console().print(f"measured   {measured}", highlight=False, soft_wrap=True, markup=False)
-    _end(project, failures)
+    if what not in ([], ["explanations"]) or given == ["explanations"]:
+        raise ConfigError(f"wsi evaluate {' '.join(given)} is not known; give CONFIG, or explanations CONFIG")
+    _run(_load(Path(config), set_), (what[0] if what else "evaluate",), only)
 
 
 _stage("view", "QuPath GeoJSON and the report -> view/, report.html")

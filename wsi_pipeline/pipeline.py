@@ -16,7 +16,8 @@ from .project import AUTO, Project
 
 STAGES = ("tile", "embed", "train", "predict", "explain", "heatmap", "evaluate", "view")
 APPLY = ("tile", "embed", "predict", "explain", "heatmap", "view")  # what a lab that only applies a model needs
-_WHOLE_COHORT = {"train", "evaluate"}
+EXPLANATIONS = "explanations"  # of the room evaluate, and no part of a run: many forward passes a slide
+_WHOLE_COHORT = {"train", "evaluate", EXPLANATIONS}
 _FIELDS = ("slide_id", "stage", "error", "message")
 
 
@@ -42,7 +43,8 @@ def run_stages(project: Project, stages: Sequence[str], observer: Observer | Non
             if partial and stage in _WHOLE_COHORT:
                 continue
             try:
-                importlib.import_module(f"wsi_pipeline.{stage}.stage").run(project, engine)
+                room = "evaluate.explanations" if stage == EXPLANATIONS else f"{stage}.stage"
+                importlib.import_module(f"wsi_pipeline.{room}").run(project, engine)
             finally:
                 write_failures(project.folder.failures, engine.failures)
             failed = {f.slide_id for f in engine.failures}
@@ -51,25 +53,6 @@ def run_stages(project: Project, stages: Sequence[str], observer: Observer | Non
                 break  # nothing is left to work on; failures.csv says why
             if failed - {s.slide_id for s in project.cohort}:
                 break  # a fold, or the cohort's own work: what follows rests on it
-    return engine.failures
-
-
-def run_explanations(project: Project, observer: Observer | None = None) -> list[Failure]:
-    """``wsi evaluate explanations``: measure the methods of explain. As ``run_stages``.
-
-    A slide that fails here is none that a later stage must leave out, so its line goes with the next call of any.
-    """
-    from .evaluate import explanations
-
-    if len(project.slides) < len(project.cohort):
-        raise ConfigError("evaluate works on the whole cohort; leave --only out")
-    check_names(project.config, ("explain",))
-    earlier = [f for f in read_failures(project.folder.failures) if _stands(project, f, "evaluate")]
-    with Engine(project.config.engine, project.config.out, observer, earlier) as engine:
-        try:
-            explanations.run(project, engine)
-        finally:
-            write_failures(project.folder.failures, engine.failures)
     return engine.failures
 
 
@@ -92,7 +75,7 @@ def check_names(config: Config, stages: Sequence[str]) -> None:
         for choice in config.aggregate.models:
             models.check(choice.name, choice.options)
             train_of(config.train, choice)
-    if "explain" in stages:
+    if "explain" in stages or EXPLANATIONS in stages:
         from .explain import explainers
 
         named = {*config.explain.methods} - {AUTO}
@@ -150,8 +133,9 @@ def _drop_summaries(project: Project, stages: Sequence[str]) -> None:
 def _stands(project: Project, failure: Failure, first: str) -> bool:
     """Whether a line of an earlier call still holds: its slide is left out now, or it failed before ``first``.
 
-    What follows ``first`` rests on work that is done again, and will say so again.
+    What follows ``first`` rests on work that is done again, and will say so again. That an explanation could not be
+    measured keeps no later stage from its slide, so such a line never stands.
     """
     if failure.slide_id in {s.slide_id for s in project.cohort} - {s.slide_id for s in project.slides}:
         return True
-    return failure.stage in STAGES[: STAGES.index(first)]
+    return failure.stage in STAGES[: STAGES.index("evaluate" if first == EXPLANATIONS else first)]
