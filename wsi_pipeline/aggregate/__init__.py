@@ -61,3 +61,12 @@ class Additive(Protocol):
     def bias(self) -> Tensor:
         """What the logits are before any patch is seen, (C,)."""
         ...
+
+
+@runtime_checkable
+class InstanceLogits(Protocol):
+    """A model with a classifier of single patches beside that of the bag."""
+
+    def instance_logits(self, features: Tensor, xy: Tensor) -> Tensor:
+        """What it says of each patch: (N, C), classes against each other, or (N, C, 2), each class absent, present."""
+        ...

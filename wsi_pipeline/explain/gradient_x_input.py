@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ..types import Float32, Unit
 from . import Explainer, explainers
-from .frozen import frozen
-from .target import contrast
+from .gradients import gradient
 
 
 class GradientTimesInput:
@@ -27,11 +25,8 @@ class GradientTimesInput:
         return None
 
     def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        leaf = features.detach().requires_grad_()
-        with frozen(model), torch.enable_grad():
-            value = contrast(model(leaf, xy).logits, target)  # ()
-            (gradient,) = torch.autograd.grad(value, leaf)  # (N, D)
-        scores: Float32 = (features * gradient).sum(1).float().cpu().numpy()  # (N,)
+        slopes = gradient(model, features, xy, target)  # (N, D)
+        scores: Float32 = (features * slopes).sum(1).float().cpu().numpy()  # (N,)
         return scores
 
 

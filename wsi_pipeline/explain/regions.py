@@ -1,0 +1,98 @@
+"""Regions: square blocks of the patches' grid that are kept or taken away together, and linear fits over them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import Account
+from .baseline import BASELINES, baseline_row
+from .frozen import frozen
+from .options import check_choice, check_whole
+from .target import contrast
+
+MOST = 60  # regions, where the side is not given: a linear fit of so many needs some hundred samples
+
+
+def regions(xy: Tensor, side: int | None) -> Tensor:
+    """The region 0 … R - 1 of each patch at ``xy`` (N, 2), units of the stride, as (N,) int64.
+
+    Blocks of ``side`` x ``side`` places, from the leftmost and topmost patch. None: the smallest side that gives at
+    most ``MOST`` regions.
+    """
+    place = (xy - xy.amin(0) + 0.5).floor().long()  # (N, 2) column, row
+    tried = side or 1
+    while True:
+        block = place // tried
+        region: Tensor = (block[:, 1] * (block[:, 0].amax() + 1) + block[:, 0]).unique(return_inverse=True)[1]  # (N,)
+        if side is not None or region.amax() < MOST:
+            return region
+        tried += 1
+
+
+@dataclass(frozen=True)
+class RegionOptions:
+    """What the methods over regions have in common."""
+
+    region: int | None  # side in patches
+    samples: int
+    baseline: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.region is not None:
+            check_whole("region", self.region)
+        check_whole("samples", self.samples, least=2)
+        check_whole("seed", self.seed, least=0)
+        check_choice("baseline", self.baseline, BASELINES)
+
+
+def account_of_regions(
+    model: nn.Module,
+    features: Tensor,
+    xy: Tensor,
+    target: int,
+    options: RegionOptions,
+    method: Callable[[Callable[[Tensor], Tensor]], Any],
+) -> Account:
+    """A region's coefficient in equal shares on its patches, so that patches add up as regions do.
+
+    ``method``: captum's, of a function of a bag as a batch of one, (1, N, D) -> (1,); its fit is a linear regression
+    that is not shrunk. With "intercept" and "fit error" the scores add up to t(x). One region alone needs no fit: it
+    has t(x) - t(x0).
+    """
+    region = regions(xy, options.region)  # (N,)
+    sizes = region.bincount()  # (R,)
+    bag, start = features[None], baseline_row(features, options.baseline)[None]  # (1, N, D), (1, 1, D)
+
+    def value(bags: Tensor) -> Tensor:
+        return contrast(model(bags[0], xy).logits, target)[None]
+
+    with frozen(model), torch.no_grad(), drawn_from(options.seed):
+        whole = value(bag)[0]
+        if len(sizes) > 1:
+            fit = method(value)
+            mask = region[None, :, None]  # (1, N, 1)
+            found = fit.attribute(
+                bag, baselines=start, feature_mask=mask, n_samples=options.samples, return_input_shape=False
+            )
+            coefficients, intercept = found.flatten().to(features), fit.interpretable_model.bias().item()
+        else:
+            origin = value(start.expand_as(bag))
+            coefficients, intercept = whole - origin, origin.item()
+    scores = (coefficients / sizes)[region]  # (N,)
+    missed = whole.item() - intercept - coefficients.sum().item()
+    return Account(scores, {"intercept": intercept, "fit error": missed})
+
+
+@contextlib.contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """Torch's global generator of the CPU, from which captum draws, begins at ``seed`` and is afterwards as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
