@@ -368,6 +368,23 @@ def test_a_bag_that_is_broken_costs_its_slide(house: House) -> None:
     assert {row["n_slides"] for row in house.rows("explanations.csv") if row["metric"] == "aupc_drop"} == {"4"}
 
 
+def test_a_slide_of_one_patch_is_measured(house: House) -> None:
+    house.write_bag("s1", np.ones((1, DIM)))
+    house.measure()
+    found = house.slide("abmil", "s1")["methods"]["contribution"]
+    assert len(set(found["flips"]["drop"]["most"])) == 1  # it is never dropped
+    assert found["overlap"]["counts"] == [0, 0, 1, 0]
+    assert (found["redrawn"], found["overlap"]["auroc"]) == (None, None)
+
+
+def test_where_nothing_is_outlined_there_is_no_localisation(house: House) -> None:
+    text = (house.root / "slides.csv").read_text()
+    (house.root / "slides.csv").write_text("\n".join(line.rsplit(",", 1)[0] for line in text.splitlines()) + "\n")
+    house.measure()
+    assert not {row["metric"] for row in house.rows("explanations.csv")} & {"miou", "auprc", "dice", "pointing"}
+    assert "annotations" not in (house.run_folder / "evaluate" / "explanations.md").read_text()
+
+
 def test_an_annotation_that_cannot_be_read_costs_only_the_localisation(house: House) -> None:
     (house.root / "s3.geojson").write_text("no annotation")
     house.measure()

@@ -232,7 +232,7 @@ def _row(cells: Sequence[str]) -> str:
 def _value(line: Line | None) -> str:
     if line is None or np.isnan(line.found.value):
         return "–"
-    between = "" if np.isnan(line.found.low) else f" ({line.found.low:.3g}–{line.found.high:.3g})"
+    between = "" if np.isnan(line.found.low) else f" ({line.found.low:.3g} to {line.found.high:.3g})"
     return f"{line.found.value:.3g}{between}"
 
 
