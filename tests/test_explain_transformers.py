@@ -370,7 +370,7 @@ def test_relevance_is_neither_made_nor_lost_on_its_way_down(attention: str, posi
         given = seen.first.tokens + seen.first.attention.to_out(seen.first.mixed)
         below = relevance.below_ppeg(model, given[1:], xy, tokens[1:])
         assert float(below.sum()) == pytest.approx(float(tokens[1:].sum()), abs=1e-10)
-        row = seen.last.class_row() * seen.last.times_values(last.attended) / 2
+        row = seen.last.class_row * seen.last.times_values(last.attended) / 2
         assert float(row.sum()) == pytest.approx(float(attended.sum()) / 2, abs=1e-10)
 
 

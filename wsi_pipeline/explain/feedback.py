@@ -6,6 +6,8 @@ features' way up from zero, of the gradient of the last attention map. Both of t
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,10 @@ def reasoning_feedback(model: TransMIL, features: Tensor, xy: Tensor, target: in
 
     The mean over α stands inside relu and that over heads outside, as in the authors' code.
     """
-    total = torch.zeros(())
-    for step in range(1, steps + 1):
-        seen = trace(model, features * (step / steps), xy)
-        total = total.to(features) + seen.last.times_values(last_gradient(model, seen, target))  # (H, P)
+
+    def gradient(alpha: float) -> Tensor:
+        seen = trace(model, alpha * features, xy)
+        return seen.last.times_values(last_gradient(model, seen, target))  # (H, P)
+
+    total = functools.reduce(torch.add, (gradient(step / steps) for step in range(1, steps + 1)))
     return (total / steps).relu_().mean(0)

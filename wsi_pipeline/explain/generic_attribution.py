@@ -19,7 +19,7 @@ def propagated(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Te
     """
     seen = trace(model, features, xy)
     gradient = seen.last.times_values(last_gradient(model, seen, target))  # (H, P)
-    row = class_token(seen.last) + (gradient * seen.last.class_row()).relu_().mean(0)
+    row = class_token(seen.last) + (gradient * seen.last.class_row).relu_().mean(0)
     arriving, result = row[seen.first.padding :], row.clone()
     for rows, block in weighted_rows(seen.first, [first_gradient(model, seen, target)]):
         result += arriving[rows] @ block

@@ -20,7 +20,7 @@ def weighted_heads(model: TransMIL, features: Tensor, xy: Tensor, target: int) -
     seen = trace(model, features, xy)
     gradient = seen.last.times_values(last_gradient(model, seen, target))  # dt/dA (H, P)
     weights = gradient[:, seen.last.padding + 1 :].mean(1)  # (H,)
-    return (weights[:, None] * seen.last.class_row()).mean(0).relu()
+    return (weights[:, None] * seen.last.class_row).mean(0).relu()
 
 
 @explainers.register(

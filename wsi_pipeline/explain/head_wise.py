@@ -24,7 +24,7 @@ def perceived(model: TransMIL, features: Tensor, xy: Tensor, target: int, steps:
     head r is followed by plain attention. Where no head matters, all count the same.
     """
     seen = trace(model, features, xy)
-    rows = seen.last.class_row()  # (H, P)
+    rows = seen.last.class_row  # (H, P)
     gradient = seen.last.times_values(last_gradient(model, seen, target))
     only = rows[:, seen.last.padding :].abs().sum(1) * gradient.abs().sum(1)  # one row: |A_hᵀ ∇A_h| is a product
     row = class_token(seen.last) + shares(only) @ rows

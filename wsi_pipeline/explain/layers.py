@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,7 @@ class Layer:
         """What is laid on ``mixed``, (dim, dim)."""
         return self.attention.to_out.get_parameter("0.weight")
 
+    @cached_property
     def class_row(self) -> Tensor:
         """The class token's row of each head's attention map, (H, P)."""
         return self.attention._first_row(self.normed[:1], self.padded())

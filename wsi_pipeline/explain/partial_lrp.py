@@ -19,10 +19,8 @@ def last_layer(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Te
     Before the cut at zero the rows of all heads hold half of what reaches A V; the values hold the other half.
     """
     seen = trace(model, features, xy)
-    relevance = (
-        seen.last.class_row() * seen.last.times_values(last_relevance(model, seen, target).attended) / 2
-    )  # (H, P)
-    return relevance.relu_().mean(0)
+    coefficients = last_relevance(model, seen, target).attended / 2  # (H, d)
+    return (seen.last.class_row * seen.last.times_values(coefficients)).relu_().mean(0)
 
 
 @explainers.register(

@@ -99,7 +99,7 @@ def _nearby_products(layer: Layer) -> Tensor:
 
 def below_last(layer: Layer, last: LastRelevance) -> Tensor:
     """Relevance (T, dim) of the last layer's tokens: through the values, and of the class token past the layer."""
-    weights = layer.class_row()[:, layer.padding :]  # (H, T)
+    weights = layer.class_row[:, layer.padding :]  # (H, T)
     values = F.linear(layer.normed, layer.value_weight())  # (T, dim)
     relevance = values * (weights.mT[:, :, None] * last.attended).flatten(1)
     products = _nearby_products(layer)

@@ -19,7 +19,7 @@ def rolled_out(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Te
     numbers; nothing is normalised or clamped. Padding, which is in no paper, keeps what reaches it.
     """
     seen = trace(model, features, xy)
-    row = (class_token(seen.last) + seen.last.class_row().mean(0)) / 2
+    row = (class_token(seen.last) + seen.last.class_row.mean(0)) / 2
     return (row + mean_pull(seen.first, row)) / 2
 
 

@@ -26,7 +26,7 @@ def perceived(model: TransMIL, features: Tensor, xy: Tensor, target: int, steps:
     """
     seen = trace(model, features, xy)
     row = class_token(seen.last)
-    row = row + seen.last.class_row().mean(0) * lengthening(seen.last)
+    row = row + seen.last.class_row.mean(0) * lengthening(seen.last)
     row = row + mean_pull(seen.first, row) * lengthening(seen.first)
     return row.abs() * reasoning_feedback(model, features, xy, target, steps)
 

@@ -23,7 +23,7 @@ def attributed(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Te
     relevance = last_relevance(model, seen, target)
     weights = last_gradient(model, seen, target), relevance.attended / 2  # 2 x (H, d)
     gradient, found = (seen.last.times_values(w) for w in weights)  # (H, P)
-    row = class_token(seen.last) + (seen.last.class_row() * gradient * found).relu_().mean(0)
+    row = class_token(seen.last) + (seen.last.class_row * gradient * found).relu_().mean(0)
     row /= row.sum()
     factors = [first_gradient(model, seen, target), first_relevance(model, seen, relevance) / 2]  # (H, T, d)
     tokens, result = row[seen.first.padding :], torch.zeros_like(row)  # padding has no values, so no relevance
