@@ -17,9 +17,10 @@ from .followed import without_rule as unruled
 
 AFFINE = f"{LINEAR} masked_fill where pad"  # names of operators that are linear up to a constant
 ELEMENTWISE = """
-    relu leaky_relu elu gelu silu softplus tanh sigmoid logsigmoid exp expm1 log log1p sqrt rsqrt square abs
-    reciprocal pow clamp
+    relu leaky_relu elu gelu silu softplus tanh sigmoid log_sigmoid exp expm1 log log1p sqrt rsqrt square abs
+    reciprocal rdiv pow clamp
 """
+PRODUCTS = "mul matmul mm bmm mv"
 
 
 def reference_of(tensor: Tensor) -> Tensor:
@@ -217,7 +218,7 @@ COMPLETE: dict[str, Rule] = {
     **dict.fromkeys(AFFINE.split(), _linear),
     **dict.fromkeys(ELEMENTWISE.split(), _elementwise),
     **dict.fromkeys(("linear", "conv1d", "conv2d"), _layer),
-    **dict.fromkeys(("mul", "matmul"), _product),
+    **dict.fromkeys(PRODUCTS.split(), _product),
     **dict.fromkeys(NORMALISERS, _weights),
     "div": _ratio,
     "max": _winner,
@@ -226,6 +227,6 @@ COMPLETE: dict[str, Rule] = {
 }
 HELD_ATTENTION: dict[str, Rule] = {
     **COMPLETE,
-    **dict.fromkeys(("mul", "matmul"), _factor),
+    **dict.fromkeys(PRODUCTS.split(), _factor),
     **dict.fromkeys(NORMALISERS, held),
 }

@@ -24,12 +24,12 @@ from ..errors import ConfigError
 
 LINEAR = """
     add sub rsub neg sum mean cat stack index_add getitem select narrow index_select gather chunk split unbind
-    T mT view reshape permute transpose flatten unflatten squeeze unsqueeze expand expand_as clone contiguous to dropout
+    t T mT view reshape permute transpose flatten unflatten squeeze unsqueeze expand expand_as clone contiguous to
+    dropout
 """  # names of operators that are linear in all their tensors together, dropout out of training among them
 # What is about a tensor and not of its values; whatever is made from it holds none of them.
 _ABOUT = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"}
 _WRITING = {"setitem", *(f"i{name}" for name in ("add", "sub", "mul", "div", "truediv", "pow", "floordiv", "mod"))}
-_PLAIN_RESULTS = (torch.Size, torch.dtype, torch.device, torch.layout, int, str, type(None))
 
 
 class NoRuleError(ConfigError):
@@ -155,10 +155,8 @@ def swap(value: Tensor, surrogate: Tensor) -> Tensor:
 def without_rule(way: Way, call: Call) -> Any:
     """The operator's value; a share that comes back to it raises ``NoRuleError``."""
     result = call.on(value_of)
-    if isinstance(result, _PLAIN_RESULTS):
-        return result
-    if not isinstance(result, (Tensor, tuple, list)):
-        raise _no_rule(call.name)  # a value leaves the tensors: nothing could follow it
+    if not _is_followable(result):
+        raise _no_rule(call.name)
     anchors = [tensor.value for tensor in call.followed]
 
     def stopped(tensor: Tensor) -> Any:
@@ -238,6 +236,13 @@ class _Stop(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:  # noqa: ARG004
         raise _no_rule(ctx.name)
+
+
+def _is_followable(result: Any) -> bool:
+    """Whether no value leaves the tensors in it: numbers, lists of numbers and arrays do, sizes and types do not."""
+    if isinstance(result, (tuple, list)):
+        return all(map(_is_followable, result))
+    return isinstance(result, (Tensor, torch.dtype, torch.device, torch.layout, int, str, type(None)))
 
 
 def _no_rule(name: str) -> NoRuleError:

@@ -161,8 +161,8 @@ def _attended(way: Relevance, call: Call, query: Tensor, key: Tensor, value: Ten
 RULES: dict[str, Rule] = {
     **dict.fromkeys(LINEAR.split(), _linear),
     **dict.fromkeys(("add", "sub", "rsub"), _sum),
-    **dict.fromkeys(("mul", "div", "matmul"), _scaled),
-    **dict.fromkeys(("relu", "max", "amax"), _homogeneous),
+    **dict.fromkeys(("mul", "div", "matmul", "mm", "bmm", "mv"), _scaled),
+    **dict.fromkeys(("relu", "leaky_relu", "max", "amax"), _homogeneous),
     **dict.fromkeys(("gelu", "silu", "tanh"), _identity),
     **dict.fromkeys(("linear", "conv1d", "conv2d"), _layer),
     **dict.fromkeys(("softmax", "sparsemax", "entmax15"), held),
