@@ -20,7 +20,7 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain import Account, Accounting, explainers, layers, maps, relevance
 from wsi_pipeline.explain.target import contrast
 
-DIM, HIDDEN, LANDMARKS, STEPS = 7, 24, 10, 3
+DIM, HIDDEN, LANDMARKS, STEPS = 7, 16, 10, 3
 FORMS = list(product(["nystrom", "exact"], ["sequence", "grid"]))
 METHODS = [
     "rollout",
@@ -434,10 +434,9 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("attention", "position"), FORMS)
 @pytest.mark.parametrize("method", METHODS)
-def test_no_method_makes_a_number_for_each_pair_of_patches(method: str, attention: str, position: str) -> None:
-    model, (features, xy) = build(attention, position), bag(1500)
+def test_no_method_makes_a_number_for_each_pair_of_patches_of_exact_attention(method: str) -> None:
+    model, (features, xy) = build("exact", "sequence"), bag(1500)
     with Largest() as largest:
         explained(method, model, features, xy)
     assert 1500 <= largest.numbers < 1500**2 / 4
