@@ -75,7 +75,7 @@ def flipping(model: nn.Module, features: Tensor, scores: Float32) -> float:
 def table() -> dict[str, Found]:
     """Every method that fits, and "random", on bags that hold more evidence for than against and are told so."""
     model, generator, random = trained(), torch.Generator().manual_seed(1), np.random.default_rng(2)
-    bags = []
+    bags: list[tuple[Tensor, Tensor]] = []
     while len(bags) < BAGS:
         features, kind = planted(generator)
         if kind.sum() > 0 and model(features, XY).logits.argmax() == 1:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..types import Float32, Unit
 from . import Account, Explainer, explainers
-from .regions import RegionOptions, account_of_regions
+from .regions import LeastSquares, RegionOptions, account_of_regions
 
 _WIDTH = 0.25  # of the kernel, in cosine distance, as in the authors' code
 
@@ -45,11 +45,10 @@ class RegionLime:
 
 
 def captum_lime(value: Callable[[Tensor], Tensor]) -> Any:
-    """captum's, fitted by plain weighted least squares."""
-    from captum._utils.models.linear_model import SkLearnLinearRegression
+    """captum's LIME of a function of a bag, fitted by plain weighted least squares."""
     from captum.attr import Lime
 
-    return Lime(value, interpretable_model=SkLearnLinearRegression(), similarity_func=similarity)
+    return Lime(value, interpretable_model=LeastSquares(), similarity_func=similarity)
 
 
 def similarity(_: Tensor, __: Tensor, kept: Tensor, **___: object) -> float:

@@ -1,0 +1,175 @@
+"""LIME and KernelSHAP over regions: against their definitions, on sums, and Shapley values written out."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise, permutations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_explain import MODELS, bag, build
+from torch import Tensor, nn
+
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain import Account, Accounting, explainers
+from wsi_pipeline.explain.regions import MOST, regions
+from wsi_pipeline.explain.target import contrast
+
+METHODS = ["lime", "kernel_shap"]
+
+
+def account(method: str, model: nn.Module, features: Tensor, xy: Tensor, target: int, **options: Any) -> Account:
+    explainer = explainers.build(method, **options)
+    assert isinstance(explainer, Accounting)
+    return explainer.account(model, features, xy, target)
+
+
+def answer(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> float:
+    with torch.no_grad():
+        return contrast(model(features, xy).logits, target).item()
+
+
+# --- regions -------------------------------------------------------------------------------------------------
+
+
+def test_regions_are_square_blocks_from_the_leftmost_and_topmost_patch() -> None:
+    xy = torch.tensor([[5.0, 2], [6, 2], [7, 2], [9, 2], [5, 3], [7, 3], [5, 4], [8, 4]])
+    assert regions(xy, 2).tolist() == [0, 0, 1, 2, 0, 1, 3, 4]
+    assert regions(xy - 100, 2).tolist() == [0, 0, 1, 2, 0, 1, 3, 4]
+    assert regions(xy, 1).tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert regions(xy, 9).tolist() == [0] * 8
+
+
+@pytest.mark.parametrize(("patches", "side"), [(1, 1), (60, 1), (61, 2), (240, 2), (250, 3), (1000, 5)])
+def test_the_side_is_the_smallest_with_at_most_sixty_regions(patches: int, side: int) -> None:
+    _, xy = bag(patches)
+    chosen = regions(xy, None)
+    assert chosen.tolist() == regions(xy, side).tolist()
+    assert chosen.max() < MOST
+    assert side == 1 or regions(xy, side - 1).max() >= MOST
+
+
+def test_regions_of_far_scattered_patches_end_in_few() -> None:
+    generator = torch.Generator().manual_seed(0)
+    region = regions(torch.randint(0, 500, (300, 2), generator=generator).float(), None)
+    assert 30 < region.max() + 1 <= MOST
+
+
+# --- both methods --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("baseline", ["zero", "mean"])
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_sum_a_region_has_what_its_patches_contribute(method: str, baseline: str) -> None:
+    model, (features, xy) = build("mean", classes=3), bag(300)
+    found = account(method, model, features, xy, 1, baseline=baseline)
+    instead = torch.zeros_like(features) if baseline == "zero" else features.mean(0).expand_as(features)
+    contribution = explainers.build("contribution")
+    gained = contribution(model, features, xy, 1) - contribution(model, instead, xy, 1).astype(float)
+    region = regions(xy, None)
+    assert region.max() + 1 == 40
+    for r in range(40):
+        own = (region == r).numpy()
+        assert found.scores.numpy()[own].sum() == pytest.approx(gained[own].sum(), abs=1e-6)
+        assert len({*found.scores.numpy()[own].tolist()}) == 1  # in equal shares
+    assert abs(found.unattributed["fit error"]) < 1e-6
+    assert np.abs(gained).max() > 1e-3
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_patches_and_the_rest_add_up_to_the_answer(method: str, model_name: str) -> None:
+    model, (features, xy) = build(model_name), bag(50)
+    found = account(method, model, features, xy, 1, samples=20, region=3)
+    whole = found.scores.sum().item() + sum(found.unattributed.values())
+    assert whole == pytest.approx(answer(model, features, xy, 1), abs=1e-9)
+
+
+@pytest.mark.parametrize("baseline", ["zero", "mean"])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_region_has_all_that_the_slide_has_over_the_baseline(method: str, baseline: str) -> None:
+    model, (features, xy) = build("transmil"), bag(9)
+    instead = 0 * features if baseline == "zero" else features.mean(0).expand_as(features)
+    start = answer(model, instead, xy, 1)
+    found = account(method, model, features, xy, 1, region=10, baseline=baseline)
+    np.testing.assert_allclose(found.scores, np.full(9, (answer(model, features, xy, 1) - start) / 9), atol=1e-12)
+    assert found.unattributed == pytest.approx({"intercept": start, "fit error": 0.0}, abs=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_draws_are_the_seeds_and_nobody_elses(method: str) -> None:
+    model, (features, xy) = build("abmil"), bag(40)
+    first = account(method, model, features, xy, 1, samples=70).scores
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+    assert torch.equal(account(method, model, features, xy, 1, samples=70).scores, first)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.random.get_state()[1].tolist() == numpy_state  # type: ignore[index]  # noqa: NPY002
+    assert not torch.equal(account(method, model, features, xy, 1, samples=70, seed=1).scores, first)
+
+
+@pytest.mark.parametrize(
+    "options", [{"region": 0}, {"samples": 1}, {"samples": 2.5}, {"baseline": "black"}, {"seed": -1}, {"seed": None}]
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_other_options_are_refused(method: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"method option {next(iter(options))}"):
+        explainers.build(method, **options)
+
+
+# --- each against its definition -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_name", ["abmil", "transmil"])
+def test_lime_is_a_weighted_linear_fit_to_slides_with_half_of_the_regions(model_name: str) -> None:
+    model, (features, xy) = build(model_name), bag(40)
+    found = account("lime", model, features, xy, 1, region=3, samples=50, seed=3)
+    region = regions(xy, 3)
+    count = int(region.max()) + 1
+    generator = torch.Generator().manual_seed(3)
+    rows, values = [], []
+    for _ in range(50):
+        kept = torch.bernoulli(torch.full((1, count), 0.5), generator=generator)[0]
+        cosine = math.sqrt(kept.sum().item() / count)  # of kept and of all
+        weight = math.exp(-((1 - cosine) ** 2) / (2 * 0.25**2))
+        rows.append([math.sqrt(weight) * x for x in (*kept.tolist(), 1.0)])
+        values.append(math.sqrt(weight) * answer(model, features * kept[region][:, None], xy, 1))
+    *coefficients, intercept = np.linalg.lstsq(np.array(rows), np.array(values), rcond=None)[0].tolist()
+    sizes = [int((region == r).sum()) for r in range(count)]
+    expected = [coefficients[r] / sizes[r] for r in region.tolist()]
+    np.testing.assert_allclose(found.scores, expected, atol=1e-6)
+    assert found.unattributed["intercept"] == pytest.approx(intercept, abs=1e-6)
+    assert max(map(abs, expected)) > 1e-4
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+def test_kernel_shap_adds_up_to_the_answer_less_that_of_the_empty_slide(model_name: str) -> None:
+    model, (features, xy) = build(model_name, classes=3), bag(300)
+    found = account("kernel_shap", model, features, xy, 0, samples=100)
+    start = answer(model, 0 * features, xy, 0)
+    assert found.scores.sum().item() == pytest.approx(answer(model, features, xy, 0) - start, abs=1e-5)
+    assert found.unattributed["intercept"] == pytest.approx(start, abs=1e-5)
+    assert abs(found.unattributed["fit error"]) < 1e-5
+
+
+@pytest.mark.parametrize("model_name", ["abmil", "additive", "dsmil"])
+def test_kernel_shap_is_near_the_shapley_values_over_all_orders(model_name: str) -> None:
+    model, (features, xy) = build(model_name), bag(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    shapley = np.zeros(5)
+    for order in permutations(range(5)):
+        steps = [order[:n] for n in range(6)]
+        for before, after in pairwise(steps):
+            shapley[after[-1]] += sum(
+                sign * answer(model, features * torch.isin(torch.arange(5), torch.tensor(kept))[:, None], xy, 1)
+                for sign, kept in ((1, after), (-1, before))
+            )
+    shapley /= math.factorial(5)
+    found = account("kernel_shap", model, features, xy, 1, samples=2000).scores.numpy()
+    np.testing.assert_allclose(found, shapley, atol=0.03 * np.abs(shapley).max())
+    assert found.sum() == pytest.approx(shapley.sum(), abs=1e-5)
