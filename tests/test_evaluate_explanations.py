@@ -210,6 +210,11 @@ class House:
         assert done.exit_code == code, done.output
         return done.output
 
+    def refused(self, override: str) -> str:
+        """What the command raises."""
+        arguments = ["evaluate", "explanations", str(self.root / "config.yaml"), "--set", override]
+        return str(CliRunner().invoke(app, arguments).exception)
+
     def rows(self, name: str) -> list[dict[str, str]]:
         with (self.run_folder / "evaluate" / name).open(newline="") as file:
             return list(csv.DictReader(file))
@@ -360,6 +365,16 @@ def test_replacing_and_perturbing_can_be_left_out(house: House) -> None:
     metrics = {row["metric"] for row in house.rows("explanations.csv")}
     assert "aupc_drop" in metrics
     assert not metrics & {"aupc_replace", "sensitivity"}
+
+
+def test_fewer_slides_and_models_can_be_measured_annotated_ones_first(tmp_path: Path) -> None:
+    house = House(tmp_path, ("abmil", "transmil"))
+    house.measure("evaluate.explained_models=[abmil]", "evaluate.explained_slides=4")
+    folder = house.run_folder / "evaluate" / "explanations"
+    assert sorted(str(p.relative_to(folder)) for p in folder.glob("*/*.json")) == [
+        f"abmil/{name}.json" for name in ("s0", "s1", "s3", "s5")
+    ]
+    assert "there is no model 'clam'; here: abmil, transmil" in house.refused("evaluate.explained_models=[clam]")
 
 
 def test_a_bag_that_is_broken_costs_its_slide(house: House) -> None:

@@ -372,6 +372,8 @@ def test_the_report_is_made_again_when_what_it_rests_on_changes(study: Study) ->
     study.run(seed=1)
     keys.append(str(json.loads(made.read_text())["key"]))
     assert len(set(keys)) == 5
+    study.run(seed=1, flips=11)  # of `wsi evaluate explanations`
+    assert str(json.loads(made.read_text())["key"]) == keys[-1]
 
 
 def test_an_interrupted_report_is_not_taken_for_a_current_one(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ pyramid. A field marked ``runtime`` changes how fast a result comes, never the r
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -273,6 +273,8 @@ class HeatmapConfig(Section):
 class EvaluateConfig(Section):
     """Measures and their intervals."""
 
+    OF_EXPLANATIONS: ClassVar = ("explained_models", "explained_slides", "flips", "replace", "perturbations")
+
     bootstrap: Count = Field(1000, description="resamples of patients for the 95 % intervals")
     seed: Annotated[int, Field(ge=0)] = 0
     specificity: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
@@ -285,6 +287,12 @@ class EvaluateConfig(Section):
     froc_radius_um: Positive = Field(250.0, description="around a detection, no weaker one is kept")
     tumour_classes: tuple[str, ...] | None = Field(
         None, description="annotation classes that count; default: all but exclusions"
+    )
+    explained_models: tuple[str, ...] | None = Field(
+        None, description="explanations: only of these models; default: of all"
+    )
+    explained_slides: Count | None = Field(
+        None, description="explanations: of so many slides a model, annotated ones first; default: of all held out"
     )
     flips: Annotated[int, Field(ge=2, strict=True)] = Field(
         101, description="explanations: shares of a bag, from none to all, at which patches are taken away"

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..config import Config, EvaluateConfig, ExplainConfig
 from ..engine import Engine, Job
-from ..errors import ArtifactError, ConfigError
+from ..errors import ArtifactError, ConfigError, UnknownNameError
 from ..explain import explainers
 from ..explain.measure import MethodMeasures, SlideMeasures, measure_slide
 from ..explain.stage import misfit, one_of_each_kind
@@ -36,15 +36,18 @@ def run(project: Project, engine: Engine) -> None:
 
     Raises ``ArtifactError`` where there is no model, or no slide that a model has not seen.
     """
+    section = project.config.evaluate
     slides = engine.ready(STAGE, project.slides, project.folder.bag, "embed")
-    groups = ensembles(project)
+    annotated_first = sorted(slides, key=lambda slide: slide.annotation is None)
     jobs: list[tuple[str, SlideRow, Job]] = []
-    for label, folders in groups.items():
+    for label, folders in explained(ensembles(project), section).items():
         methods = fitting(project.config, folders)
-        for slide in slides:
-            members, held_out = judges(folders, slide.patient_id, project.slides_of(slide.patient_id))
-            if held_out:
-                jobs.append((label, slide, _job(project, slide, label, methods, members)))
+        judged = (
+            (slide, *judges(folders, slide.patient_id, project.slides_of(slide.patient_id)))
+            for slide in annotated_first
+        )
+        unseen = [(slide, members) for slide, members, held_out in judged if held_out][: section.explained_slides]
+        jobs += [(label, slide, _job(project, slide, label, methods, members)) for slide, members in unseen]
     if not jobs:
         raise ArtifactError("no slide is held out from every member of a model, so no explanation can be measured")
     engine.run(STAGE, [job for _, _, job in jobs])
@@ -53,7 +56,6 @@ def run(project: Project, engine: Engine) -> None:
         for label, slide, job in jobs
         if is_current(job.output, job.key)
     ]
-    section = project.config.evaluate
     key = content_key(
         stage=STAGE,
         config={"bootstrap": section.bootstrap, "seed": section.seed},
@@ -62,6 +64,14 @@ def run(project: Project, engine: Engine) -> None:
     output = project.folder.evaluate / CSV
     provenance = Provenance.of(key, STAGE, config=section.for_key())
     engine.run(STAGE, [Job("cohort", output, key, join_explanations, (tuple(found), section, output, provenance))])
+
+
+def explained(groups: Mapping[str, Sequence[Path]], section: EvaluateConfig) -> dict[str, Sequence[Path]]:
+    """The ensembles whose explanations are measured. Raises ``UnknownNameError`` for one that is none."""
+    for name in section.explained_models or ():
+        if name not in groups:
+            raise UnknownNameError(f"evaluate.explained_models: there is no model {name!r}; here: {', '.join(groups)}")
+    return {name: groups[name] for name in section.explained_models or groups}
 
 
 def fitting(config: Config, folders: Sequence[Path]) -> list[str]:

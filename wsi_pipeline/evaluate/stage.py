@@ -75,16 +75,17 @@ def run(project: Project, engine: Engine) -> None:
     own = project.config.predict.model is None and folds.exists()
     maps = _slide_maps(project, rows, annotations)
     cohort = Cohort(rows, patients, maps, folds if own else None, project.config.train.task)
+    settings = {name: value for name, value in section.for_key().items() if name not in section.OF_EXPLANATIONS}
     key = content_key(
         stage="evaluate",
-        config=section.for_key(),
+        config=settings,
         predictions=[read_key(folder.predictions), read_key(folder.patients), read_key(folds) if own else None],
         task=cohort.task,
         maps=[[s.slide_id, s.patient_id, [[held_out, read_key(m)] for m, held_out in s.maps]] for s in cohort.maps],
         annotations={s.slide_id: digest_or_none(s.annotation) for s in cohort.maps if s.annotation},
     )
     output = folder.evaluate / "report.json"
-    provenance = Provenance.of(key, "evaluate", config=section.for_key())
+    provenance = Provenance.of(key, "evaluate", config=settings)
     engine.run("evaluate", [Job("cohort", output, key, evaluate_cohort, (cohort, section, output, provenance))])
 
 

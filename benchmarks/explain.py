@@ -1,0 +1,171 @@
+"""What a map costs each method on this CPU: seconds and memory, on AB-MIL and TransMIL.
+
+    python benchmarks/explain.py                                     # every method, 1,000 to 50,000 patches
+    python benchmarks/explain.py --methods rollout lrp --models transmil --patches 50000 --repeats 1
+
+Each figure is of a fresh process: the median time of ``--repeats`` calls, and the peak above what it held before them
+(imports, weights, features). ``materialised`` is the same method with whole attention maps, at 1,000 and 5,000 patches,
+where it still fits; its scores are compared with the streamed ones there.
+Features are random, fp32; patches lie on a full square. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from mil import bag, build, resident_gb
+from torch import Tensor, nn
+
+from wsi_pipeline.engine import cores
+from wsi_pipeline.explain import explainers
+
+MODELS = ("abmil", "transmil")
+PEER_PATCHES = (1000, 5000)
+MATERIALISED = "materialised "
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one map needs."""
+
+    model: str
+    method: str
+    patches: int
+    seconds: float
+    extra_gb: float  # peak above imports, weights and features
+    peak_gb: float  # of the whole process
+
+
+def call_of(method: str, model: nn.Module, features: Tensor, xy: Tensor) -> Callable[[], object]:
+    """What is measured, as a call without arguments."""
+    if method.startswith(MATERIALISED):
+        from materialised import MATERIALISED as WHOLE
+
+        explain = WHOLE[method.removeprefix(MATERIALISED)]
+        return lambda: explain(model, features, xy, 1)  # type: ignore[arg-type]
+    explainer = explainers.build(method)
+    return lambda: explainer(model, features, xy, 1)
+
+
+def measure_here(model_name: str, method: str, patches: int, dim: int, repeats: int) -> Cost:
+    """In this process, which should be a fresh one."""
+    model, (features, xy) = build(model_name, dim).eval(), bag(patches, dim)
+    call = call_of(method, model, features, xy)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
+    before = resident_gb("VmRSS")
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begin)
+    peak = resident_gb("VmHWM")
+    return Cost(model_name, method, patches, statistics.median(seconds), peak - before, peak)
+
+
+def measure(model_name: str, method: str, patches: int, options: argparse.Namespace) -> Cost | None:
+    """In a process of its own; None where it fails or takes longer than ``--limit``."""
+    numbers = [f"--dim={options.dim}", f"--threads={options.threads}", f"--repeats={options.repeats}"]
+    what = ["--models", model_name, "--methods", method, "--patches", str(patches)]
+    try:
+        done = subprocess.run(
+            [sys.executable, __file__, "--here", *numbers, *what],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=options.limit,
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        print(f"{model_name} {method} {patches}: {type(error).__name__}", file=sys.stderr)
+        return None
+    return Cost(**json.loads(done.stdout))
+
+
+def plans(options: argparse.Namespace) -> list[tuple[str, str, int]]:
+    """(model, method, patches): what fits, and the materialised forms where they fit too."""
+    planned = []
+    for model_name in options.models:
+        model = build(model_name, options.dim)
+        methods = [m for m in options.methods or explainers.names() if explainers.build(m).fits(model) is None]
+        planned += [(model_name, method, patches) for patches in options.patches for method in methods]
+        if model_name == "transmil":
+            from materialised import MATERIALISED as WHOLE
+
+            peers = [method for method in methods if method in WHOLE]
+            more = [n for n in PEER_PATCHES if n not in options.patches]
+            planned += [(model_name, method, n) for n in more for method in peers]
+            planned += [(model_name, MATERIALISED + method, n) for n in PEER_PATCHES for method in peers]
+    return planned
+
+
+def table(costs: Sequence[Cost]) -> str:
+    """Markdown, a line a cost; whole maps beside the streamed form of the same size."""
+    streamed = {(c.model, c.method, c.patches): c for c in costs}
+    lines = ["| model | method | patches | seconds | GB | times the streamed form's seconds, GB |"]
+    lines.append("|---|---|---|---|---|---|")
+    for cost in costs:
+        peer = streamed.get((cost.model, cost.method.removeprefix(MATERIALISED), cost.patches))
+        ratio = "–"
+        if peer is not None and peer is not cost:
+            ratio = f"{cost.seconds / peer.seconds:.1f}, {cost.extra_gb / max(peer.extra_gb, 1e-3):.1f}"
+        lines.append(
+            f"| {cost.model} | {cost.method} | {cost.patches:,} | {cost.seconds:.2f} | {cost.extra_gb:.2f} | {ratio} |"
+        )
+    return "\n".join(lines)
+
+
+def disagreement(patches: int, dim: int) -> dict[str, float]:
+    """Largest difference between the patches' scores, streamed and materialised, over the largest score."""
+    from materialised import MATERIALISED as WHOLE
+
+    model, (features, xy) = build("transmil", dim).eval(), bag(patches, dim)
+    found = {}
+    for name, explain in WHOLE.items():
+        whole = explain(model, features, xy, 1).detach()  # type: ignore[arg-type]
+        padding = model.layer1.attn.padding(1 + patches + model._copies(patches))  # type: ignore[union-attr,operator]
+        folded = whole[padding + 1 :][:patches].clone()
+        copies = whole[padding + 1 + patches :]
+        folded[: len(copies)] += copies
+        scores = torch.from_numpy(explainers.build(name)(model, features, xy, 1))
+        found[name] = float((scores - folded).abs().max() / folded.abs().max())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--methods", nargs="+", help="default: every registered method that fits")
+    parser.add_argument("--patches", nargs="+", type=int, default=[1000, 10_000, 50_000])
+    parser.add_argument("--dim", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--limit", type=float, default=600, help="seconds a figure may take")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.here:
+        found = measure_here(options.models[0], options.methods[0], options.patches[0], options.dim, options.repeats)
+        print(json.dumps(asdict(found)))
+        return
+    costs = [cost for plan in plans(options) if (cost := measure(*plan, options)) is not None]
+    machine = f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}"
+    print(f"{machine}; fp32, {options.dim} features a patch\n\n{table(costs)}")
+    if "transmil" in options.models:
+        apart = ", ".join(f"{name} {error:.1e}" for name, error in disagreement(1000, options.dim).items())
+        print(f"\nStreamed and materialised scores of 1,000 patches, apart by (of the largest score): {apart}.")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(cost) for cost in costs], indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
