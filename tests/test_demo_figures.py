@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -23,13 +24,47 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("model", ["abmil", "transmil"])
+MODELS = ["mean", "abmil", "clam_sb", "transmil", "dtfd"]
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_slides_of_unseen_patients_are_told_apart(evaluated: Path, model: str) -> None:
     found = {(r["model"], r["metric"]): float(r["value"]) for r in rows(evaluated / "metrics.csv")}
     assert found[model, "auroc"] >= 0.9
     predictions = rows(evaluated.parent / "predict" / "predictions.csv")
     assert sum(p["model"] == model for p in predictions) == 24
     assert all(p["held_out"] == "true" for p in predictions)
+
+
+def test_five_models_stand_in_one_table_over_two_seeds(evaluated: Path) -> None:
+    found = {(r["model"], r["measure"]): r for r in rows(evaluated / "seeds.csv")}
+    assert list(found) == [(model, measure) for model in MODELS for measure in ("auroc", "auprc")]
+    for line in found.values():
+        values = [float(value) for value in line["values"].split()]
+        assert len(values) == int(line["seeds"]) == 2
+        assert float(line["mean"]) == pytest.approx(np.mean(values), abs=1e-6)
+        assert float(line["sd"]) == pytest.approx(np.std(values, ddof=1), abs=1e-6)
+    assert all(float(found[model, "auroc"]["mean"]) >= 0.9 for model in MODELS)
+
+
+def test_the_picked_map_of_the_transformer_finds_the_tumour_better_than_its_attention(evaluated: Path) -> None:
+    choice = json.loads((evaluated.parent / "explain" / "transmil" / "choice.json").read_text())
+    assert choice["aupc"][choice["method"]] < choice["random"]
+    auprc = defaultdict(list)
+    for row in rows(evaluated / "maps.csv"):
+        auprc[row["model"], row["method"]].append(float(row["auprc"]))
+    assert np.mean(auprc["transmil", choice["method"]]) > np.mean(auprc["transmil", "attention"])
+
+
+@pytest.mark.parametrize("model", ["abmil", "transmil"])
+def test_every_method_is_measured_on_the_annotated_slides(evaluated: Path, model: str) -> None:
+    found = {(r["method"], r["metric"]): r for r in rows(evaluated / "explanations.csv") if r["model"] == model}
+    methods = {method for method, _ in found}
+    assert {"attention", "instance", "lrp", "gradient_x_input", "integrated_gradients", "random"} <= methods
+    assert {int(found[method, "auprc"]["n_slides"]) for method in methods} == {12}
+    aupc = {method: float(found[method, "aupc_drop"]["value"]) for method in methods}
+    assert min(aupc, key=lambda name: aupc[name]) != "random"
+    assert all(float(found[method, "miou"]["value"]) > 0 for method in methods)
 
 
 def test_the_contribution_map_finds_the_annotated_tumour(evaluated: Path) -> None:

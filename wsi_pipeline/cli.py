@@ -73,6 +73,10 @@ def _run(config: Config, stages: tuple[str, ...], only: list[str] | None) -> Non
         for table in read_summary(project.folder.evaluate / "report.json"):
             Console().print(table)
     if "explanations" in stages:
+        from .evaluate.summary import read_explanations_summary
+
+        for table in read_explanations_summary(project.folder.evaluate / "explanations.csv"):
+            Console().print(table)
         console.print(f"measured   {project.folder.evaluate / 'explanations.md'}", highlight=False, soft_wrap=True)
     if "view" in stages and project.folder.report.exists():
         console.print(f"report     {project.folder.report}", highlight=False, soft_wrap=True, markup=False)
@@ -241,12 +245,13 @@ def demo(
 ) -> None:
     """Draw 24 slides and take them the whole way: minutes on a laptop, no download."""
     from .demo.study import demo_config, draw, places
-    from .pipeline import STAGES
+    from .pipeline import EXPLANATIONS, STAGES
 
+    stages = (*STAGES[:-1], EXPLANATIONS, STAGES[-1])  # the report shows what is measured
     console = _console()
     config = demo_config(out.resolve(), set_ or [])
     draw(out.resolve(), console)
-    _run(config, STAGES, None)
+    _run(config, stages, None)
     Console().print(*places(config), sep="\n", highlight=False, soft_wrap=True, markup=False)
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import ArtifactError
+from ..train.table import read_table
 
 NAMES = {
     "auroc": "AUROC",
@@ -40,6 +41,17 @@ NAMES = {
 }
 HEADLINES = ("auroc", "auprc", "balanced_accuracy", "mae", "r2", "concordance", "froc")
 MAP_MEANS = ("auprc", "base_rate", "lift")
+EXPLANATION_HEADLINES = {  # of wsi evaluate explanations; explanations.md has every measure
+    "aupc_drop": "AUPC ↓",
+    "gain_drop": "gain ↑",
+    "auprc": "AUPRC ↑",
+    "map": "mAP ↑",
+    "miou": "mIoU ↑",
+    "mf1": "mF1 ↑",
+    "pointing": "pointing ↑",
+    "redrawn": "redrawn → 0",
+    "seconds": "seconds ↓",
+}
 PICTURES = {  # what the report shows, in its order: file -> what it is
     "roc.png": "ROC curves",
     "pr.png": "Precision and recall",
@@ -48,6 +60,7 @@ PICTURES = {  # what the report shows, in its order: file -> what it is
     "risk_coverage.png": "Risk and coverage",
     "scatter.png": "Predicted and true values",
     "froc.png": "FROC curves",
+    "explanations.png": "Patch flipping",
 }
 _SENSITIVITY, _FROC_SENSITIVITY = "sensitivity_at_", "froc_sensitivity_at_"
 
@@ -79,6 +92,40 @@ def read_summary(path: Path) -> list[Table]:
         return summary_tables(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error!r}); delete it and run `wsi evaluate` again") from error
+
+
+def read_explanations_summary(path: Path) -> list[Table]:
+    """explanations.csv as a table a model, a line a method; none where it is not there."""
+    if not path.exists():
+        return []
+    header, rows = read_table(path)
+    lines = [dict(zip(header, row, strict=True)) for row in rows]
+    return [
+        _methods_table(name, [x for x in lines if x["model"] == name])
+        for name in dict.fromkeys(x["model"] for x in lines)
+    ]
+
+
+def _methods_table(model: str, lines: Sequence[Mapping[str, str]]) -> Table:
+    found = {(line["method"], line["metric"]): line for line in lines}
+    shown = [name for name in EXPLANATION_HEADLINES if any(metric == name for _, metric in found)]
+    slides = max(int(line["n_slides"]) for line in lines)
+    table = Table(
+        title=f"explanations of {model}: means over {slides} held-out slides, with 95 % intervals over patients"
+    )
+    for column in ("method", *(EXPLANATION_HEADLINES[name] for name in shown)):
+        table.add_column(column, overflow="fold")
+    for method in dict.fromkeys(line["method"] for line in lines):
+        cells = [found.get((method, name)) for name in shown]
+        table.add_row(*map(Text, (method, *(_interval_text(cell) for cell in cells))))
+    return table
+
+
+def _interval_text(line: Mapping[str, str] | None) -> str:
+    if line is None or not line["value"]:
+        return "–"
+    between = f" ({digits(float(line['low']))}–{digits(float(line['high']))})" if line["low"] else ""
+    return digits(float(line["value"])) + between
 
 
 def summary_tables(report: Mapping[str, Any]) -> list[Table]:
