@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsi_pipeline.aggregate import MILOutput, models
+from wsi_pipeline.aggregate import MILOutput, models, ppeg
 from wsi_pipeline.aggregate.sparse import entmax15, sparsemax
 from wsi_pipeline.aggregate.transmil import TransMIL
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain import Account, Accounting, explainers
 from wsi_pipeline.explain.differences import COMPLETE, HELD_ATTENTION
-from wsi_pipeline.explain.followed import NoRuleError, Way, _as_operator, follow, followed_logits
+from wsi_pipeline.explain.followed import NoRuleError, Way, as_operator, follow, followed_logits
 from wsi_pipeline.explain.target import contrast
 
 DIM = 6
@@ -161,8 +161,8 @@ OPERATORS: dict[str, tuple[Operator, list[tuple[int, ...]]]] = {
     "max": (lambda x: x.max(dim=1, keepdim=True).values, [(1, 1)]),
     "layer_norm": (lambda x: F.layer_norm(x, (5,), normal(5, seed=8), normal(5, seed=9)), [(2, 5)]),
     "softmax": (lambda x: x.softmax(1), [(2, 5)]),
-    "sparsemax": (_as_operator(sparsemax), [(2, 5)]),
-    "entmax15": (_as_operator(entmax15), [(2, 5)]),
+    "sparsemax": (as_operator(sparsemax), [(2, 5)]),
+    "entmax15": (as_operator(entmax15), [(2, 5)]),
     "scaled_dot_product_attention": (
         lambda v: F.scaled_dot_product_attention(normal(1, 2, 3, 4), normal(1, 2, 5, 4), v),
         [(1, 2, 5, 4)],
@@ -333,6 +333,16 @@ def test_attention_that_sees_no_patch_leaves_no_rest(name: str, options: dict[st
     assert found.unattributed.get("frozen attention", 0) == pytest.approx(0, abs=1e-12)
     assert found.scores.sum().item() == pytest.approx(change(model, features, xy, 1, "zero"), abs=1e-12)
     assert found.scores.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("baseline", ["zero", "mean"])
+def test_groups_of_channels_change_nothing(baseline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large raster is made a group of channels at a time, and again for the gradient."""
+    model, (features, xy) = build("transmil", position="grid"), bag(20)
+    whole = account(model, features, xy, baseline=baseline)
+    monkeypatch.setattr(ppeg, "RASTER_VALUES", 60)
+    grouped = account(model, features, xy, baseline=baseline)
+    torch.testing.assert_close(grouped.scores, whole.scores, rtol=0, atol=1e-12)
 
 
 def test_of_mean_pooling_a_score_is_a_patchs_own_change() -> None:

@@ -180,7 +180,7 @@ def sparse_weights_whole(model: nn.Module) -> Iterator[None]:
     own = [module.normalise for module in sparse]
     try:
         for module, normalise in zip(sparse, own, strict=True):
-            module.normalise = _as_operator(normalise)
+            module.normalise = as_operator(normalise)
         yield
     finally:
         for module, normalise in zip(sparse, own, strict=True):
@@ -192,7 +192,7 @@ def followed_logits(
 ) -> Followed:
     """The model's logits (C,) for the leaf ``features`` (N, D), with the way back that ``way`` gives them.
 
-    ``reference``: the bag (N, D) that it is compared with.
+    ``reference``: the bag (N, D) that it is compared with. ``model`` is frozen: a parameter is a constant.
     """
     with sparse_weights_whole(model):
         logits = model(follow(way, features, reference), xy).logits
@@ -264,7 +264,7 @@ def _refuse(call: Call, name: str) -> None:
         raise _no_rule(f"{call.name} in training")
 
 
-def _as_operator(function: Any) -> Any:
+def as_operator(function: Any) -> Any:
     """``function`` of one tensor, which a followed tensor meets as one operator."""
 
     def operator(tensor: Tensor) -> Tensor:
