@@ -254,9 +254,7 @@ class ExplainConfig(Section):
     options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="of methods, by name, e.g. {lime: {samples: 500}}"
     )
-    classes: tuple[str, ...] | None = Field(
-        None, description="default: the positive class of two, else the predicted one"
-    )
+    classes: tuple[str, ...] | None = Field(None, description="default: the positive of two, else the predicted one")
     device: str = "auto"
 
 
@@ -285,12 +283,8 @@ class EvaluateConfig(Section):
         None, description="method of explain whose maps are turned into detections for the FROC, e.g. instance"
     )
     froc_radius_um: Positive = Field(250.0, description="around a detection, no weaker one is kept")
-    tumour_classes: tuple[str, ...] | None = Field(
-        None, description="annotation classes that count; default: all but exclusions"
-    )
-    explained_models: tuple[str, ...] | None = Field(
-        None, description="explanations: only of these models; default: of all"
-    )
+    tumour_classes: tuple[str, ...] | None = Field(None, description="of annotations; default: all but exclusions")
+    explained_models: tuple[str, ...] | None = Field(None, description="explanations: of these models; default: all")
     explained_slides: Count | None = Field(
         None, description="explanations: of so many slides a model, annotated ones first; default: of all held out"
     )
