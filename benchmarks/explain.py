@@ -136,7 +136,7 @@ def disagreement(patches: int, dim: int) -> dict[str, float]:
         copies = whole[padding + 1 + patches :]
         folded[: len(copies)] += copies
         scores = torch.from_numpy(explainers.build(name)(model, features, xy, 1))
-        found[name] = float((scores - folded).abs().max() / folded.abs().max())
+        found[name] = float((scores - folded).abs().max() / folded.abs().max().clamp_min(1e-12))
     return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..types import Float64
-from .plots import _grid as panels_png
+from .plots import panels_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

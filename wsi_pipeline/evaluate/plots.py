@@ -106,7 +106,7 @@ def confusion_png(models: Sequence[Scored]) -> bytes:
         axes.set_ylabel("True")
         axes.set_title(model.model, fontsize="medium")
 
-    return _grid(models, draw)
+    return panels_png(models, draw)
 
 
 def reliability_png(models: Sequence[Scored], bins: int) -> bytes:
@@ -126,7 +126,7 @@ def reliability_png(models: Sequence[Scored], bins: int) -> bytes:
         axes.set_title(model.model, fontsize="medium")
         axes.legend(loc="upper left", fontsize="small")
 
-    return _grid(models, draw)
+    return panels_png(models, draw)
 
 
 def risk_coverage_png(models: Sequence[Scored]) -> bytes:
@@ -152,7 +152,7 @@ def scatter_png(models: Sequence[Scored]) -> bytes:
         axes.set(xlabel="True", ylabel="Predicted")
         axes.set_title(model.model, fontsize="medium")
 
-    return _grid(models, draw)
+    return panels_png(models, draw)
 
 
 def froc_png(curves: Sequence[tuple[str, Float64, Float64]]) -> bytes:
@@ -179,10 +179,10 @@ def _unit_square(draw: Callable[[Axes], None]) -> bytes:
 
 
 def _one(draw: Callable[[Axes], None]) -> bytes:
-    return _grid([None], lambda axes, _: draw(axes))
+    return panels_png([None], lambda axes, _: draw(axes))
 
 
-def _grid(panels: Sequence[_Panel], draw: Callable[[Axes, _Panel], None]) -> bytes:
+def panels_png(panels: Sequence[_Panel], draw: Callable[[Axes, _Panel], None]) -> bytes:
     """A PNG of ``panels`` side by side, three in a row at most."""
     from matplotlib import style
     from matplotlib.figure import Figure
