@@ -94,7 +94,7 @@ def logits_without(model: nn.Module, features: Tensor, xy: Tensor, k: int) -> Te
     "leave_one_out", paper="Early et al., ICLR 2022", unit="attribution", signed=True, class_specific=True
 )
 def leave_one_out(*, naive: bool = False) -> Explainer:
-    """How the class against the rest changes when a patch is left out; exact, in one pass for abmil, clam and mean.
+    """How the class against the rest changes when a patch is left out; exact and at once for abmil, clam, mean.
 
     ``naive``: other models, too, with a forward pass for each patch: hours for a large slide.
     """
