@@ -20,7 +20,7 @@ from wsi_pipeline.explain.choice import POINTS
 from wsi_pipeline.explain.choosing import Case, validation_scores
 from wsi_pipeline.explain.combine import agreement, consensus, faithful_weights
 from wsi_pipeline.explain.stage import run
-from wsi_pipeline.explain.uncertainty import entropy, reference_distance
+from wsi_pipeline.explain.uncertainty import entropy, reference_distance, reference_of
 from wsi_pipeline.project import Project, read_choice
 from wsi_pipeline.store import read_bag, read_explanations
 from wsi_pipeline.types import Explanation
@@ -127,7 +127,7 @@ def test_uncertainty_is_over_the_members_that_judge(house: House) -> None:
         for name in ["s0", "s1", "s2", "s3"]
     }
     seen = [torch.cat([features[f"s{1 - fold}"], features["s2"]]) for fold in range(2)]
-    expected = np.mean([reference_distance(features["s3"], known) for known in seen], axis=0)
+    expected = np.mean([reference_distance(features["s3"], reference_of(known)) for known in seen], axis=0)
     np.testing.assert_allclose(found(house, "distance", "s3").scores, expected, rtol=1e-5)
     assert found(house, "distance", "s3").unit == "distance"
 

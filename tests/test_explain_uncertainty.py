@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from wsi_pipeline.explain.uncertainty import NEAREST, entropy, reference_distance, sign_agreement, spread
+from wsi_pipeline.explain.uncertainty import NEAREST, entropy, reference_distance, reference_of, sign_agreement, spread
 
 
 def test_members_that_agree_have_no_spread() -> None:
@@ -30,7 +30,7 @@ def test_the_distance_is_that_of_a_plain_neighbour_search() -> None:
     generator = np.random.default_rng(0)
     reference = generator.normal(3, [1, 5, 0.2, 0], (200, 4))  # the last feature never changes
     patches = np.concatenate([generator.normal(3, [1, 5, 0.2, 0], (30, 4)), np.full((1, 4), 40.0)])
-    found = reference_distance(torch.from_numpy(patches), torch.from_numpy(reference))
+    found = reference_distance(torch.from_numpy(patches), reference_of(torch.from_numpy(reference)))
     deviation = reference.std(0, ddof=1)
     scale = np.where(deviation > 0, deviation, 1)
     search = NearestNeighbors().fit((reference - reference.mean(0)) / scale)
@@ -43,4 +43,4 @@ def test_the_distance_is_that_of_a_plain_neighbour_search() -> None:
 
 def test_training_seen_once_more_is_no_novelty() -> None:
     same = torch.ones(20, 3)
-    assert reference_distance(same, same).tolist() == [0.0] * 20
+    assert reference_distance(same, reference_of(same)).tolist() == [0.0] * 20

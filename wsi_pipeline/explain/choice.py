@@ -26,7 +26,7 @@ from . import explainers
 from .choosing import Case, choose, validation_scores
 
 CASES = 12  # slides that decide; a fold's validation slides are judged by its own model
-POINTS = 26  # of each flipping curve: steps of 4 %
+POINTS = 21  # of each flipping curve: steps of 5 %
 _RANDOM = "random"
 
 

@@ -156,8 +156,8 @@ def _scores(name: str, basis: Basis, maps: Sequence[Explanation], section: Expla
         bag = read_bag(basis.bag)
         if name == "distance":
             features = torch.from_numpy(bag.features).float()
-            known = [torch.from_numpy(read_reference(path)) for path in basis.references]
-            return np.mean([reference_distance(features, one) for one in known], axis=0), False
+            found = [reference_distance(features, read_reference(path)) for path in basis.references]
+            return np.mean(found, axis=0), False
         target = members[0][1].classes.index(maps[0].target)
         models = [module for module, _ in members]
         if name == "entropy":

@@ -101,7 +101,7 @@ def measure_slide(
                 redrawn=likeness(scores, subject.map(built[name], target, fresh)),
                 sensitivity=_sensitivity(subject, built[name], target, section),
                 cost=cost,
-                outlined=None if shown is None else subject.map(built[name], shown),
+                outlined=scores if shown == target else None if shown is None else subject.map(built[name], shown),
             )
             for name, (scores, cost) in maps.items()
         }

@@ -7,14 +7,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..engine import Job
 from ..files import Provenance, atomic_path, content_key, read_key, write_made
 from ..predict.members import card
 from ..project import Project
 from ..store import read_features
+from ..train.inference import cpu_threads
 from ..train.sampling import stream
-from ..types import Float32, Int64
+from ..types import Int64
+from .uncertainty import Reference, reference_of
 
 PATCHES = 4096  # of all training slides together; each gives as many
 
@@ -40,19 +43,21 @@ def reference_jobs(project: Project, members: Iterable[Path]) -> list[Job]:
 
 
 def write_reference(bags: Sequence[Path], output: Path, key: str) -> int:
-    """Write the sample (R, D), the same for the same slides; returns R."""
+    """Write the reference, the same for the same slides; returns R. Rows: mean, scale, then what is known."""
     most = -(-PATCHES // len(bags))
     sample = np.concatenate([read_features(path, partial(_some, most, path.stem)) for path in bags])
+    with cpu_threads(1):
+        reference = reference_of(torch.from_numpy(sample.astype(np.float32)))
     with atomic_path(output) as beside, beside.open("wb") as file:
-        np.save(file, sample, allow_pickle=False)
+        np.save(file, torch.vstack(reference).numpy(), allow_pickle=False)
     write_made(output, Provenance.of(key, "explain"))
     return len(sample)
 
 
-def read_reference(path: Path) -> Float32:
-    """The sample (R, D)."""
-    found: Float32 = np.load(path, allow_pickle=False).astype(np.float32)
-    return found
+def read_reference(path: Path) -> Reference:
+    """What ``write_reference`` wrote."""
+    rows = torch.from_numpy(np.load(path, allow_pickle=False))
+    return Reference(rows[0], rows[1], rows[2:])
 
 
 def _some(most: int, slide_id: str, patches: int) -> Int64:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from scipy.special import xlogy
@@ -35,20 +37,37 @@ def entropy(probabilities: Float64) -> Float64:
     return np.clip(share, 0.0, 1.0)
 
 
-def reference_distance(features: Tensor, reference: Tensor) -> Float32:
-    """How far each patch lies from what training has seen, (N, D) and (R, D) -> (N,); 1 is usual for training's own.
+class Reference(NamedTuple):
+    """What training has seen, in a unit of its own: there the usual distance of a patch to its neighbours is 1."""
 
-    Mean distance to the ``NEAREST`` nearest of the reference, each feature in units of its standard deviation there,
-    over the median of the same distance within the reference, where a patch is not its own neighbour. Sun et al.,
-    "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022, take the k-th nearest; a mean moves less
-    with one odd neighbour. R must be larger than ``NEAREST``.
+    mean: Tensor  # (D,)
+    scale: Tensor  # (D,)
+    known: Tensor  # (R, D) in that unit
+
+
+def reference_of(sample: Tensor) -> Reference:
+    """The reference that a sample (R, D) of training's patches is. R must be larger than ``NEAREST``.
+
+    Each feature is taken in units of its standard deviation. Usual is the median over the sample, in which a patch is
+    not its own neighbour.
     """
-    deviation, mean = torch.std_mean(reference, dim=0)
+    deviation, mean = torch.std_mean(sample, dim=0)
     scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-    known = (reference - mean) / scale  # (R, D)
+    known = (sample - mean) / scale  # (R, D)
     usual = torch.cat([_nearest(part, known, NEAREST + 1)[:, 1:] for part in known.split(_BLOCK)]).mean(1).quantile(0.5)
-    found = torch.cat([_nearest((part - mean) / scale, known, NEAREST) for part in features.split(_BLOCK)]).mean(1)
-    distance: Float32 = (found / usual.clamp_min(torch.finfo(found.dtype).tiny)).float().cpu().numpy()
+    unit = torch.where(usual > 0, usual, torch.ones_like(usual))
+    return Reference(mean, scale * unit, known / unit)
+
+
+def reference_distance(features: Tensor, reference: Reference) -> Float32:
+    """How far each patch (N, D) lies from what training has seen, (N,); 1 is usual for training's own.
+
+    Mean distance to the ``NEAREST`` nearest of the reference. Sun et al., "Out-of-Distribution Detection with Deep
+    Nearest Neighbors", ICML 2022, take the k-th nearest; a mean moves less with one odd neighbour.
+    """
+    parts = ((part - reference.mean) / reference.scale for part in features.split(_BLOCK))
+    found = torch.cat([_nearest(part, reference.known, NEAREST) for part in parts]).mean(1)
+    distance: Float32 = found.float().cpu().numpy()
     return distance
 
 
