@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -48,9 +49,8 @@ EXPLANATION_HEADLINES = {  # of wsi evaluate explanations; explanations.md has e
     "map": "mAP ↑",
     "miou": "mIoU ↑",
     "mf1": "mF1 ↑",
-    "pointing": "pointing ↑",
-    "redrawn": "redrawn → 0",
-    "seconds": "seconds ↓",
+    "pointing": "point ↑",
+    "redrawn": "redraw → 0",
 }
 PICTURES = {  # what the report shows, in its order: file -> what it is
     "roc.png": "ROC curves",
@@ -110,22 +110,15 @@ def _methods_table(model: str, lines: Sequence[Mapping[str, str]]) -> Table:
     found = {(line["method"], line["metric"]): line for line in lines}
     shown = [name for name in EXPLANATION_HEADLINES if any(metric == name for _, metric in found)]
     slides = max(int(line["n_slides"]) for line in lines)
-    table = Table(
-        title=f"explanations of {model}: means over {slides} held-out slides, with 95 % intervals over patients"
-    )
-    for column in ("method", *(EXPLANATION_HEADLINES[name] for name in shown)):
-        table.add_column(column, overflow="fold")
+    title = f"explanations of {model}: means over {slides} held-out slides; intervals in explanations.md"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for name in shown:
+        table.add_column(EXPLANATION_HEADLINES[name])
     for method in dict.fromkeys(line["method"] for line in lines):
-        cells = [found.get((method, name)) for name in shown]
-        table.add_row(*map(Text, (method, *(_interval_text(cell) for cell in cells))))
+        values = [found[method, name]["value"] if (method, name) in found else "" for name in shown]
+        table.add_row(*map(Text, (method, *(digits(float(value)) if value else "–" for value in values))))
     return table
-
-
-def _interval_text(line: Mapping[str, str] | None) -> str:
-    if line is None or not line["value"]:
-        return "–"
-    between = f" ({digits(float(line['low']))}–{digits(float(line['high']))})" if line["low"] else ""
-    return digits(float(line["value"])) + between
 
 
 def summary_tables(report: Mapping[str, Any]) -> list[Table]:
@@ -148,7 +141,8 @@ def _models_table(report: Mapping[str, Any]) -> Table:
     again = [name for name in HEADLINES if any(name == metric for _, metric in seeds)]
     count = max((len(one["values"]) for one in seeds.values()), default=0)
 
-    table = Table(title="held out: ensembles with 95 % intervals over patients" + ("; seeds ± sd" if seeds else ""))
+    title = "held out: ensembles with 95 % intervals over patients" + ("; seeds ± sd" if seeds else "")
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("model", overflow="fold")
     table.add_column("of", overflow="fold")
     for title in (*map(metric_name, names), *(f"{metric_name(name)}, {count} seeds" for name in again)):
@@ -156,7 +150,7 @@ def _models_table(report: Mapping[str, Any]) -> Table:
     for what, found in blocks:
         for model, said in found.items():
             metrics = said["metrics"] | (lesions.get(model, {}) if what == "slides" else {})
-            cells = [" ".join(measure_text(metrics.get(name))).strip() for name in names]
+            cells = [_two_lines(metrics.get(name)) for name in names]
             moved = [mean_sd(seeds.get((model, name)) if what == "slides" else None) for name in again]
             table.add_row(*map(Text, (model, f"{said[f'n_{what}']} {what}", *cells, *moved)))
         table.add_section()
@@ -164,13 +158,20 @@ def _models_table(report: Mapping[str, Any]) -> Table:
 
 
 def _maps_table(maps: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title="maps against the annotations: mean over the held-out slides that have one")
+    title = "maps against the annotations: mean over the held-out slides that have one"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("model", "method", "class", "slides", *map(metric_name, MAP_MEANS)):
         table.add_column(column, overflow="fold")
     for one in maps:
-        cells = [" ".join(measure_text(one[name])).strip() for name in MAP_MEANS]
+        cells = [_two_lines(one[name]) for name in MAP_MEANS]
         table.add_row(*map(Text, (one["model"], one["method"], one["target"], str(one["n_slides"]), *cells)))
     return table
+
+
+def _two_lines(measure: Mapping[str, Any] | None) -> str:
+    """A value and, in short, its interval below it."""
+    value, between = measure_text(measure)
+    return f"{value}\n{measure['low']:.2f}–{measure['high']:.2f}" if measure and between else value
 
 
 def mean_sd(over_seeds: Mapping[str, Any] | None) -> str:
