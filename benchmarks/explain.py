@@ -5,14 +5,16 @@
 
 Each figure is of a fresh process: the median time of ``--repeats`` calls, and the peak above what it held before them
 (imports, weights, features). ``materialised`` is the same method with whole attention maps, at 1,000 and 5,000 patches,
-where it still fits; its scores are compared with the streamed ones there.
-Features are random, fp32; patches lie on a full square. Linux only.
+where it still fits; its scores are compared with the streamed ones there. Features are random, fp32; patches lie on a
+full square. Linux only. Integrated gradients, LIME and KernelSHAP on TransMIL need an hour at 50,000 patches:
+``--limit`` says when a figure is given up.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -72,8 +74,8 @@ def measure_here(model_name: str, method: str, patches: int, dim: int, repeats: 
     return Cost(model_name, method, patches, statistics.median(seconds), peak - before, peak)
 
 
-def measure(model_name: str, method: str, patches: int, options: argparse.Namespace) -> Cost | None:
-    """In a process of its own; None where it fails or takes longer than ``--limit``."""
+def measure(model_name: str, method: str, patches: int, options: argparse.Namespace) -> Cost:
+    """In a process of its own; infinite where it takes longer than ``--limit``."""
     numbers = [f"--dim={options.dim}", f"--threads={options.threads}", f"--repeats={options.repeats}"]
     what = ["--models", model_name, "--methods", method, "--patches", str(patches)]
     try:
@@ -84,9 +86,8 @@ def measure(model_name: str, method: str, patches: int, options: argparse.Namesp
             text=True,
             timeout=options.limit,
         )
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        print(f"{model_name} {method} {patches}: {type(error).__name__}", file=sys.stderr)
-        return None
+    except subprocess.TimeoutExpired:
+        return Cost(model_name, method, patches, math.inf, math.nan, math.nan)
     return Cost(**json.loads(done.stdout))
 
 
@@ -115,7 +116,10 @@ def table(costs: Sequence[Cost]) -> str:
     for cost in costs:
         peer = streamed.get((cost.model, cost.method.removeprefix(MATERIALISED), cost.patches))
         ratio = "–"
-        if peer is not None and peer is not cost:
+        if math.isinf(cost.seconds):
+            lines.append(f"| {cost.model} | {cost.method} | {cost.patches:,} | over the limit | – | – |")
+            continue
+        if peer is not None and peer is not cost and math.isfinite(peer.seconds):
             ratio = f"{cost.seconds / peer.seconds:.1f}, {cost.extra_gb / max(peer.extra_gb, 1e-3):.1f}"
         lines.append(
             f"| {cost.model} | {cost.method} | {cost.patches:,} | {cost.seconds:.2f} | {cost.extra_gb:.2f} | {ratio} |"
@@ -157,9 +161,9 @@ def main() -> None:
         found = measure_here(options.models[0], options.methods[0], options.patches[0], options.dim, options.repeats)
         print(json.dumps(asdict(found)))
         return
-    costs = [cost for plan in plans(options) if (cost := measure(*plan, options)) is not None]
+    costs = [measure(*plan, options) for plan in plans(options)]
     machine = f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}"
-    print(f"{machine}; fp32, {options.dim} features a patch\n\n{table(costs)}")
+    print(f"{machine}; fp32, {options.dim} features a patch; limit {options.limit:g} s\n\n{table(costs)}")
     if "transmil" in options.models:
         apart = ", ".join(f"{name} {error:.1e}" for name, error in disagreement(1000, options.dim).items())
         print(f"\nStreamed and materialised scores of 1,000 patches, apart by (of the largest score): {apart}.")
