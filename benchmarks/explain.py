@@ -1,7 +1,7 @@
 """What a map costs each method on this CPU: seconds and memory, on AB-MIL and TransMIL.
 
     python benchmarks/explain.py                                     # every method, 1,000 to 50,000 patches
-    python benchmarks/explain.py --methods rollout lrp --models transmil --patches 50000 --repeats 1
+    python benchmarks/explain.py --methods rollout integrated_gradients,steps=4 --models transmil --patches 50000
 
 Each figure is of a fresh process: the median time of ``--repeats`` calls, and the peak above what it held before them
 (imports, weights, features). ``materialised`` is the same method with whole attention maps, at 1,000 and 5,000 patches,
@@ -25,11 +25,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from mil import bag, build, resident_gb
 from torch import Tensor, nn
 
 from wsi_pipeline.engine import cores
-from wsi_pipeline.explain import explainers
+from wsi_pipeline.explain import Explainer, explainers
 
 MODELS = ("abmil", "transmil")
 PEER_PATCHES = (1000, 5000)
@@ -55,8 +56,14 @@ def call_of(method: str, model: nn.Module, features: Tensor, xy: Tensor) -> Call
 
         explain = WHOLE[method.removeprefix(MATERIALISED)]
         return lambda: explain(model, features, xy, 1)  # type: ignore[arg-type]
-    explainer = explainers.build(method)
+    explainer = explainer_of(method)
     return lambda: explainer(model, features, xy, 1)
+
+
+def explainer_of(spec: str) -> Explainer:
+    """A method from "name" or "name,option=value,…"."""
+    name, *options = spec.split(",")
+    return explainers.build(name, **{k: yaml.safe_load(v) for k, _, v in (o.partition("=") for o in options)})
 
 
 def measure_here(model_name: str, method: str, patches: int, dim: int, repeats: int) -> Cost:
@@ -96,9 +103,9 @@ def plans(options: argparse.Namespace) -> list[tuple[str, str, int]]:
     planned = []
     for model_name in options.models:
         model = build(model_name, options.dim)
-        methods = [m for m in options.methods or explainers.names() if explainers.build(m).fits(model) is None]
+        methods = [m for m in options.methods or explainers.names() if explainer_of(m).fits(model) is None]
         planned += [(model_name, method, patches) for patches in options.patches for method in methods]
-        if model_name == "transmil":
+        if model_name == "transmil" and options.peers:
             from materialised import MATERIALISED as WHOLE
 
             peers = [method for method in methods if method in WHOLE]
@@ -153,6 +160,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--limit", type=float, default=600, help="seconds a figure may take")
+    parser.add_argument("--no-peers", dest="peers", action="store_false", help="leave the materialised forms out")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -164,7 +172,7 @@ def main() -> None:
     costs = [measure(*plan, options) for plan in plans(options)]
     machine = f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}"
     print(f"{machine}; fp32, {options.dim} features a patch; limit {options.limit:g} s\n\n{table(costs)}")
-    if "transmil" in options.models:
+    if "transmil" in options.models and options.peers:
         apart = ", ".join(f"{name} {error:.1e}" for name, error in disagreement(1000, options.dim).items())
         print(f"\nStreamed and materialised scores of 1,000 patches, apart by (of the largest score): {apart}.")
     if options.json:
