@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wsi_pipeline.train.threshold import best_threshold
@@ -21,6 +21,7 @@ def balanced_accuracy(truth: list[bool], scores: list[float], threshold: float) 
 
 
 @given(slides)
+@example([(False, 1.0), (True, 0.0)])
 def test_no_other_threshold_is_better_and_no_equal_midpoint_is_nearer_to_one_half(
     drawn: list[tuple[bool, float]],
 ) -> None:
@@ -30,7 +31,7 @@ def test_no_other_threshold_is_better_and_no_equal_midpoint_is_nearer_to_one_hal
         assert chosen == 0.5
         return
     best = balanced_accuracy(truth, scores, chosen)
-    for step in range(1001):
+    for step in range(1, 1001):  # at 0 every slide is positive: no threshold between scores
         assert balanced_accuracy(truth, scores, step / 1000) <= best + 1e-12
     values = sorted({0.0, 1.0, *scores})
     for low, high in pairwise(values):
