@@ -163,6 +163,13 @@ def test_one_more_map_is_one_more_file_and_a_new_one_follows_what_it_rests_on(ho
     assert "abmil/consensus/s0" not in made
 
 
+def test_a_map_that_can_no_longer_be_made_does_not_stay(house: House) -> None:
+    house.run(methods=["contribution", "attention"], maps=["agreement"])
+    assert house.path("abmil", "agreement", "s0").exists()
+    house.run(methods=["contribution"], maps=["agreement"])
+    assert not house.path("abmil", "agreement", "s0").exists()
+
+
 def test_a_slide_that_cannot_be_explained_has_no_such_map_either(house: House) -> None:
     features = np.ones((5, 6))
     features[3, 2] = np.nan

@@ -20,7 +20,7 @@ import torch
 from ..config import ExplainConfig
 from ..embed.device import pick_device
 from ..engine import Job
-from ..files import Provenance, content_key, read_key
+from ..files import Provenance, content_key, discard, read_key
 from ..predict.members import card, load_members
 from ..project import AUTO, Project, read_choice
 from ..store import read_bag, read_explanations, write_explanations
@@ -31,7 +31,7 @@ from . import explainers
 from .alone import logits_alone
 from .combine import agreement, consensus, faithful_weights
 from .frozen import frozen
-from .reference import read_reference, reference_job
+from .reference import read_reference
 from .uncertainty import entropy, reference_distance, sign_agreement, spread
 
 _log = logging.getLogger("wsi_pipeline")
@@ -56,10 +56,12 @@ def derived_jobs(
     slides: Sequence[SlideRow],
     methods: Mapping[str, Sequence[str]],
     jury: Mapping[tuple[str, str], Sequence[Path]],
+    references: Mapping[Path, Path],
 ) -> list[Job]:
     """A job for each model, map of ``explain.maps`` and slide; of a map that cannot be made, one line says why not.
 
     ``methods``: those that explain each model. ``jury``: the members that judge, by model and patient.
+    ``references``: what members have seen, as far as it is at hand.
     """
     section, folder = project.config.explain, project.folder
     jobs: list[Job] = []
@@ -68,7 +70,6 @@ def derived_jobs(
         ordered, weights = _ordered(project, label, names)
         for slide in slides:
             members = tuple(jury[label, slide.patient_id])
-            known = [reference_job(project, member) for member in members] if "distance" in section.maps else []
             paths = [folder.explanation(label, name, slide.slide_id) for name in ordered]
             basis = Basis(
                 bag=folder.bag(slide.slide_id),
@@ -76,13 +77,15 @@ def derived_jobs(
                 label=label,
                 maps=tuple(path for path in paths if path.exists()),
                 weights=weights,
-                references=tuple(job.output for job in known if job) if all(known) else (),
+                references=tuple(references[m] for m in members) if set(members) <= references.keys() else (),
             )
             for name in section.maps:
+                output = folder.explanation(label, name, slide.slide_id)
                 if why := _lack(name, basis):
                     missing[f"{label} has no map {name!r}, {why}"] += 1
+                    discard(output)  # what an earlier call could make
                 else:
-                    jobs.append(_job(name, basis, section, folder.explanation(label, name, slide.slide_id)))
+                    jobs.append(_job(name, basis, section, output))
     for line, count in missing.items():
         _log.warning("%s (%d slides)", line, count)
     return jobs

@@ -22,24 +22,25 @@ from .uncertainty import Reference, reference_of
 PATCHES = 4096  # of all training slides together; each gives as many
 
 
-def reference_job(project: Project, member: Path) -> Job | None:
-    """The job that samples the slides ``member`` was trained on; members of one fold share it.
+def reference_jobs(project: Project, members: Iterable[Path]) -> dict[Path, Job]:
+    """Member -> the job that samples the slides it was trained on; members of one fold share it.
 
-    None where their bags are not in this run folder, as of a model from elsewhere.
+    Without those whose training slides are not in this run folder, as of a model from elsewhere.
     """
-    seen = card(member).trained.get("seen_slides", ())
-    bags = [path for path in map(project.folder.bag, seen) if path.exists()]
-    if not seen or len(bags) < len(seen):
+    seen = {member: tuple(card(member).trained.get("seen_slides", ())) for member in sorted(members)}
+    jobs = {slides: job for slides in set(seen.values()) if (job := _job(project, slides))}
+    return {member: jobs[slides] for member, slides in seen.items() if slides in jobs}
+
+
+def _job(project: Project, slides: Sequence[str]) -> Job | None:
+    bags = [path for path in map(project.folder.bag, slides) if path.exists()]
+    if not slides or len(bags) < len(slides):
         return None
-    key = content_key(stage="explain", part="reference", slides=seen, bags=[read_key(path) for path in bags], n=PATCHES)
-    output = project.folder.reference(content_key(slides=seen)[:16])
+    key = content_key(
+        stage="explain", part="reference", slides=slides, bags=[read_key(path) for path in bags], n=PATCHES
+    )
+    output = project.folder.reference(content_key(slides=slides)[:16])
     return Job(f"reference {output.stem}", output, key, write_reference, (bags, output, key))
-
-
-def reference_jobs(project: Project, members: Iterable[Path]) -> list[Job]:
-    """The jobs of all ``members`` whose training slides are at hand, each once."""
-    jobs = [job for member in sorted(members) if (job := reference_job(project, member))]
-    return list({job.output: job for job in jobs}.values())
 
 
 def write_reference(bags: Sequence[Path], output: Path, key: str) -> int:

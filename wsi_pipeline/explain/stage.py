@@ -48,19 +48,19 @@ def run(project: Project, engine: Engine) -> None:
         for label, folders in members.items()
         for patient in patients
     }
-    engine.run(
-        "explain",
-        [
-            _job(project, slide, label, method, jury[label, slide.patient_id])
-            for label in members
-            for method in fitting[label]
-            for slide in slides
-        ],
-    )
+    jobs = []
+    for label in members:
+        for method in fitting[label]:
+            measured = _measured(project, label, method)
+            jobs += [_job(project, slide, label, method, jury[label, slide.patient_id], measured) for slide in slides]
+    engine.run("explain", jobs)
     if section.maps:
+        sampled: dict[Path, Job] = {}
         if "distance" in section.maps:
-            engine.run("explain", reference_jobs(project, {member for panel in jury.values() for member in panel}))
-        engine.run("explain", derived_jobs(project, slides, fitting, jury))
+            sampled = reference_jobs(project, {member for panel in jury.values() for member in panel})
+            engine.run("explain", list({job.output: job for job in sampled.values()}.values()))
+        references = {member: job.output for member, job in sampled.items()}
+        engine.run("explain", derived_jobs(project, slides, fitting, jury, references))
 
 
 def _choice_job(project: Project, label: str, folders: Sequence[Path], kinds: Sequence[nn.Module]) -> Job:
@@ -117,7 +117,14 @@ def _offer(models: Mapping[str, Sequence[nn.Module]]) -> list[str]:
     return [name for name, explainer in built.items() if not all(misfit(explainer, m) for m in models.values())]
 
 
-def _job(project: Project, slide: SlideRow, label: str, method: str, folders: Sequence[Path]) -> Job:
+def _job(
+    project: Project,
+    slide: SlideRow,
+    label: str,
+    method: str,
+    folders: Sequence[Path],
+    measured: Mapping[str, object],
+) -> Job:
     section = project.config.explain
     bag = project.folder.bag(slide.slide_id)
     output = project.folder.explanation(label, method, slide.slide_id)
@@ -129,10 +136,10 @@ def _job(project: Project, slide: SlideRow, label: str, method: str, folders: Se
         "model": label,
         "members": [_identity(folder) for folder in folders],
         "upstream": read_key(bag),
-        **_measured(project, label, method),
+        **measured,
     }
     provenance = Provenance.of(content_key(stage="explain", **facts), "explain", **facts)
-    arguments = (bag, tuple(folders), label, method, section, output, provenance, _measured(project, label, method))
+    arguments = (bag, tuple(folders), label, method, section, output, provenance, measured)
     return Job(slide.slide_id, output, provenance.key, explain_slide, arguments)
 
 
