@@ -70,6 +70,7 @@ def measure_here(model_name: str, method: str, patches: int, dim: int, repeats: 
     """In this process, which should be a fresh one."""
     model, (features, xy) = build(model_name, dim).eval(), bag(patches, dim)
     call = call_of(method, model, features, xy)
+    warm_up(model, dim)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
     before = resident_gb("VmRSS")
     seconds = []
@@ -79,6 +80,14 @@ def measure_here(model_name: str, method: str, patches: int, dim: int, repeats: 
         seconds.append(time.perf_counter() - begin)
     peak = resident_gb("VmHWM")
     return Cost(model_name, method, patches, statistics.median(seconds), peak - before, peak)
+
+
+def warm_up(model: nn.Module, dim: int) -> None:
+    """What a process does once: threads, kernels, the backward pass."""
+    features, xy = bag(300, dim)
+    logits: Tensor = model(features.requires_grad_(), xy).logits
+    logits.sum().backward()
+    model.zero_grad()
 
 
 def measure(model_name: str, method: str, patches: int, options: argparse.Namespace) -> Cost:
