@@ -70,9 +70,9 @@ def measure_here(model_name: str, method: str, patches: int, dim: int, repeats: 
     """In this process, which should be a fresh one."""
     model, (features, xy) = build(model_name, dim).eval(), bag(patches, dim)
     call = call_of(method, model, features, xy)
-    warm_up(model, dim)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
     before = resident_gb("VmRSS")
+    warm_up(model, dim)
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()
