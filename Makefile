@@ -37,7 +37,7 @@ check: lint test  ## what CI runs
 # Resolved for a CPU build of torch (UV_FIND_LINKS: a folder with one), so that no driver package is locked.
 lock: setup  ## resolve requirements.lock anew
 	$(BIN)/python -m pip install --quiet uv
-	printf '%s\n' $(patsubst torch==%,torch==%+cpu,$(TORCH)) | $(BIN)/uv pip compile pyproject.toml --extra dev --extra studies --extra tensorboard --constraint - \
+	printf '%s\n' $(patsubst torch==%,torch==%+cpu,$(TORCH)) | $(BIN)/uv pip compile pyproject.toml --extra dev --extra hpc --extra studies --extra tensorboard --constraint - \
 		--generate-hashes --universal --python-version 3.11 --no-emit-package torch --no-emit-package torchvision \
 		--index-strategy unsafe-best-match --no-emit-find-links --no-header --no-annotate --quiet --upgrade --output-file requirements.lock
 
