@@ -75,6 +75,13 @@ class Forward:
                 f"{self._batch} patches at once do not fit into the memory of {self.device}; use a smaller embed.batch"
             ) from error
 
+    def buffer(self, shape: tuple[int, ...]) -> UInt8:
+        """An array for a batch; where the device is a GPU, in memory that it can copy from by itself."""
+        if self.device.type != "cuda":
+            return np.empty(shape, np.uint8)
+        array: UInt8 = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        return array
+
     def prepare(self, pixels: Tensor) -> Tensor:
         """uint8 (B, s, s, 3) -> the encoder's input (B, 3, side, side): resized where s is not its side, normalised."""
         x = pixels.permute(0, 3, 1, 2).float()  # (B, 3, s, s)
@@ -94,7 +101,8 @@ class Forward:
     def _sent(self, pixels: UInt8) -> Tensor:
         tensor = torch.from_numpy(pixels)
         if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
+            pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+            return pinned.to(self.device, non_blocking=True)
         return tensor.to(self._prepared_on)
 
     def _fetched(self, features: Tensor) -> Pending:

@@ -16,14 +16,14 @@ from ..engine import Engine, Job, cores
 from ..errors import ArtifactError, SlideError
 from ..files import Provenance, content_key, read_key
 from ..project import Project
-from ..read import open_slide, patch_level, read_patch
+from ..read import open_slide, read_batches
 from ..store import BagWriter, read_grid
 from ..types import PatchGrid, Slide, SlideRow
 from . import encoders, imported
 from .device import pick_device
 from .forward import Forward
 from .identity import identity, recommended_mpp
-from .stream import Read, stored, stream
+from .stream import stored, stream
 
 _MPP_TOLERANCE = 0.1
 _log = logging.getLogger("wsi_pipeline")
@@ -76,24 +76,42 @@ def embed_slide(
         "resized_to_px": None if forward.encoder.side_px == grid.side_px else forward.encoder.side_px,
     }
     with open_slide(row.path, read, row.mpp) as slide:
-        return write_bag(bag_path, slide, grid, forward, embed, Provenance.of(key, "embed", **facts))
+        provenance = Provenance.of(key, "embed", reader=slide.reader, **facts)
+        return write_bag(bag_path, slide, grid, forward, embed, provenance, read.scaling)
 
 
 def write_bag(
-    path: Path, slide: Slide, grid: PatchGrid, forward: Forward, embed: EmbedConfig, provenance: Provenance
+    path: Path,
+    slide: Slide,
+    grid: PatchGrid,
+    forward: Forward,
+    embed: EmbedConfig,
+    provenance: Provenance,
+    scaling: str = "exact",
 ) -> int:
-    """Encode the patches of ``grid`` and write them as a bag; how many could be read.
+    """Encode the patches of ``grid`` and write them as a bag; how many could be read. ``scaling``: see ``ReadConfig``.
 
     Raises ``SlideError`` where none could, or where a feature is no finite number.
     """
-    threads = (embed.threads or cores()) if forward.device.type == "cpu" else 1
-    batches = stream(
-        grid, _reader(slide, grid), forward, batch=embed.batch, threads=threads, read_threads=embed.read_threads
+    on_cpu = forward.device.type == "cpu"
+    batches = read_batches(
+        slide,
+        grid,
+        batch=embed.batch,
+        threads=embed.read_threads or (2 if on_cpu else cores()),
+        scaling=scaling,
+        tile_mb=embed.tile_mb,
+        allocate=forward.buffer,
     )
+    encoded = stream(batches, forward, (embed.threads or cores()) if on_cpu else 1)
     readable = np.zeros(len(grid), bool)
     start = 0
-    with BagWriter(path, grid, forward.encoder.dim, embed.dtype) as bag, contextlib.closing(batches):
-        for mask, features in batches:
+    with (
+        BagWriter(path, grid, forward.encoder.dim, embed.dtype) as bag,
+        contextlib.closing(batches),
+        contextlib.closing(encoded),
+    ):
+        for mask, features in encoded:
             stop = start + len(mask)
             readable[start:stop] = mask
             if mask.any():
@@ -103,11 +121,6 @@ def write_bag(
             raise SlideError(f"{slide.path}: none of its {len(grid)} patches can be read; the file is damaged")
         bag.finish(readable, forward.encoder.name, forward.encoder.weights_digest, provenance)
     return int(readable.sum())
-
-
-def _reader(slide: Slide, grid: PatchGrid) -> Read:
-    level = patch_level(slide, grid)
-    return lambda xy_px0: read_patch(slide, xy_px0, grid.side_px0, grid.side_px, level)
 
 
 @functools.lru_cache(maxsize=1)
