@@ -118,13 +118,14 @@ class TileLevel:
             raise self._damaged(tile, "the file ends before it")
         try:
             data = self.file.read_behind(self.head, offset, count)
-            if data is None:
-                raise self._damaged(tile, "no picture begins there")
+        except OSError as error:
+            raise SlideError(f"{self.file.path} can no longer be read ({error}); is its disk still there?") from error
+        if data is None:
+            raise self._damaged(tile, "no picture begins there")
+        try:
             decoded = simplejpeg.decode_jpeg(
                 data, "RGB", fastdct=False, fastupsample=False, min_height=len(out), min_width=out.shape[1], buffer=out
             )
-        except OSError as error:
-            raise SlideError(f"{self.file.path} can no longer be read ({error}); is its disk still there?") from error
         except ValueError as error:
             raise self._damaged(tile, " ".join(str(error).split())) from error
         if decoded.shape != out.shape:
