@@ -9,6 +9,7 @@ At a level whose downsample is no whole number OpenSlide moves the stored pixels
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,8 @@ def jpeg_tiff(path: Path) -> Backend:
 def _pages(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
     """(width, height) -> what is needed of each directory of JPEG tiles; the first of a size counts."""
     found: dict[tuple[int, int], dict[str, Any]] = {}
+    log = logging.getLogger("tifffile")  # what it would say of damage is said once, by the reason
+    before, log.disabled = log.disabled, True
     try:
         with TiffFile(path) as tiff:
             if len(tiff.pages) > _MOST_PAGES:
@@ -106,6 +109,8 @@ def _pages(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
                     found.setdefault((page.imagewidth, page.imagelength), _facts(page))
     except _DAMAGE as error:
         raise SlideError(f"its directories are damaged ({' '.join(str(error).split())})") from error
+    finally:
+        log.disabled = before
     return {size: facts for size, facts in found.items() if facts}
 
 
