@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi_pipeline.embed import encoders, torchvision_guard  # noqa: F401
+from wsi_pipeline.embed.layouts import timm_names as phikon_names
 from wsi_pipeline.embed.lite0 import timm_names as lite0_names
-from wsi_pipeline.embed.phikon import timm_names as phikon_names
 from wsi_pipeline.embed.presets import PRESETS, Preset, build_network
 from wsi_pipeline.embed.state import load_state, read_state
 from wsi_pipeline.embed.tokens import pooled

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from . import Colour, Encoder, encoders
-from .phikon import timm_names
+from .layouts import timm_names
 from .state import State, frozen, load_state, read_state, seeded
 from .tokens import pooled
 from .weights import HubFile, Source, digest, locate
