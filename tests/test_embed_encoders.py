@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi_pipeline.embed import encoders, torchvision_guard  # noqa: F401
-from wsi_pipeline.embed.layouts import timm_names as phikon_names
 from wsi_pipeline.embed.lite0 import timm_names as lite0_names
-from wsi_pipeline.embed.presets import PRESETS, Preset, build_network
-from wsi_pipeline.embed.state import load_state, read_state
-from wsi_pipeline.embed.tokens import pooled
+from wsi_pipeline.embed.state import read_state
 from wsi_pipeline.errors import ConfigError, UnknownNameError
 
 
@@ -192,114 +189,3 @@ def test_what_timm_cannot_build_is_said_in_one_line(
         encoders.build(name, None, False, **options)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-# --- presets of the hub --------------------------------------------------------------------------------------
-
-PARAMETERS = {  # as their model cards or papers count them, millions
-    "uni": 303,
-    "uni2-h": 681,
-    "virchow": 631,
-    "virchow2": 631,
-    "h-optimus-0": 1135,
-    "h-optimus-1": 1135,
-    "gigapath": 1135,
-    "phikon-v2": 303,
-}
-
-
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.name)
-def test_a_preset_is_the_published_network(preset: Preset) -> None:
-    """On torch's meta device, where a billion parameters take no memory."""
-    with torch.device("meta"):
-        network = build_network(preset)
-        features: Tensor = pooled(network, preset.pool, preset.name).eval()(torch.zeros(2, 3, 224, 224))
-    assert features.shape == (2, preset.dim)
-    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == PARAMETERS[preset.name]
-    # load_state can only fill what a state_dict names
-    assert {name for name, _ in network.named_buffers()} <= set(network.state_dict())
-
-
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.name)
-def test_a_preset_says_what_a_lab_must_know(preset: Preset) -> None:
-    entry = encoders.entry(preset.name)
-    assert entry.summary == preset.summary
-    for fact in ("hub", "licence", "paper", "source"):
-        assert entry.info[fact]
-    assert entry.info["gated"] is (preset.name != "phikon-v2")
-    assert entry.info["recommended_mpp"] == 0.5
-    assert entry.options == {"pool": preset.pool}
-
-
-# --- Phikon-v2's names ---------------------------------------------------------------------------------------
-
-
-def transformers_state(depth: int, dim: int, tokens: int) -> dict[str, Tensor]:
-    """Random tensors under the names of transformers' Dinov2Model, patches of 16 px."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator) * 0.2
-
-    state = {
-        "embeddings.cls_token": draw(1, 1, dim),
-        "embeddings.mask_token": draw(1, dim),
-        "embeddings.position_embeddings": draw(1, tokens, dim),
-        "embeddings.patch_embeddings.projection.weight": draw(dim, 3, 16, 16),
-        "embeddings.patch_embeddings.projection.bias": draw(dim),
-        "layernorm.weight": draw(dim),
-        "layernorm.bias": draw(dim),
-    }
-    for i in range(depth):
-        block = f"encoder.layer.{i}"
-        for name in ("attention.attention.query", "attention.attention.key", "attention.attention.value"):
-            state |= {f"{block}.{name}.weight": draw(dim, dim), f"{block}.{name}.bias": draw(dim)}
-        state |= {f"{block}.attention.output.dense.weight": draw(dim, dim)}
-        state |= {f"{block}.attention.output.dense.bias": draw(dim)}
-        state |= {f"{block}.mlp.fc1.weight": draw(4 * dim, dim), f"{block}.mlp.fc1.bias": draw(4 * dim)}
-        state |= {f"{block}.mlp.fc2.weight": draw(dim, 4 * dim), f"{block}.mlp.fc2.bias": draw(dim)}
-        for name in ("norm1", "norm2"):
-            state |= {f"{block}.{name}.weight": draw(dim), f"{block}.{name}.bias": draw(dim)}
-        state |= {f"{block}.layer_scale1.lambda1": draw(dim), f"{block}.layer_scale2.lambda1": draw(dim)}
-    return state
-
-
-def reference_dinov2(x: Tensor, w: dict[str, Tensor], depth: int, heads: int) -> Tensor:
-    """A plain pre-norm vision transformer with layer scale, under transformers' names: (B, 3, s, s) -> (B, T, dim)."""
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        return functional.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        return functional.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
-
-    def split(x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # (B, heads, T, dim / heads)
-
-    projection = "embeddings.patch_embeddings.projection"
-    x = functional.conv2d(x, w[f"{projection}.weight"], w[f"{projection}.bias"], stride=16).flatten(2).transpose(1, 2)
-    x = torch.cat([w["embeddings.cls_token"].expand(len(x), -1, -1), x], dim=1) + w["embeddings.position_embeddings"]
-    for i in range(depth):
-        block = f"encoder.layer.{i}"
-        y = norm(x, f"{block}.norm1")
-        q, k, v = (split(linear(y, f"{block}.attention.attention.{n}")) for n in ("query", "key", "value"))
-        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
-        y = (weights @ v).transpose(1, 2).flatten(2)
-        x = x + linear(y, f"{block}.attention.output.dense") * w[f"{block}.layer_scale1.lambda1"]
-        y = linear(functional.gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
-        x = x + y * w[f"{block}.layer_scale2.lambda1"]
-    return norm(x, "layernorm")
-
-
-def test_phikon_v2_is_the_network_of_its_names() -> None:
-    import timm
-
-    state = transformers_state(depth=2, dim=32, tokens=5)
-    (preset,) = (p for p in PRESETS if p.name == "phikon-v2")
-    small = {**preset.arguments, "img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
-    network = timm.create_model(preset.architecture, **small).eval()
-    load_state(network, phikon_names(state), Path("phikon"))
-    x = patches(2, 32)
-    with torch.inference_mode():
-        expected = reference_dinov2(x, state, depth=2, heads=2)[:, 0]
-        torch.testing.assert_close(pooled(network, "cls", "phikon-v2")(x), expected, atol=1e-5, rtol=1e-5)
