@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..predict.members import load_members, predicted_class
 from ..predict.voices import whole_bag
 from ..train.inference import bag_tensors, cpu_threads
 from ..train.sampling import entropy, stream
-from ..types import Float64, PatchGrid
+from ..types import Float64, PatchGrid, Unit
 from . import Explainer, explainers
 from .combine import spearman
 from .cost import Cost, measured
@@ -37,7 +37,8 @@ class MethodMeasures:
     redrawn: float  # likeness of the redrawn model's map; NaN: not measured
     sensitivity: float  # NaN: not measured
     cost: Cost | None  # of the map, over all members
-    outlined: Float64 | None  # (N,) the map of the class that was outlined
+    unit: Unit | None  # of its scores; None: random ones
+    maps: Mapping[str, Float64]  # class -> (N,), of the classes that were asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +73,11 @@ def measure_slide(
     methods: Sequence[str],
     explain: ExplainConfig,
     section: EvaluateConfig,
-    outlined: str | None,
+    shown: Collection[str],
 ) -> SlideMeasures:
     """Flipping, sanity and cost of ``methods``, of the class that the ensemble predicts.
 
-    ``outlined``: the class that an annotation of the slide shows; then the maps of that class come, too.
+    ``shown``: the classes whose maps come, too: those that an annotation of the slide can tell of.
     """
     device = pick_device(explain.device)
     bag = whole_bag(bag_path)
@@ -88,7 +89,7 @@ def measure_slide(
         models, cards = [module for module, _ in members], [of_model for _, of_model in members]
         subject = Subject(models, cards, features.float(), xy, device, bag.grid.slide_id)
         target = predicted_class(members, bag, str(device))
-        shown = None if outlined is None else cards[0].classes.index(outlined)
+        classes = cards[0].classes
         built = {name: explainers.build(name, **explain.options.get(name, {})) for name in methods}
         maps = {name: measured(partial(subject.map, e, target), device) for name, e in built.items()}
         _check({name: scores for name, (scores, _) in maps.items()}, subject.name)
@@ -101,15 +102,14 @@ def measure_slide(
                 redrawn=likeness(scores, subject.map(built[name], target, fresh)),
                 sensitivity=_sensitivity(subject, built[name], target, section),
                 cost=cost,
-                outlined=scores if shown == target else None if shown is None else subject.map(built[name], shown),
+                unit=built[name].unit,
+                maps={c: scores if c == classes[target] else subject.map(built[name], classes.index(c)) for c in shown},
             )
             for name, (scores, cost) in maps.items()
         }
     nan = float("nan")
-    found[RANDOM] = MethodMeasures(flips[RANDOM], nan, nan, None, None if shown is None else chance)
-    return SlideMeasures(
-        bag.grid, cards[0].classes[target], found, spearman([*(scores for scores, _ in maps.values()), chance])
-    )
+    found[RANDOM] = MethodMeasures(flips[RANDOM], nan, nan, None, None, dict.fromkeys(shown, chance))
+    return SlideMeasures(bag.grid, classes[target], found, spearman([*(scores for scores, _ in maps.values()), chance]))
 
 
 def _check(maps: Mapping[str, Float64], slide_id: str) -> None:

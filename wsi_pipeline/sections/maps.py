@@ -56,7 +56,9 @@ class EvaluateConfig(Section):
     )
     bins: Count = Field(15, description="bins of the calibration error and the reliability diagram")
     froc: str | None = Field(
-        None, description="method of explain whose maps are turned into detections for the FROC, e.g. instance"
+        None,
+        description="method of explain whose maps are turned into detections for the FROC, e.g. instance; "
+        "`wsi evaluate explanations` has that of every method",
     )
     froc_radius_um: Positive = Field(250.0, description="around a detection, no weaker one is kept")
     tumour_classes: tuple[str, ...] | None = Field(None, description="of annotations; default: all but exclusions")
