@@ -166,7 +166,7 @@ class House:
             "out": "run",
             "aggregate": {"models": choices},
             "explain": {"methods": METHODS},
-            "evaluate": {"bootstrap": 40, "flips": 11, "perturbations": 2},
+            "evaluate": {"bootstrap": 40, "flips": 11, "removals": 5, "perturbations": 2},
         }
         (root / "config.yaml").write_text(yaml.safe_dump(settings))
 
@@ -303,6 +303,14 @@ def test_the_table_holds_means_over_slides_with_intervals_over_patients(finished
     assert float(rows["abmil", "attention", "seconds"]["value"]) > 0
     assert ("abmil", "random", "seconds") not in rows
     assert -1 <= float(rows["abmil", "attention", "redrawn"]["value"]) <= 1
+
+
+def test_infidelity_is_of_attributions_alone(finished: House) -> None:
+    rows = {(r["model"], r["method"], r["metric"]): r for r in finished.rows("explanations.csv")}
+    assert {method for _, method, metric in rows if metric == "infidelity"} == {"contribution"}
+    assert 0 < float(rows["abmil", "contribution", "infidelity"]["value"]) < 1
+    for name, expected in (("attention", None), ("instance", None), ("random", None)):
+        assert finished.slide("abmil", "s0")["methods"][name]["infidelity"] is expected
 
 
 def test_localisation_rows_rest_on_the_outlined_slides(finished: House) -> None:
@@ -469,10 +477,10 @@ def test_what_changes_is_made_again_and_nothing_else(house: House) -> None:
 
 
 def test_replacing_and_perturbing_can_be_left_out(house: House) -> None:
-    house.measure("evaluate.replace=null", "evaluate.perturbations=0")
+    house.measure("evaluate.replace=null", "evaluate.removals=0", "evaluate.perturbations=0")
     metrics = {row["metric"] for row in house.rows("explanations.csv")}
     assert "aupc_drop" in metrics
-    assert not metrics & {"aupc_replace", "sensitivity"}
+    assert not metrics & {"aupc_replace", "infidelity", "sensitivity"}
 
 
 def test_fewer_slides_and_models_can_be_measured_annotated_ones_first(tmp_path: Path) -> None:

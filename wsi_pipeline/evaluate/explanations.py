@@ -90,7 +90,7 @@ def _job(
     froc = annotated and cards[0].task == "classification" and len(cards[0].classes) == 2
     told = [section.tumour_classes, digest_or_none(slide.annotation)]
     facts = {
-        "config": {name: getattr(section, name) for name in ("flips", "replace", "perturbations", "seed")},
+        "config": {name: getattr(section, name) for name in ("flips", "replace", "removals", "perturbations", "seed")},
         "methods": {name: explain.options.get(name, {}) for name in methods},
         "device": explain.device,
         "model": label,

@@ -79,7 +79,7 @@ def markdown(models: Sequence[ModelTable], lines: Sequence[Line]) -> str:
 
 
 _GROUPS = {
-    "Faithfulness": [name for name in METRICS if name.endswith(("_drop", "_replace"))],
+    "Faithfulness": [*(name for name in METRICS if name.endswith(("_drop", "_replace"))), "infidelity"],
     "Against the annotations": [*POOLED, *OF_OVERLAP, "dice", "froc"],
     "Sanity and cost": ["redrawn", "sensitivity", "seconds", "peak_mb"],
 }
@@ -88,6 +88,8 @@ _PREFACE = [
     "",
     "- AUPC: mean probability of the predicted class while patches go, the most relevant first; insertion: the same as",
     "  they come (the least relevant go first); gain: insertion less AUPC. Replaced: by the mean of the bag.",
+    "- Infidelity: how far scores of a square are from adding up to what the answer loses when it is replaced by the",
+    "  mean of the bag; 0: not at all, 1: as far as a map of zeros. Of attributions, at their best scale.",
     "- Pixel accuracy and mIoU: of the map cut at its own mean, counts over all slides. Dice: at the threshold that is",
     "  best on the other patients.",
     "- FROC: of the last of two classes, over its slides with lesions and the normal ones; mean share of the lesions",

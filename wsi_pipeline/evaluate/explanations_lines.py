@@ -40,6 +40,7 @@ METRICS = {
     "least_replace": Metric("insertion, replaced", "↑"),
     "gain_replace": Metric("gain, replaced", "↑"),
     "contrast_replace": Metric("AUPC of the logit, replaced", "↓"),
+    "infidelity": Metric("infidelity", "↓"),
     "pixel_accuracy": Metric("pixel accuracy", "↑"),
     "miou": Metric("mIoU", "↑"),
     "map": Metric("mAP", "↑"),
@@ -216,7 +217,7 @@ def _method_table(
     if outlined:
         curves = np.array([against[i]["dice"] for i in outlined])
         values["dice"][outlined] = dice_of_others(curves, [patients[i] for i in outlined])
-    for metric in ("redrawn", "sensitivity"):
+    for metric in ("infidelity", "redrawn", "sensitivity"):
         values[metric] = np.array([one[metric] for one in slides], np.float64)
     for metric in ("seconds", "peak_mb"):
         values[metric] = np.array([(one["cost"] or {}).get(metric) for one in slides], np.float64)

@@ -129,8 +129,8 @@ def _method(one: MethodMeasures) -> dict[str, object]:
         for way, flips in one.flips.items()
     }
     cost = None if one.cost is None else {"seconds": one.cost.seconds, "peak_mb": one.cost.peak_bytes / 2**20}
-    sanity = {"redrawn": _number(one.redrawn), "sensitivity": _number(one.sensitivity)}
-    return {"unit": one.unit, "flips": curves, **sanity, "cost": cost}
+    numbers = {name: _number(getattr(one, name)) for name in ("infidelity", "redrawn", "sensitivity")}
+    return {"unit": one.unit, "flips": curves, **numbers, "cost": cost}
 
 
 def _exact(values: Float32) -> list[float]:

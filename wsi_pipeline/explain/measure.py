@@ -24,6 +24,7 @@ from . import Explainer, explainers
 from .combine import spearman
 from .cost import Cost, measured
 from .faithfulness import Flipping, ask, flipping, mean_scores
+from .infidelity import Removals, infidelity, removals, squares
 from .sanity import likeness, max_sensitivity, redrawn
 
 RANDOM = "random"  # scores that know nothing: the floor of every measure
@@ -34,6 +35,7 @@ class MethodMeasures:
     """One method on one slide."""
 
     flips: Mapping[str, Flipping]  # "drop", "replace"
+    infidelity: float  # NaN: not measured, or no attribution
     redrawn: float  # likeness of the redrawn model's map; NaN: not measured
     sensitivity: float  # NaN: not measured
     cost: Cost | None  # of the map, over all members
@@ -95,10 +97,11 @@ def measure_slide(
         _check({name: scores for name, (scores, _) in maps.items()}, subject.name)
         chance = stream(RANDOM, section.seed, subject.name).random(len(bag.grid))
         flips = _flips(subject, {**{n: s for n, (s, _) in maps.items()}, RANDOM: chance}, target, section)
-        fresh = _redrawn(subject, section)
+        removed, fresh = _removals(subject, target, section), _redrawn(subject, section)
         found = {
             name: MethodMeasures(
                 flips=flips[name],
+                infidelity=_infidelity(removed, built[name], scores),
                 redrawn=likeness(scores, subject.map(built[name], target, fresh)),
                 sensitivity=_sensitivity(subject, built[name], target, section),
                 cost=cost,
@@ -108,7 +111,7 @@ def measure_slide(
             for name, (scores, cost) in maps.items()
         }
     nan = float("nan")
-    found[RANDOM] = MethodMeasures(flips[RANDOM], nan, nan, None, None, dict.fromkeys(shown, chance))
+    found[RANDOM] = MethodMeasures(flips[RANDOM], nan, nan, nan, None, None, dict.fromkeys(shown, chance))
     return SlideMeasures(bag.grid, classes[target], found, spearman([*(scores for scores, _ in maps.values()), chance]))
 
 
@@ -133,6 +136,17 @@ def _flips(
         for name, scores in maps.items():
             found[name][way] = flipping(asked, scores, target, points=section.flips, task=task)
     return found
+
+
+def _removals(subject: Subject, target: int, section: EvaluateConfig) -> Removals | None:
+    if not section.removals:
+        return None
+    gone = squares(subject.xy.cpu().numpy(), section.removals, stream("infidelity", section.seed, subject.name))
+    return removals(ask(subject.models, subject.features, subject.xy, subject.features.mean(0)), gone, target)
+
+
+def _infidelity(removed: Removals | None, explainer: Explainer, scores: Float64) -> float:
+    return infidelity(removed, scores) if removed and explainer.unit == "attribution" else float("nan")
 
 
 def _redrawn(subject: Subject, section: EvaluateConfig) -> list[nn.Module]:
