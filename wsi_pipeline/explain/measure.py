@@ -21,13 +21,12 @@ from ..train.inference import bag_tensors, cpu_threads
 from ..train.sampling import entropy, stream
 from ..types import Float64, PatchGrid, Unit
 from . import Explainer, explainers
+from .chance import RANDOM, chance
 from .combine import spearman
 from .cost import Cost, measured
 from .faithfulness import Flipping, ask, flipping, mean_scores
 from .infidelity import Removals, infidelity, removals, squares
 from .sanity import likeness, max_sensitivity, redrawn
-
-RANDOM = "random"  # scores that know nothing: the floor of every measure
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +94,8 @@ def measure_slide(
         built = {name: explainers.build(name, **explain.options.get(name, {})) for name in methods}
         maps = {name: measured(partial(subject.map, e, target), device) for name, e in built.items()}
         _check({name: scores for name, (scores, _) in maps.items()}, subject.name)
-        chance = stream(RANDOM, section.seed, subject.name).random(len(bag.grid))
-        flips = _flips(subject, {**{n: s for n, (s, _) in maps.items()}, RANDOM: chance}, target, section)
+        blind = chance(len(bag.grid), section.seed, subject.name)
+        flips = _flips(subject, {**{n: s for n, (s, _) in maps.items()}, RANDOM: blind}, target, section)
         removed, fresh = _removals(subject, target, section), _redrawn(subject, section)
         found = {
             name: MethodMeasures(
@@ -111,8 +110,8 @@ def measure_slide(
             for name, (scores, cost) in maps.items()
         }
     nan = float("nan")
-    found[RANDOM] = MethodMeasures(flips[RANDOM], nan, nan, nan, None, None, dict.fromkeys(shown, chance))
-    return SlideMeasures(bag.grid, classes[target], found, spearman([*(scores for scores, _ in maps.values()), chance]))
+    found[RANDOM] = MethodMeasures(flips[RANDOM], nan, nan, nan, None, None, dict.fromkeys(shown, blind))
+    return SlideMeasures(bag.grid, classes[target], found, spearman([*(scores for scores, _ in maps.values()), blind]))
 
 
 def _check(maps: Mapping[str, Float64], slide_id: str) -> None:
