@@ -25,6 +25,7 @@ import torch
 from wsi_pipeline.config import EmbedConfig, ReadConfig
 from wsi_pipeline.demo import draw_slide
 from wsi_pipeline.embed import encoders
+from wsi_pipeline.embed.ahead import Patches
 from wsi_pipeline.embed.device import pick_device
 from wsi_pipeline.embed.forward import Forward, one_thread
 from wsi_pipeline.embed.stage import write_bag
@@ -55,6 +56,12 @@ def forward_alone(forward: Forward, batches: list[UInt8], threads: int) -> None:
     with ThreadPoolExecutor(threads, initializer=one_thread) as pool:
         for pending in list(pool.map(forward, batches)):
             pending.result()
+
+
+def end_to_end(path: Path, slide: Slide, grid: PatchGrid, forward: Forward, embed: EmbedConfig) -> None:
+    """What the embed stage does with one open slide."""
+    patches = Patches.of(slide, grid, forward, embed)
+    write_bag(path, patches, forward, embed, Provenance.of("benchmark", "embed"))
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -97,13 +104,12 @@ def main() -> None:
         with open_slide(path, ReadConfig()) as slide:
             grid = whole_grid(slide, encoder.side_px, encoder.recommended_mpp)
             batches = in_memory(slide, grid, embed.batch)
-            provenance = Provenance.of("benchmark", "embed")
             output = Path(folder) / "bag.h5"
             forward_alone(forward, batches, threads)  # warm
             alone, whole = [], []
             for _ in range(options.repeats):
                 alone.append(len(grid) / seconds(lambda: forward_alone(forward, batches, threads)))
-                whole.append(len(grid) / seconds(lambda: write_bag(output, slide, grid, forward, embed, provenance)))
+                whole.append(len(grid) / seconds(lambda: end_to_end(output, slide, grid, forward, embed)))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     a, w = statistics.median(alone), statistics.median(whole)
     print("| encoder | device | precision | batch | patches | end to end, patches/s | forward alone | ratio |")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -18,13 +18,14 @@ from torch import nn
 
 from wsi_pipeline.config import EmbedConfig
 from wsi_pipeline.embed import Encoder
+from wsi_pipeline.embed.ahead import Patches
 from wsi_pipeline.embed.forward import Forward, Pending
 from wsi_pipeline.embed.stage import write_bag
 from wsi_pipeline.embed.state import seeded
 from wsi_pipeline.embed.stream import encoding_ahead, stored, stream
 from wsi_pipeline.errors import ConfigError, RegionError, SlideError
 from wsi_pipeline.files import Provenance
-from wsi_pipeline.read import Batch, read_batches
+from wsi_pipeline.read import Batches, read_batches
 from wsi_pipeline.read.batches import batches_ahead
 from wsi_pipeline.store import read_bag
 from wsi_pipeline.types import Box, Float32, PatchGrid, UInt8
@@ -106,7 +107,7 @@ class ScriptedSlide(MemorySlide):
         return self.script(xy_px0)
 
 
-def patches_of(slide: MemorySlide, threads: int = 2) -> Generator[Batch, None, None]:
+def patches_of(slide: MemorySlide, threads: int = 2) -> Batches:
     return read_batches(slide, grid_of(slide), batch=4, threads=threads)
 
 
@@ -153,7 +154,8 @@ def no_features(pixels: UInt8) -> Pending:
 def embed(slide: MemorySlide, folder: Path, settings: EmbedConfig, encoder: Encoder | None = None) -> Path:
     path = folder / "bag.h5"
     forward = Forward(encoder or make_encoder(), CPU, settings)
-    write_bag(path, slide, grid_of(slide), forward, settings, PROVENANCE)
+    with Patches.of(slide, grid_of(slide), forward, settings) as patches:
+        write_bag(path, patches, forward, settings, PROVENANCE)
     return path
 
 
@@ -250,9 +252,9 @@ def test_memory_follows_the_threads_and_not_the_slide(threads: int, read_threads
 
 
 def test_closing_early_stops_the_threads() -> None:
+    before = threading.active_count()
     patches = patches_of(make_slide(columns=40))
     features = stream(patches, no_features, threads=2)
-    before = threading.active_count()
     next(features)
     assert threading.active_count() > before
     features.close()

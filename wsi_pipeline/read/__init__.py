@@ -6,7 +6,7 @@ are plug-ins (see ``slide.Backend``); the first that opens the file reads it, un
 
 from __future__ import annotations
 
-from .batches import Batch, read_batches
+from .batches import Batch, Batches, read_batches
 from .overview import Overview, read_overview
 from .patches import patch_level, read_patch
 from .slide import Backend, open_slide, readers
@@ -14,6 +14,7 @@ from .slide import Backend, open_slide, readers
 __all__ = [
     "Backend",
     "Batch",
+    "Batches",
     "Overview",
     "open_slide",
     "patch_level",

@@ -6,13 +6,12 @@ the memory changes a pixel.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -42,6 +41,52 @@ class _Source(Protocol):
         ...
 
 
+class Batches:
+    """An iterator over a grid's patches, batch by batch, that begins to read as soon as it is made.
+
+    Close it to stop its threads early. At most ``batches_ahead(batch, threads)`` batches are begun and not given
+    back. A patch whose pixels raise ``RegionError`` is left out.
+    """
+
+    def __init__(
+        self, grid: PatchGrid, batch: int, threads: int, allocate: Allocate, source: Callable[[Executor], _Source]
+    ) -> None:
+        self._grid, self._batch, self._allocate = grid, batch, allocate
+        self._ahead = batches_ahead(batch, threads)
+        self._pool = ThreadPoolExecutor(threads)
+        self._source = source(self._pool)
+        self._starts = iter(range(0, len(grid), batch))
+        self._waiting: deque[tuple[UInt8, list[Future[list[bool]]]]] = deque()
+        self._read_ahead()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch: which of its n patches are readable (n,), and their pixels (m, s, s, 3)."""
+        if not self._waiting:
+            self.close()
+            raise StopIteration
+        pixels, chunks = self._waiting[0]
+        readable = np.array([one for chunk in chunks for one in chunk.result()], bool)
+        self._waiting.popleft()
+        self._read_ahead()
+        return Batch(readable, pixels if readable.all() else pixels[readable])
+
+    def close(self) -> None:
+        """Stop the threads. They stop by themselves at the end."""
+        self._waiting.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read_ahead(self) -> None:
+        while len(self._waiting) < self._ahead and (start := next(self._starts, None)) is not None:
+            rows = range(start, min(start + self._batch, len(self._grid)))
+            pixels = self._allocate((len(rows), self._grid.side_px, self._grid.side_px, 3))  # (n, s, s, 3)
+            chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+            done = [self._source.submit(c, pixels[c.start - start : c.stop - start]) for c in chunks]
+            self._waiting.append((pixels, done))
+
+
 def read_batches(
     slide: Slide,
     grid: PatchGrid,
@@ -51,42 +96,23 @@ def read_batches(
     scaling: str = "exact",
     tile_mb: int = 512,
     allocate: Allocate = lambda shape: np.empty(shape, np.uint8),
-) -> Generator[Batch, None, None]:
-    """For each ``batch`` consecutive patches of ``grid``: which are readable (n,), and their pixels (m, s, s, 3).
+) -> Batches:
+    """All patches of ``grid``, ``batch`` at a time, in its order.
 
-    At most ``batches_ahead(batch, threads)`` batches are begun and not given back. A patch whose pixels raise
-    ``RegionError`` is left out. ``scaling``: see ``ReadConfig``. ``tile_mb``: decoded tiles that are kept, in
-    megabytes; with fewer than a row of patches needs, tiles are decoded again. ``allocate`` makes each batch's
-    array. Close the iterator to stop the threads early.
+    ``scaling``: see ``ReadConfig``. ``tile_mb``: decoded tiles that are kept, in megabytes; with fewer than a row of
+    patches needs, tiles are decoded again. ``allocate`` makes each batch's array.
     """
-    ahead = batches_ahead(batch, threads)
-    waiting: deque[tuple[UInt8, list[Future[list[bool]]]]] = deque()
-    with _pool(threads) as pool:
-        source = _source(slide, grid, scaling, tile_mb, pool)
-        for start in range(0, len(grid), batch):
-            rows = range(start, min(start + batch, len(grid)))
-            pixels = allocate((len(rows), grid.side_px, grid.side_px, 3))  # (n, s, s, 3)
-            chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
-            waiting.append((pixels, [source.submit(c, pixels[c.start - start : c.stop - start]) for c in chunks]))
-            if len(waiting) == ahead:
-                yield _batch(*waiting.popleft())
-        while waiting:
-            yield _batch(*waiting.popleft())
+    tiles = patch_tiles(slide, grid, scaling)
+
+    def source(pool: Executor) -> _Source:
+        return _Plain(slide, grid, pool) if tiles is None else _Tiled(tiles, grid, pool, tile_mb)
+
+    return Batches(grid, batch, threads, allocate, source)
 
 
 def batches_ahead(batch: int, threads: int) -> int:
     """The most batches that are being read at once: enough to give every thread two chunks of patches."""
     return 1 + -(-2 * threads * _CHUNK // batch)
-
-
-def _batch(pixels: UInt8, chunks: list[Future[list[bool]]]) -> Batch:
-    readable = np.array([one for chunk in chunks for one in chunk.result()], bool)
-    return Batch(readable, pixels if readable.all() else pixels[readable])
-
-
-def _source(slide: Slide, grid: PatchGrid, scaling: str, tile_mb: int, pool: ThreadPoolExecutor) -> _Source:
-    tiles = patch_tiles(slide, grid, scaling)
-    return _Plain(slide, grid, pool) if tiles is None else _Tiled(tiles, grid, pool, tile_mb)
 
 
 @dataclass(frozen=True)
@@ -95,7 +121,7 @@ class _Plain:
 
     slide: Slide
     grid: PatchGrid
-    pool: ThreadPoolExecutor
+    pool: Executor
 
     def submit(self, rows: range, pixels: UInt8) -> Future[list[bool]]:
         return self.pool.submit(self._read, rows, pixels, patch_level(self.slide, self.grid))
@@ -135,7 +161,7 @@ class _Tiled:
     always has work that waits for nothing.
     """
 
-    def __init__(self, level: TileLevel, grid: PatchGrid, pool: ThreadPoolExecutor, tile_mb: int) -> None:
+    def __init__(self, level: TileLevel, grid: PatchGrid, pool: Executor, tile_mb: int) -> None:
         self._level, self._grid, self._pool = level, grid, pool
         self._shape = (level.tile[1], level.tile[0], 3)
         self._most = max(1, tile_mb * 2**20 // int(np.prod(self._shape)))
@@ -218,12 +244,3 @@ def _check(errors: Sequence[BaseException | None]) -> None:
     for error in errors:
         if error is not None:
             raise error
-
-
-@contextlib.contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
