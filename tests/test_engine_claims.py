@@ -12,20 +12,22 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from wsi_pipeline.engine import claims
 from wsi_pipeline.engine.claims import Claim, Holder, claim_path, read, sweep_claims, take, void
+from wsi_pipeline.files import machine
 
 
 def path_in(folder: Path) -> Path:
     return claim_path(folder, folder / "tile" / "a.h5")
 
 
-def left_by(path: Path, lease_s: float = 60, trace: str = "", **changes: object) -> Path:
+def left_by(path: Path, lease_s: float = 60, trace: str = "", **changes: Any) -> Path:
     """A claim that nobody touches any more."""
-    holder = replace(Holder.me("another run", lease_s), **changes)  # type: ignore[arg-type]
+    holder = replace(Holder.me("another run", lease_s), **changes)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(holder)) + "\n" + trace)
     return path
@@ -51,7 +53,7 @@ def test_a_claim_stands_beside_no_result_and_goes_with_its_end(tmp_path: Path) -
     assert isinstance(claim, Claim)
     with claim:
         assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.h5")] == [".claims/tile/a.h5"]
-        assert str(take(path, "another run", 60)) == f"process {os.getpid()} on {claims.machine()}"
+        assert str(take(path, "another run", 60)) == f"process {os.getpid()} on {machine()}"
     assert not path.exists()
     sweep_claims(tmp_path, "this run", 60)
     assert list(tmp_path.iterdir()) == []
@@ -97,7 +99,7 @@ def test_one_of_many_takes_over_what_is_void(tmp_path: Path, turn: int) -> None:
         ({"run": "this run"}, False),  # whose worker was lost
     ],
 )
-def test_who_is_gone_binds_nobody(tmp_path: Path, changes: dict[str, object], binds: bool) -> None:
+def test_who_is_gone_binds_nobody(tmp_path: Path, changes: dict[str, Any], binds: bool) -> None:
     assert got(left_by(path_in(tmp_path), **changes)) is not binds
 
 

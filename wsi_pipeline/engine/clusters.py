@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from distributed import Client, Scheduler
 
 GPU = "GPU"  # the Dask resource that stages with a device ask for
+_OF_CLUSTER = {"silence_logs", "scheduler_options", "shared_temp_directory", "security", "protocol"}  # and not of a job
 _CLASSES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster"}
 
 
@@ -67,7 +68,12 @@ def local(config: EngineConfig) -> Client:
     workers = {
         number: {"cls": Nanny, "options": {**common, **_worker_options(plan)}} for number, plan in enumerate(plans)
     }
-    options = {"host": "127.0.0.1", "dashboard": False, "allowed_failures": config.retries}
+    options = {
+        "host": "127.0.0.1",
+        "dashboard": False,
+        "dashboard_address": "127.0.0.1:0",  # any free port; the default one may be another run's
+        "allowed_failures": config.retries,
+    }
     scheduler = {"cls": Scheduler, "options": options}
     try:
         with dask.config.set(settings):
@@ -112,16 +118,21 @@ def queued(config: EngineConfig, root: Path) -> Client:
     except ModuleNotFoundError as error:
         raise EngineError("engine.queue needs dask-jobqueue; pip install 'wsi-pipeline[hpc]'") from error
     options = queue_options(config, root)
-    try:
-        cluster = getattr(dask_jobqueue, _CLASSES[config.queue])(**options)
+    kind = getattr(dask_jobqueue, _CLASSES[config.queue])
+    try:  # one job on trial, as a cluster that cannot be built cannot be thrown away quietly either
+        kind.job_cls("tcp://host:1", name="trial", **{k: v for k, v in options.items() if k not in _OF_CLUSTER})
+        cluster = kind(**options)
     except (TypeError, ValueError, RuntimeError, OSError) as error:
         raise EngineError(f"engine.queue_options: {one_line(error)}") from error
+    number = config.workers or 1
     try:
-        cluster.scale(jobs=config.workers or 1)
-        cluster.sync(cluster._correct_state)  # the jobs are submitted; what the queue refuses is said here
+        for _ in range(number):  # as ``cluster.scale``, which does not say what the queue refuses
+            cluster.worker_spec.update(cluster.new_worker_spec())
+        cluster.sync(cluster._correct_state)
     except (ValueError, RuntimeError, OSError) as error:
-        cluster.close(timeout=10)
+        _close(cluster, 10)
         raise EngineError(f"{config.queue} takes no job: {one_line(error)}") from error
+    cluster.adapt(minimum_jobs=number, maximum_jobs=number)  # for one whose time is up, another
     return Client(cluster, set_as_default=False)
 
 
@@ -172,8 +183,7 @@ def disconnect(client: Client, at_once: bool) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         client.close(timeout=seconds)
     if cluster is not None:
-        with contextlib.suppress(OSError, RuntimeError):
-            cluster.close(timeout=seconds)
+        _close(cluster, seconds)
 
 
 def _kill(worker: Any) -> None:
@@ -183,3 +193,13 @@ def _kill(worker: Any) -> None:
         worker.close_gracefully()
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def _close(cluster: Any, seconds: float) -> None:
+    from distributed import Status
+
+    for worker in cluster._created:
+        if hasattr(worker, "job_id"):  # of a queue: it is cancelled, but never says that it is closed
+            worker.status = Status.closing
+    with contextlib.suppress(OSError, RuntimeError):
+        cluster.close(timeout=seconds)
