@@ -7,7 +7,7 @@ OUT ?= demo
 TORCH := torch==2.13.0 torchvision==0.28.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup demo test check lint clean lock
+.PHONY: help setup demo test faults check lint clean lock
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
 
@@ -26,6 +26,9 @@ demo: setup  ## draw slides and take them the whole way into ./demo (OUT=…)
 
 test: setup  ## every test
 	$(BIN)/python -m pytest
+
+faults: setup  ## runs killed at random moments, in every stage: a quarter of an hour, and its figures
+	WSI_FAULTS=full $(BIN)/python -m pytest tests/faults
 
 lint: setup  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ HOMES = {
     "zarr": {"heatmap", "view"},
     "dask": {"engine", "heatmap"},
     "distributed": {"engine"},
+    "dask_jobqueue": {"engine"},
     "sklearn": {"train", "evaluate"},
     "matplotlib": {"evaluate", "view"},
     "skimage": {"tile", "demo"},

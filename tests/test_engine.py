@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from wsi_pipeline.config import EngineConfig
 from wsi_pipeline.engine import Engine, Job, Result, Silent
+from wsi_pipeline.engine.claims import Claim, Holder, claim_path, take
 from wsi_pipeline.errors import ConfigError, EngineError, SlideError, WsiError
-from wsi_pipeline.files import Provenance, write_made, write_text
+from wsi_pipeline.files import Provenance, atomic_path, write_made, write_text
 from wsi_pipeline.types import SlideRow
 
 
@@ -33,13 +43,58 @@ def needs_user(path: Path, key: str) -> int:
 
 
 def dies(path: Path, key: str) -> int:
+    note(path)
     os._exit(1)
+
+
+def dies_twice(path: Path, key: str) -> int:
+    if note(path) < 3:
+        os._exit(1)
+    return good(path, key)
+
+
+def hangs(path: Path, key: str) -> int:
+    """In native code that never gives the interpreter back."""
+    note(path)
+    with atomic_path(path) as beside:
+        beside.write_text("half")
+        ctypes.PyDLL(None).pause()
+    return 0
+
+
+def slow(path: Path, key: str) -> int:
+    note(path)
+    time.sleep(1.5)
+    return good(path, key)
+
+
+def good_but(path: Path, key: str) -> int:
+    good(path, key)
+    raise SlideError("the other run was faster")
+
+
+def note(path: Path) -> int:
+    """Note that ``path`` was tried; how often by now."""
+    tries = path.parent.parent / "tries" / path.name
+    tries.parent.mkdir(exist_ok=True)
+    with tries.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return len(tries.read_text().splitlines())
+
+
+def tries(out: Path, name: str) -> list[str]:
+    """The processes that tried a job."""
+    return (out / "tries" / f"{name}.txt").read_text().splitlines()
 
 
 class Watch(Silent):
     def __init__(self) -> None:
         self.results: list[tuple[str, Result]] = []
         self.current = 0
+        self.said: list[str] = []
+
+    def waiting(self, stage: str, why: str) -> None:
+        self.said.append(why)
 
     def started(self, stage: str, total: int, current: int) -> None:
         self.current += current
@@ -105,6 +160,123 @@ def test_a_worker_that_dies_costs_its_slide_only(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "tile").glob("*.txt")) == ["a.txt", "c.txt"]
 
 
+@pytest.mark.parametrize(("retries", "lost"), [(1, True), (2, False)])
+def test_a_slide_whose_worker_died_is_tried_again_as_often_as_the_config_says(
+    tmp_path: Path, retries: int, lost: bool
+) -> None:
+    config = EngineConfig(kind="local", workers=2, retries=retries)
+    with Engine(config, tmp_path) as engine:
+        engine.run("tile", jobs(tmp_path, "k", a=good, b=dies_twice))
+    assert [f.error for f in engine.failures] == ["WorkerLost"] * lost
+    assert (tmp_path / "tile" / "b.txt").exists() is not lost
+    assert len(set(tries(tmp_path, "b"))) == retries + 1, "each time in a new process"
+    assert not (tmp_path / ".claims").exists()
+
+
+@pytest.mark.parametrize(("kind", "retries"), [("serial", 2), ("local", 0)])
+def test_a_slide_that_hangs_in_native_code_costs_its_time_and_no_more(tmp_path: Path, kind: str, retries: int) -> None:
+    config = EngineConfig.model_validate({"kind": kind, "workers": 2, "slide_timeout_s": 1, "retries": retries})
+    with Engine(config, tmp_path) as engine:
+        engine.run("tile", jobs(tmp_path, "k", a=good, b=hangs, c=good))
+    (failure,) = engine.failures
+    assert (failure.slide_id, failure.error) == ("b", "Timeout")
+    assert failure.message == "not done in 1 s (engine.slide_timeout_s)"
+    assert 'test_engine.py", line' in (tmp_path / "failures" / "tile-b.txt").read_text(), "it says where it hung"
+    assert len(tries(tmp_path, "b")) == 1, "it would hang again"
+    assert sorted(p.name for p in (tmp_path / "tile").glob("*.txt")) == ["a.txt", "c.txt"]
+    assert list(tmp_path.rglob(".writing-*")) == []
+    with Engine(EngineConfig(), tmp_path) as engine:
+        engine.run("tile", jobs(tmp_path, "k", b=good))
+    assert engine.failures == [], "another run tries again"
+
+
+def test_what_is_no_slide_may_take_longer(tmp_path: Path) -> None:
+    config = EngineConfig(slide_timeout_s=0.5)
+    with Engine(config, tmp_path) as engine:
+        engine.run("train", [replace(job, slide=False) for job in jobs(tmp_path, "k", a=slow)])
+    assert engine.failures == []
+
+
+@contextmanager
+def in_hand(out: Path, name: str) -> Iterator[Path]:
+    """Another run, which has a job in hand."""
+    path = out / "tile" / f"{name}.txt"
+    claim = take(claim_path(out, path), "another run", 60)
+    assert isinstance(claim, Claim)
+    with claim:
+        yield path
+
+
+@pytest.mark.parametrize("kind", ["serial", "local"])
+def test_what_another_run_has_in_hand_is_left_to_it(tmp_path: Path, kind: str) -> None:
+    def other() -> None:
+        with in_hand(tmp_path, "a") as path:
+            begun.set()
+            assert rest.wait(60)
+            good(path, "k")
+
+    class Rest(Watch):
+        def advanced(self, stage: str, job: Job, result: Result) -> None:
+            super().advanced(stage, job, result)
+            if len(self.results) == 2:
+                rest.set()
+
+    begun, rest, watch = threading.Event(), threading.Event(), Rest()
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert begun.wait(60)
+    config = EngineConfig.model_validate({"kind": kind, "workers": 2})
+    with Engine(config, tmp_path, watch) as engine:
+        engine.run("tile", jobs(tmp_path, "k", a=dies, b=good, c=good))
+    thread.join()
+    assert [(name, result.elsewhere) for name, result in watch.results][-1] == ("a", True)
+    assert {name for name, result in watch.results if not result.elsewhere} == {"b", "c"}
+    assert engine.failures == []
+
+
+def test_what_another_run_gave_up_is_done(tmp_path: Path) -> None:
+    watch = Watch()
+
+    def other() -> None:
+        with in_hand(tmp_path, "a"):
+            begun.set()
+            while not watch.said:
+                time.sleep(0.01)
+
+    begun = threading.Event()
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert begun.wait(60)
+    with Engine(EngineConfig(), tmp_path, watch) as engine:
+        engine.run("tile", jobs(tmp_path, "k", a=good))
+    thread.join()
+    assert watch.said == ["another run on this folder has a in hand; waiting for it"]
+    assert watch.results == [("a", Result(units=7))]
+
+
+def test_what_a_run_that_was_killed_had_in_hand_is_done_at_once(tmp_path: Path) -> None:
+    claim = claim_path(tmp_path, tmp_path / "tile" / "a.txt")
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps(asdict(replace(Holder.me("killed", 60), started="1"))) + "\n")
+    half = tmp_path / "tile" / ".writing-0-1-elsewhere" / "a.txt"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    watch = Watch()
+    with Engine(EngineConfig(), tmp_path, watch) as engine:
+        engine.run("tile", jobs(tmp_path, "k", a=good))
+    assert watch.results == [("a", Result(units=7))]
+    assert watch.said == []
+    assert not half.parent.exists()
+    assert not (tmp_path / ".claims").exists()
+
+
+def test_a_failure_here_takes_nothing_from_who_succeeded(tmp_path: Path) -> None:
+    with Engine(EngineConfig(), tmp_path) as engine:
+        engine.run("tile", jobs(tmp_path, "k", a=good_but))
+    assert engine.failures == []
+    assert (tmp_path / "tile" / "a.txt").exists()
+
+
 def test_a_slide_without_its_input_is_listed_once(tmp_path: Path) -> None:
     rows = [SlideRow(name, tmp_path) for name in ("a", "b", "c")]
     (tmp_path / "a.h5").touch()
@@ -133,6 +305,44 @@ def test_a_scheduler_elsewhere_does_the_same(tmp_path: Path) -> None:
             engine.run("tile", jobs(tmp_path, "k", a=good, b=bad_slide))
     assert (tmp_path / "tile" / "a.txt").read_text() == "made by k"
     assert [f.slide_id for f in engine.failures] == ["b"]
+
+
+def started(*command: str) -> subprocess.Popen[str]:
+    """A part of Dask, which sees the jobs of this file."""
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    whole = [sys.executable, "-m", f"distributed.cli.{command[0]}", *command[1:]]
+    return subprocess.Popen(whole, text=True, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": paths})
+
+
+def test_a_scheduler_that_goes_is_one_line_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    where = ["--scheduler-file", str(file), "--no-dashboard"]
+    scheduler = started("dask_scheduler", *where, "--port", "0", "--host", "127.0.0.1")
+    worker = started("dask_worker", *where, "--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path))
+    try:
+        while not file.exists():
+            time.sleep(0.1)
+        config = EngineConfig(kind="cluster", address=json.loads(file.read_text())["address"])
+
+        def kill() -> None:
+            while not (tmp_path / "tries" / "c.txt").exists():
+                time.sleep(0.05)
+            scheduler.kill()
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        with Engine(config, tmp_path) as engine, pytest.raises(EngineError, match="scheduler was lost; start again"):
+            engine.run("tile", jobs(tmp_path, "k", a=good, b=good, c=slow))
+        killer.join()
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+    watch = Watch()
+    with Engine(EngineConfig(), tmp_path, watch) as engine:
+        engine.run("tile", jobs(tmp_path, "k", a=good, b=good, c=good))
+    assert watch.current == 2
+    assert [name for name, _ in watch.results] == ["c"]
 
 
 def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The command ``wsi``. Heavy libraries load inside the rooms, so help answers at once.
 
 Exit codes: 0 all fine; 1 some slides failed (listed in failures.csv, the rest done); 2 the user must fix
-something; 130 stopped by Ctrl-C.
+something; 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def _load(path: Path, overrides: list[str] | None) -> Config:
 
 def _run(config: Config, stages: tuple[str, ...], only: list[str] | None) -> None:
     """Run the stages, say where to look, end with the right exit code."""
+    from .engine.stopping import EXIT_CODE, SAID, stoppable
     from .pipeline import run_stages
     from .progress import Bars
     from .project import open_project
@@ -61,10 +62,12 @@ def _run(config: Config, stages: tuple[str, ...], only: list[str] | None) -> Non
     project = open_project(config, only or ())
     bars = Bars(console)
     try:
-        failures = run_stages(project, stages, bars)
+        with stoppable():
+            failures = run_stages(project, stages, bars)
     except KeyboardInterrupt:
-        console.print("stopped; what is finished stays: the same command goes on from there", highlight=False)
-        raise typer.Exit(130) from None
+        bars.close()
+        console.print(SAID, highlight=False)
+        raise typer.Exit(EXIT_CODE) from None
     finally:
         bars.close()
     if "evaluate" in stages:

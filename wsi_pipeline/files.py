@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ from . import __version__
 from .errors import ArtifactError, StorageError
 
 SCHEMA = 1
+_ROOT_PIDS = 0xEFFFFFFC  # inode of the id space that Linux starts with
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -174,7 +176,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The last suffix is kept, so that libraries that look at it are content. Raises ``StorageError`` on a full or
     forbidden disk.
     """
-    beside = path.parent / f".writing-{uuid.uuid4().hex}-{os.getpid()}-{platform.node()}" / path.name
+    beside = _beside(path)
     try:
         beside.parent.mkdir(parents=True)
     except OSError as error:
@@ -207,8 +209,30 @@ def sweep(folder: Path) -> None:
     for left in folder.glob(".writing-*"):
         _, _, owner = left.name.removeprefix(".writing-").partition("-")
         pid, _, host = owner.partition("-")
-        if host == platform.node() and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+        if host == machine() and pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def sweep_of(path: Path) -> None:
+    """Remove what any process of any machine left of ``path``, half-written. For who alone may write it now."""
+    for left in path.parent.glob(".writing-*"):
+        if (left / path.name).exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@functools.cache
+def machine() -> str:
+    """Where a process id means something: the host's name, and in a container its own space of ids."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return platform.node()
+    return platform.node() if space == _ROOT_PIDS else f"{platform.node()}@{space}"
+
+
+def _beside(path: Path) -> Path:
+    """A name of its own beside ``path``, which says who writes there."""
+    return path.parent / f".writing-{uuid.uuid4().hex}-{os.getpid()}-{machine()}" / path.name
 
 
 def _fsync(path: Path) -> None:
@@ -249,9 +273,13 @@ def write_made_text(path: Path, text: str, provenance: Provenance) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove an output that no longer belongs to the config, with its provenance."""
+    """Remove an output that no longer belongs to the config, with its provenance. A folder goes at once or not."""
     if path.is_dir():
-        shutil.rmtree(path)
+        beside = _beside(path)
+        beside.parent.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            path.rename(beside)
+        shutil.rmtree(beside.parent, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
         made_path(path).unlink(missing_ok=True)

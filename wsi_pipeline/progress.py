@@ -53,6 +53,10 @@ class Bars:
 
     def advanced(self, stage: str, job: Job, result: Result) -> None:
         """One job ended; a failure gets its line at once."""
+        if result.elsewhere:
+            self._current += 1
+            self._step()
+            return
         self._done += 1
         self._units += result.units
         if result.error:
@@ -62,8 +66,15 @@ class Bars:
                 highlight=False,
                 soft_wrap=True,
             )
+        self._step()
+
+    def _step(self) -> None:
         if self._progress is not None:
-            self._progress.update(self._task, advance=1, rate=self._rate())
+            self._progress.update(self._task, advance=1, rate=self._rate() if self._done else "")
+
+    def waiting(self, stage: str, why: str) -> None:
+        """A line that says what nothing happens for."""
+        self._console.print(f"{stage}: {escape(why)}", highlight=False, soft_wrap=True)
 
     def finished(self) -> None:
         """The bar goes; the line comes when the next stage begins."""

@@ -47,7 +47,7 @@ def run(project: Project, engine: Engine) -> None:
     slides = engine.ready("embed", project.slides, project.folder.grid, "tile")
     make = _jobs if project.config.embed.import_ is None else imported.jobs
     jobs = make(project, slides) if slides else []
-    engine.run("embed", jobs)
+    engine.run("embed", jobs, device=project.config.embed.device)
 
 
 def _jobs(project: Project, slides: list[SlideRow]) -> list[Job]:

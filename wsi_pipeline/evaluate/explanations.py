@@ -45,7 +45,7 @@ def run(project: Project, engine: Engine) -> None:
         jobs += [(label, slide, _job(project, slide, label, methods, members, annotated)) for slide, members in unseen]
     if not jobs:
         raise ArtifactError("no slide is held out from every member of a model, so no explanation can be measured")
-    engine.run(STAGE, [job for _, _, job in jobs])
+    engine.run(STAGE, [job for _, _, job in jobs], project.config.explain.device)
     found = [
         MeasuredSlide(label, slide.slide_id, slide.patient_id, job.output)
         for label, slide, job in jobs
@@ -58,7 +58,8 @@ def run(project: Project, engine: Engine) -> None:
     )
     output = project.folder.evaluate / CSV
     provenance = Provenance.of(key, STAGE, config=section.for_key())
-    engine.run(STAGE, [Job("cohort", output, key, join_explanations, (tuple(found), section, output, provenance))])
+    arguments = (tuple(found), section, output, provenance)
+    engine.run(STAGE, [Job("cohort", output, key, join_explanations, arguments, slide=False)])
 
 
 def explained(groups: Mapping[str, Sequence[Path]], section: EvaluateConfig) -> dict[str, Sequence[Path]]:

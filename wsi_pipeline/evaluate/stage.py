@@ -86,7 +86,8 @@ def run(project: Project, engine: Engine) -> None:
     )
     output = folder.evaluate / "report.json"
     provenance = Provenance.of(key, "evaluate", config=settings)
-    engine.run("evaluate", [Job("cohort", output, key, evaluate_cohort, (cohort, section, output, provenance))])
+    arguments = (cohort, section, output, provenance)
+    engine.run("evaluate", [Job("cohort", output, key, evaluate_cohort, arguments, slide=False)])
 
 
 def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, output: Path, provenance: Provenance) -> int:

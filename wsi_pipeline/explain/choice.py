@@ -56,7 +56,8 @@ def choice_job(project: Project, label: str, members: Sequence[Path], candidates
     identity = [[read_key(bag), card(member).weights_sha256, card(member).options] for bag, member in cases]
     key = content_key(stage="explain", part=AUTO, options=options, cases=identity, points=POINTS)
     output = project.folder.choice(label)
-    return Job(f"{AUTO} {label}", output, key, choose_method, (cases, options, section.device, output, key))
+    arguments = (cases, options, section.device, output, key)
+    return Job(f"{AUTO} {label}", output, key, choose_method, arguments, slide=False)
 
 
 def validation_cases(project: Project, label: str, members: Sequence[Path]) -> list[tuple[Path, Path]]:

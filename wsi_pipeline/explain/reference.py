@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..engine import Job
-from ..files import Provenance, atomic_path, content_key, read_key, write_made
+from ..files import Provenance, atomic_path, content_key, made_path, read_key, write_made
 from ..predict.members import card
 from ..project import Project
 from ..store import read_features
@@ -40,7 +40,7 @@ def _job(project: Project, slides: Sequence[str]) -> Job | None:
         stage="explain", part="reference", slides=slides, bags=[read_key(path) for path in bags], n=PATCHES
     )
     output = project.folder.reference(content_key(slides=slides)[:16])
-    return Job(f"reference {output.stem}", output, key, write_reference, (bags, output, key))
+    return Job(f"reference {output.stem}", output, key, write_reference, (bags, output, key), slide=False)
 
 
 def write_reference(bags: Sequence[Path], output: Path, key: str) -> int:
@@ -49,6 +49,7 @@ def write_reference(bags: Sequence[Path], output: Path, key: str) -> int:
     sample = np.concatenate([read_features(path, partial(_some, most, path.stem)) for path in bags])
     with cpu_threads(1):
         reference = reference_of(torch.from_numpy(sample.astype(np.float32)))
+    made_path(output).unlink(missing_ok=True)  # killed below, the reference is not current
     with atomic_path(output) as beside, beside.open("wb") as file:
         np.save(file, torch.vstack(reference).numpy(), allow_pickle=False)
     write_made(output, Provenance.of(key, "explain"))

@@ -40,7 +40,8 @@ def run(project: Project, engine: Engine) -> None:
     kinds = {label: one_of_each_kind(folders) for label, folders in members.items()}
     fitting = fitting_methods(section, kinds)
     if AUTO in section.methods:
-        engine.run("explain", [_choice_job(project, label, members[label], kinds[label]) for label in members])
+        choices = [_choice_job(project, label, members[label], kinds[label]) for label in members]
+        engine.run("explain", choices, section.device)
         fitting = {label: _with_choice(project, label, fits) for label, fits in fitting.items()}
     patients = dict.fromkeys(slide.patient_id for slide in slides)
     jury = {
@@ -53,14 +54,14 @@ def run(project: Project, engine: Engine) -> None:
         for method in fitting[label]:
             measured = _measured(project, label, method)
             jobs += [_job(project, slide, label, method, jury[label, slide.patient_id], measured) for slide in slides]
-    engine.run("explain", jobs)
+    engine.run("explain", jobs, section.device)
     if section.maps:
         sampled: dict[Path, Job] = {}
         if "distance" in section.maps:
             sampled = reference_jobs(project, {member for panel in jury.values() for member in panel})
             engine.run("explain", list({job.output: job for job in sampled.values()}.values()))
         references = {member: job.output for member, job in sampled.items()}
-        engine.run("explain", derived_jobs(project, slides, fitting, jury, references))
+        engine.run("explain", derived_jobs(project, slides, fitting, jury, references), section.device)
 
 
 def _choice_job(project: Project, label: str, folders: Sequence[Path], kinds: Sequence[nn.Module]) -> Job:

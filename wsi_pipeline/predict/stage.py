@@ -27,7 +27,8 @@ def run(project: Project, engine: Engine) -> None:
     """
     slides = engine.ready("predict", project.slides, project.folder.bag, "embed")
     groups = ensembles(project)
-    engine.run("predict", [_job(project, groups, slide) for slide in slides])
+    device = project.config.predict.device
+    engine.run("predict", [_job(project, groups, slide) for slide in slides], device)
     # What --only leaves out keeps its rows, as long as they are current; a slide that failed loses its own.
     failed = {failure.slide_id for failure in engine.failures if failure.stage in _BEFORE}
     kept = [s for s in project.cohort if project.folder.bag(s.slide_id).exists() and s.slide_id not in failed]
@@ -38,7 +39,7 @@ def run(project: Project, engine: Engine) -> None:
         discard(project.folder.patients)
         return
     joint = _joint_jobs(project, groups, list(done))
-    engine.run("predict", list(joint.values()))
+    engine.run("predict", list(joint.values()), device)
     engine.run("predict", [_slides_job(project, list(done.values())), _patients_job(project, groups, done, joint)])
 
 
@@ -113,7 +114,7 @@ def _slides_job(project: Project, jobs: Sequence[Job]) -> Job:
     splits = {slide.slide_id: slide.split or "" for slide in project.cohort}
     of_jobs = [splits[job.name] for job in jobs]
     key = content_key(stage="predict", part="cohort", slides=[(job.name, job.key) for job in jobs], splits=of_jobs)
-    return Job("cohort", output, key, join_slides, ([job.output for job in jobs], of_jobs, output, key))
+    return Job("cohort", output, key, join_slides, ([job.output for job in jobs], of_jobs, output, key), slide=False)
 
 
 def _patients_job(project: Project, groups: Groups, done: Mapping[SlideRow, Job], joint: Mapping[str, Job]) -> Job:
@@ -129,7 +130,7 @@ def _patients_job(project: Project, groups: Groups, done: Mapping[SlideRow, Job]
         slides=[(slide.slide_id, job.key) for slide, job in done.items()],
         joint=[job.key for job in joint.values()],
     )
-    return Job("patients", output, key, join_patients, (patients, section, output, key))
+    return Job("patients", output, key, join_patients, (patients, section, output, key), slide=False)
 
 
 def _juries(project: Project, groups: Groups, slide: SlideRow) -> tuple[Jury, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,11 +58,9 @@ def run(project: Project, engine: Engine) -> None:
     for row in project.slides:
         inputs = _inputs(row, config.tile, folder)
         key = content_key(stage="tile", config=_settings(config.tile), read=config.read.for_key(), **inputs)
-        output = folder.grid(row.slide_id)
-        if not (folder.tissue(row.slide_id).exists() and folder.quality(row.slide_id).exists()):
-            discard(output)
         task = Task(row, config.read, config.tile, folder, key, inputs)
-        jobs.append(Job(row.slide_id, output, key, tile_slide, (task,)))
+        whole = partial(_stand, folder.tissue(row.slide_id), folder.quality(row.slide_id))
+        jobs.append(Job(row.slide_id, folder.grid(row.slide_id), key, tile_slide, (task,), whole=whole))
     engine.run("tile", jobs)
 
 
@@ -89,6 +89,11 @@ def tile_slide(task: Task) -> int:
     require_patches(grid, mask, config)
     write_grid(task.folder.grid(slide_id), grid, mask, provenance)
     return len(grid)
+
+
+def _stand(outlines: Path, picture: Path, grid: Path) -> bool:  # noqa: ARG001
+    """Whether what is written beside the grid is there too."""
+    return outlines.exists() and picture.exists()
 
 
 def _inputs(row: SlideRow, config: TileConfig, folder: RunFolder) -> dict[str, Any]:

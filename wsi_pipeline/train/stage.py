@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config import train_of
 from ..engine import Engine, Job
-from ..files import Provenance, content_key, discard, file_digest, is_current, write_made_text
+from ..files import Provenance, content_key, discard, file_digest, write_made_text
 from ..project import Project
 from ..types import SlideRow
 from .splits import labelled, make_splits
@@ -30,18 +30,16 @@ def run(project: Project, engine: Engine) -> None:
     slides = labelled(engine.ready("train", project.slides, project.folder.bag, "embed"), config.task)
     jobs = _fold_jobs(project, slides, outputs(slides, config))
     for job in jobs.values():
-        if not _weights_stand(job.output):
-            discard(job.output)
-        elif is_current(job.output, job.key):
+        if job.current():
             (job.output.parent / STATE).unlink(missing_ok=True)  # killed between the card and this
-    engine.run("train", list(jobs.values()))
+    engine.run("train", list(jobs.values()), device=config.device)
     output = project.folder.train / "predictions.csv"
-    if not all(is_current(job.output, job.key) for job in jobs.values()):
+    if not all(job.current() for job in jobs.values()):
         discard(output)  # a fold failed and is listed; a table of the others would look whole
         return
     parts = {fold: job.output.parent / "predictions.csv" for fold, job in jobs.items()}
     key = content_key(stage="train", part="cohort", folds=[(*fold, job.key) for fold, job in jobs.items()])
-    engine.run("train", [Job("cohort", output, key, join_folds, (parts, output, key))])
+    engine.run("train", [Job("cohort", output, key, join_folds, (parts, output, key), slide=False)])
 
 
 def _weights_stand(card: Path) -> bool:
@@ -84,6 +82,13 @@ def _fold_jobs(project: Project, slides: Sequence[SlideRow], classes: tuple[str,
                 task = FoldTask(choice, train_of(config, choice), options, classes, seed, split, tuple(slides), bags)
                 folder, key = project.folder.fold(choice.label, seed, split.fold), task.key()
                 name = f"{choice.label}_seed{seed}_fold{split.fold}"
-                job = Job(name, folder / "model.json", key, train_fold, (task, folder, key))
-                jobs[choice.label, seed, split.fold] = job
+                jobs[choice.label, seed, split.fold] = Job(
+                    name,
+                    folder / "model.json",
+                    key,
+                    train_fold,
+                    (task, folder, key),
+                    slide=False,
+                    whole=_weights_stand,
+                )
     return jobs

@@ -103,7 +103,7 @@ def _panel_job(project: Project, slide: SlideRow, sources: Sequence[Source]) -> 
 def _loader_job(project: Project) -> Job:
     output = project.folder.view / LOADER
     key = content_key(stage="view", part="loader", script=loader_text(), slides=slides_text(project.cohort))
-    return Job("QuPath loader", output, key, write_loader, (output, project.cohort, key))
+    return Job("QuPath loader", output, key, write_loader, (output, project.cohort, key), slide=False)
 
 
 def _report_job(project: Project, engine: Engine, panels: dict[str, Job]) -> Job:
@@ -132,7 +132,7 @@ def _report_job(project: Project, engine: Engine, panels: dict[str, Job]) -> Job
         versions=inputs.versions,
         choices={model: asdict(choice) for model, choice in choices.items()},
     )
-    return Job("cohort", folder.report, key, write_report, (inputs, key))
+    return Job("cohort", folder.report, key, write_report, (inputs, key), slide=False)
 
 
 def _first(sources: Sequence[Source]) -> int:

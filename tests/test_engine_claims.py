@@ -1,0 +1,214 @@
+"""A job that another run has in hand is left to it; what a run that died had in hand is taken over, by one only."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wsi_pipeline.engine import claims
+from wsi_pipeline.engine.claims import Claim, Holder, claim_path, read, sweep_claims, take, void
+from wsi_pipeline.files import machine
+
+
+def path_in(folder: Path) -> Path:
+    return claim_path(folder, folder / "tile" / "a.h5")
+
+
+def left_by(path: Path, lease_s: float = 60, trace: str = "", **changes: Any) -> Path:
+    """A claim that nobody touches any more."""
+    holder = replace(Holder.me("another run", lease_s), **changes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(holder)) + "\n" + trace)
+    return path
+
+
+def got(path: Path, run: str = "this run", lease_s: float = 60) -> bool:
+    claim = take(path, run, lease_s)
+    if not isinstance(claim, Claim):
+        return False
+    with claim:
+        return True
+
+
+def ended_process() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_a_claim_stands_beside_no_result_and_goes_with_its_end(tmp_path: Path) -> None:
+    path = path_in(tmp_path)
+    claim = take(path, "this run", 60)
+    assert isinstance(claim, Claim)
+    with claim:
+        assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.h5")] == [".claims/tile/a.h5"]
+        assert str(take(path, "another run", 60)) == f"process {os.getpid()} on {machine()}"
+    assert not path.exists()
+    sweep_claims(tmp_path, "this run", 60)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_of_many_who_ask_at_once_has_it(tmp_path: Path) -> None:
+    path, start = path_in(tmp_path), threading.Barrier(16)
+
+    def ask(number: int) -> object:
+        start.wait()
+        return take(path, f"run {number}", 60)
+
+    with ThreadPoolExecutor(16) as pool:
+        asked = list(pool.map(ask, range(16)))
+    (claim,) = (found for found in asked if isinstance(found, Claim))
+    with claim:
+        assert all(isinstance(found, Holder | Claim) or found is None for found in asked)
+
+
+@pytest.mark.parametrize("turn", range(5))
+def test_one_of_many_takes_over_what_is_void(tmp_path: Path, turn: int) -> None:
+    path, start = left_by(path_in(tmp_path), pid=ended_process()), threading.Barrier(16)
+
+    def ask(number: int) -> object:
+        start.wait()
+        return take(path, f"run {number}", 60)
+
+    with ThreadPoolExecutor(16) as pool:
+        asked = list(pool.map(ask, range(16)))
+    (claim,) = (found for found in asked if isinstance(found, Claim))
+    with claim:
+        assert claim.before is not None
+    assert [p.name for p in path.parent.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "binds"),
+    [
+        ({}, True),
+        ({"started": "1"}, False),  # its id is another process's now
+        ({"machine": "elsewhere", "pid": 1}, True),  # of which nobody here can tell
+        ({"boot": "before"}, True),
+        ({"run": "this run"}, False),  # whose worker was lost
+    ],
+)
+def test_who_is_gone_binds_nobody(tmp_path: Path, changes: dict[str, Any], binds: bool) -> None:
+    assert got(left_by(path_in(tmp_path), **changes)) is not binds
+
+
+def test_a_process_that_is_gone_binds_nobody(tmp_path: Path) -> None:
+    assert got(left_by(path_in(tmp_path), pid=ended_process()))
+
+
+def test_where_a_job_hung_its_process_ended_itself(tmp_path: Path) -> None:
+    claim = take(left_by(path_in(tmp_path), machine="elsewhere", trace="Timeout!\n"), "this run", 60)
+    assert isinstance(claim, Claim)
+    with claim:
+        assert claim.before is not None
+        assert claim.before.trace == "Timeout!\n"
+
+
+def test_a_claim_that_nobody_touches_lapses(tmp_path: Path) -> None:
+    path = left_by(path_in(tmp_path), machine="elsewhere", lease_s=0.5)
+    assert not got(path)
+    time.sleep(0.6)
+    assert got(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"pid": 1}\n'])
+def test_a_claim_that_was_not_written_to_its_end_lapses_too(tmp_path: Path, text: str) -> None:
+    path = path_in(tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert take(path, "this run", 60) is None
+    os.utime(path, (time.time() - 61,) * 2)
+    assert got(path)
+
+
+def test_the_clock_is_that_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = left_by(path_in(tmp_path), machine="elsewhere")
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    assert not got(path)
+
+
+def test_who_works_longer_than_the_lease_keeps_the_claim(tmp_path: Path) -> None:
+    path = path_in(tmp_path)
+    claim = take(path, "another run", 0.4)
+    assert isinstance(claim, Claim)
+    with claim:
+        time.sleep(1)
+        found = read(path)
+        assert found is not None
+        assert found.holder is not None
+        assert not void(path, replace(found, holder=replace(found.holder, machine="elsewhere")), "this run", 0.4)
+
+
+def test_who_was_taken_over_leaves_the_new_claim_alone(tmp_path: Path) -> None:
+    path = path_in(tmp_path)
+    first = take(path, "this run", 60)
+    second = take(path, "this run", 60)
+    assert isinstance(first, Claim)
+    assert isinstance(second, Claim)
+    with second:
+        with first:
+            pass
+        assert path.exists()
+    assert not path.exists()
+
+
+def test_a_claim_that_is_fresh_again_is_left(tmp_path: Path) -> None:
+    """Two judge the same claim to be void; the slower one must not throw away that of the faster one."""
+    path = left_by(path_in(tmp_path), pid=ended_process())
+    judged = read(path)
+    assert judged is not None
+    claim = take(path, "the faster run", 60)
+    assert isinstance(claim, Claim)
+    with claim:
+        assert not claims._remove(path, judged, 60)
+        assert isinstance(take(path, "the slower run", 60), Holder)
+
+
+def test_who_was_killed_while_it_took_over_holds_nobody_up(tmp_path: Path) -> None:
+    path = left_by(path_in(tmp_path), pid=ended_process())
+    lock = path.with_name(f".{path.name}.void")
+    lock.touch()
+    os.utime(lock, (time.time() - 61,) * 2)
+    assert got(path)
+    assert [p.name for p in path.parent.iterdir()] == []
+
+
+def test_only_what_is_void_is_swept(tmp_path: Path) -> None:
+    gone = left_by(path_in(tmp_path), pid=ended_process())
+    lives = left_by(claim_path(tmp_path, tmp_path / "embed" / "b.h5"))
+    (gone.parent / ".0.now").touch()
+    os.utime(gone.parent / ".0.now", (0, 0))
+    sweep_claims(tmp_path, "this run", 60)
+    assert [p for p in (tmp_path / ".claims").rglob("*") if p.is_file()] == [lives]
+    assert not gone.parent.exists()
+
+
+def test_a_folder_that_goes_at_the_wrong_moment_costs_nothing(tmp_path: Path) -> None:
+    stop, path = threading.Event(), path_in(tmp_path)
+
+    def sweep() -> None:
+        while not stop.is_set():
+            sweep_claims(tmp_path, "other", 60)
+
+    def ask(count: int) -> bool:
+        return all(got(path, run=f"run {n}") for n in range(count))
+
+    sweeping: Callable[[], None] = sweep
+    thread = threading.Thread(target=sweeping)
+    thread.start()
+    try:
+        assert ask(200)
+    finally:
+        stop.set()
+        thread.join()
