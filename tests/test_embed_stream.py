@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -223,8 +223,8 @@ def test_batches_come_in_order_though_reading_and_encoding_end_in_any() -> None:
 
     slide = ScriptedSlide(make_slide().pixels, script=read)
     batches = list(stream(patches_of(slide, 3), encode, threads=3))
-    assert [len(features) for _, features in batches] == [4, 4, 4, 4, 4, 4, 4, 4, 3]
-    np.testing.assert_array_equal(np.concatenate([f for _, f in batches])[:, 0], np.arange(35))
+    assert [len(done.features) for done in batches] == [4, 4, 4, 4, 4, 4, 4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate([done.features for done in batches])[:, 0], np.arange(35))
 
 
 @pytest.mark.parametrize(("threads", "read_threads"), [(1, 1), (2, 3)])
@@ -249,6 +249,38 @@ def test_memory_follows_the_threads_and_not_the_slide(threads: int, read_threads
             taken += 1
     assert begun == taken == 50
     assert 1 < most <= batches_ahead(4, read_threads) + encoding_ahead(threads) < 19
+
+
+def test_how_long_the_device_waited_is_told(tmp_path: Path) -> None:
+    """A slow reader before a fast encoder, and the other way round."""
+    pixels = make_slide().pixels
+
+    def waited(read_s: float, encode_s: float) -> float:
+        def read(xy: tuple[int, int]) -> UInt8:
+            time.sleep(read_s)
+            return np.zeros((SIDE, SIDE, 3), np.uint8)
+
+        encoder = replace(make_encoder(), module=Slow(encode_s))
+        settings = config(threads=1, read_threads=1)
+        forward = Forward(encoder, CPU, settings)
+        slide = ScriptedSlide(pixels, script=read)
+        with Patches.of(slide, grid_of(slide), forward, settings) as patches:
+            made = write_bag(tmp_path / "bag.h5", patches, forward, settings, PROVENANCE)
+        assert made.units == 35
+        return made.waited_s / made.worked_s
+
+    assert waited(0.004, 0) > 0.7
+    assert waited(0, 0.02) < 0.4
+
+
+class Slow(nn.Module):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return torch.zeros(len(x), 40)
 
 
 def test_closing_early_stops_the_threads() -> None:

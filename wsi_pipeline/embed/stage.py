@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..config import EmbedConfig
-from ..engine import Engine, Job, cores
+from ..engine import Engine, Job, Made, cores
 from ..errors import ArtifactError, SlideError
 from ..files import Provenance, content_key, read_key
 from ..project import Project
@@ -71,7 +72,7 @@ def _jobs(project: Project, slides: list[SlideRow]) -> list[Job]:
     ]
 
 
-def embed_slide(task: Task, following: Wanted | None) -> int:
+def embed_slide(task: Task, following: Wanted | None) -> Made:
     """Write one slide's bag; the number of its patches. ``following``: the slide that this process will do next."""
     embed, encoder = task.embed, task.encoder
     forward = _forward(embed.model_dump_json(), str(encoder["weights"]))
@@ -106,8 +107,8 @@ def write_bag(
     embed: EmbedConfig,
     provenance: Provenance,
     when_read: Callable[[], None] = lambda: None,
-) -> int:
-    """Encode ``patches`` and write them as a bag; how many could be read.
+) -> Made:
+    """Encode ``patches`` and write them as a bag; how many could be read, and how long the device waited for pixels.
 
     ``when_read`` is called when the last patch is read, and the device may still be at work. Raises ``SlideError``
     where no patch could be read, or where a feature is no finite number.
@@ -116,18 +117,20 @@ def write_bag(
     threads = (embed.threads or cores()) if forward.device.type == "cpu" else 1
     encoded = stream(_then(patches.batches, when_read), forward, threads)
     readable = np.zeros(len(grid), bool)
-    start = 0
+    start, busy_s, begin = 0, 0.0, time.perf_counter()
     with BagWriter(path, grid, forward.encoder.dim, embed.dtype) as bag, contextlib.closing(encoded):
-        for mask, features in encoded:
+        for mask, features, seconds in encoded:
+            busy_s += seconds
             stop = start + len(mask)
             readable[start:stop] = mask
             if mask.any():
                 bag.append(stored(features, embed.dtype, grid.slide_id, grid.xy_px0[start:stop][mask]))
             start = stop
+        worked_s = time.perf_counter() - begin
         if not readable.any():
             raise SlideError(f"{patches.slide.path}: none of its {len(grid)} patches can be read; the file is damaged")
         bag.finish(readable, forward.encoder.name, forward.encoder.weights_digest, provenance)
-    return int(readable.sum())
+    return Made(int(readable.sum()), worked_s, max(0.0, worked_s - busy_s / threads))
 
 
 def _then(batches: Iterable[Batch], after: Callable[[], None]) -> Iterator[Batch]:

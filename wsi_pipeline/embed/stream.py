@@ -31,22 +31,27 @@ class Encoded(NamedTuple):
     features: Pending | None  # of the readable ones; None: there is none
 
 
+class Done(NamedTuple):
+    """The features of one batch, on the CPU."""
+
+    readable: Bool  # (n,)
+    features: Float32  # (m, dim); (0, 0) where no patch was readable
+    busy_s: float  # how long the device worked on them
+
+
 def encoding_ahead(threads: int) -> int:
     """The most batches that are with the encoder at once."""
     return threads + 2
 
 
-def stream(
-    batches: Iterable[Batch], encode: Callable[[UInt8], Pending], threads: int
-) -> Generator[tuple[Bool, Float32], None, None]:
-    """For each batch: which of its patches are readable (n,), and their features (m, dim).
-
-    One batch without any gives no features, (0, 0). Close the iterator to stop the threads early.
-    """
+def stream(batches: Iterable[Batch], encode: Callable[[UInt8], Pending], threads: int) -> Generator[Done, None, None]:
+    """Each batch encoded, in order. Close the iterator to stop the threads early."""
     with own_threads(), _pool(threads, one_thread) as encoders:
         for done in _ordered(encoders, lambda batch: _encode(encode, batch), batches, encoding_ahead(threads)):
-            features = np.zeros((0, 0), np.float32) if done.features is None else done.features.result()
-            yield done.readable, features
+            if done.features is None:
+                yield Done(done.readable, np.zeros((0, 0), np.float32), 0.0)
+            else:
+                yield Done(done.readable, done.features.result(), done.features.busy_s())
 
 
 def stored(features: Float32, dtype: str, slide_id: str, xy_px0: Int64) -> np.ndarray:
