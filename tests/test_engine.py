@@ -34,6 +34,11 @@ def bad_slide(path: Path, key: str) -> int:
     raise SlideError(f"{path.name} is truncated;\nget it again")
 
 
+def bad_later(path: Path, key: str) -> int:
+    time.sleep(1)
+    return bad_slide(path, key)
+
+
 def defect(path: Path, key: str) -> int:
     raise ZeroDivisionError("oh")
 
@@ -125,6 +130,12 @@ def test_one_bad_slide_never_stops_the_rest(tmp_path: Path, kind: str) -> None:
     assert failures["d"].message == "unforeseen: oh"
     assert "ZeroDivisionError" in (tmp_path / "failures" / "tile-d.txt").read_text()
     assert sum(result.units for _, result in watch.results) == 14
+
+
+def test_failures_are_listed_in_the_order_of_the_slides(tmp_path: Path) -> None:
+    with Engine(EngineConfig(kind="local", workers=2), tmp_path) as engine:
+        engine.run("tile", jobs(tmp_path, "k", a=bad_later, b=bad_slide, c=good))
+    assert [f.slide_id for f in engine.failures] == ["a", "b"]
 
 
 def test_finished_work_is_not_done_again_and_other_keys_are(tmp_path: Path) -> None:

@@ -62,12 +62,18 @@ class Engine:
         folders = {job.output.parent for job in todo}
         _sweep(folders)
         self._folders |= folders
-        for job, result in self._results(stage, todo, device != "cpu"):
-            if result.exit_code == 2:
-                raise WsiError(result.message)
-            self._observer.advanced(stage, job, result)
-            if result.error:
-                self._list(stage, job, result)
+        failed: dict[Path, Result] = {}
+        try:
+            for job, result in self._results(stage, todo, device != "cpu"):
+                if result.exit_code == 2:
+                    raise WsiError(result.message)
+                self._observer.advanced(stage, job, result)
+                if result.error:
+                    failed[job.output] = result
+        finally:  # listed in the order of the jobs, whichever failed first
+            for job in todo:
+                if job.output in failed:
+                    self._list(stage, job, failed[job.output])
         self._observer.finished()
 
     def ready(self, stage: str, slides: Iterable[SlideRow], needs: Callable[[str], Path], maker: str) -> list[SlideRow]:
