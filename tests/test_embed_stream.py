@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -18,12 +18,15 @@ from torch import nn
 
 from wsi_pipeline.config import EmbedConfig
 from wsi_pipeline.embed import Encoder
+from wsi_pipeline.embed.ahead import Patches
 from wsi_pipeline.embed.forward import Forward, Pending
 from wsi_pipeline.embed.stage import write_bag
 from wsi_pipeline.embed.state import seeded
-from wsi_pipeline.embed.stream import in_flight, read_batch, stored, stream
+from wsi_pipeline.embed.stream import encoding_ahead, stored, stream
 from wsi_pipeline.errors import ConfigError, RegionError, SlideError
 from wsi_pipeline.files import Provenance
+from wsi_pipeline.read import Batches, read_batches
+from wsi_pipeline.read.batches import batches_ahead
 from wsi_pipeline.store import read_bag
 from wsi_pipeline.types import Box, Float32, PatchGrid, UInt8
 
@@ -70,6 +73,7 @@ class MemorySlide:
     downsamples: tuple[float, ...] = (1.0,)
     mpp: tuple[float, float] = (0.5, 0.5)
     mpp_source: str = "given"
+    passed_over: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = field(init=False)
     bounds_px0: Box = field(init=False)
 
@@ -91,6 +95,20 @@ class MemorySlide:
         return self
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+@dataclass
+class ScriptedSlide(MemorySlide):
+    """A slide whose patches a function gives, by their corner."""
+
+    script: Callable[[tuple[int, int]], UInt8] = field(kw_only=True)
+
+    def read(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> UInt8:
+        return self.script(xy_px0)
+
+
+def patches_of(slide: MemorySlide, threads: int = 2) -> Batches:
+    return read_batches(slide, grid_of(slide), batch=4, threads=threads)
 
 
 def make_slide(columns: int = 7, rows: int = 5, broken: tuple[Box, ...] = ()) -> MemorySlide:
@@ -129,10 +147,15 @@ def one_by_one(slide: MemorySlide, grid: PatchGrid, encoder: Encoder) -> Float32
     return np.stack(features)
 
 
+def no_features(pixels: UInt8) -> Pending:
+    return Pending(torch.zeros(len(pixels), 1))
+
+
 def embed(slide: MemorySlide, folder: Path, settings: EmbedConfig, encoder: Encoder | None = None) -> Path:
     path = folder / "bag.h5"
     forward = Forward(encoder or make_encoder(), CPU, settings)
-    write_bag(path, slide, grid_of(slide), forward, settings, PROVENANCE)
+    with Patches.of(slide, grid_of(slide), forward, settings) as patches:
+        write_bag(path, patches, forward, settings, PROVENANCE)
     return path
 
 
@@ -180,20 +203,14 @@ def test_each_encoding_thread_computes_alone() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        list(stream(grid_of(slide), reader(slide), encode, batch=4, threads=3, read_threads=1))
+        list(stream(patches_of(slide, 1), encode, threads=3))
     finally:
         torch.set_num_threads(before)
     assert {count for count, _ in seen} == {1}
     assert 1 < len({name for _, name in seen}) <= 3
 
 
-def reader(slide: MemorySlide) -> Callable[[tuple[int, int]], UInt8]:
-    return lambda xy: slide.read(xy, 0, (SIDE, SIDE))
-
-
-def test_batches_come_in_order_though_reading_and_encoding_end_in_any(tmp_path: Path) -> None:
-    slide = make_slide()
-    grid = grid_of(slide)
+def test_batches_come_in_order_though_reading_and_encoding_end_in_any() -> None:
     delays = np.random.default_rng(1).uniform(0, 0.01, 1000).tolist()
 
     def read(xy: tuple[int, int]) -> UInt8:
@@ -204,16 +221,16 @@ def test_batches_come_in_order_though_reading_and_encoding_end_in_any(tmp_path: 
         time.sleep(delays[int(pixels[0, 0, 0, 0])] * 3)
         return Pending(torch.from_numpy(pixels[:, 0, 0, :1].astype(np.float32)))
 
-    batches = list(stream(grid, read, encode, batch=4, threads=3, read_threads=3))
-    assert [len(features) for _, features in batches] == [4, 4, 4, 4, 4, 4, 4, 4, 3]
-    np.testing.assert_array_equal(np.concatenate([f for _, f in batches])[:, 0], np.arange(35))
+    slide = ScriptedSlide(make_slide().pixels, script=read)
+    batches = list(stream(patches_of(slide, 3), encode, threads=3))
+    assert [len(done.features) for done in batches] == [4, 4, 4, 4, 4, 4, 4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate([done.features for done in batches])[:, 0], np.arange(35))
 
 
 @pytest.mark.parametrize(("threads", "read_threads"), [(1, 1), (2, 3)])
 def test_memory_follows_the_threads_and_not_the_slide(threads: int, read_threads: int) -> None:
     """A slow consumer behind a fast reader: what was begun and not yet given back stays bounded."""
-    slide = make_slide(columns=40)
-    grid = grid_of(slide)
+    whole = make_slide(columns=40)
     begun, most, taken = 0, 0, 0
     lock = threading.Lock()
 
@@ -223,28 +240,57 @@ def test_memory_follows_the_threads_and_not_the_slide(threads: int, read_threads
             with lock:
                 begun += 1
                 most = max(most, begun - taken)
-        return slide.read(xy, 0, (SIDE, SIDE))
+        return whole.read(xy, 0, (SIDE, SIDE))
 
-    def encode(pixels: UInt8) -> Pending:
-        return Pending(torch.zeros(len(pixels), 1))
-
-    for _ in stream(grid, read, encode, batch=4, threads=threads, read_threads=read_threads):
+    slide = ScriptedSlide(whole.pixels, script=read)
+    for _ in stream(patches_of(slide, read_threads), no_features, threads):
         time.sleep(0.002)
         with lock:
             taken += 1
     assert begun == taken == 50
-    assert 1 < most <= in_flight(threads, read_threads) < 12
+    assert 1 < most <= batches_ahead(4, read_threads) + encoding_ahead(threads) < 19
+
+
+def test_how_long_the_device_waited_is_told(tmp_path: Path) -> None:
+    """A slow reader before a fast encoder, and the other way round."""
+    pixels = make_slide().pixels
+
+    def waited(read_s: float, encode_s: float) -> float:
+        def read(xy: tuple[int, int]) -> UInt8:
+            time.sleep(read_s)
+            return np.zeros((SIDE, SIDE, 3), np.uint8)
+
+        encoder = replace(make_encoder(), module=Slow(encode_s))
+        settings = config(threads=1, read_threads=1)
+        forward = Forward(encoder, CPU, settings)
+        slide = ScriptedSlide(pixels, script=read)
+        with Patches.of(slide, grid_of(slide), forward, settings) as patches:
+            made = write_bag(tmp_path / "bag.h5", patches, forward, settings, PROVENANCE)
+        assert made.units == 35
+        return made.waited_s / made.worked_s
+
+    assert waited(0.004, 0) > 0.7
+    assert waited(0, 0.02) < 0.4
+
+
+class Slow(nn.Module):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return torch.zeros(len(x), 40)
 
 
 def test_closing_early_stops_the_threads() -> None:
-    slide = make_slide(columns=40)
-    batches = stream(
-        grid_of(slide), reader(slide), lambda p: Pending(torch.zeros(len(p), 1)), batch=4, threads=2, read_threads=2
-    )
     before = threading.active_count()
-    next(batches)
+    patches = patches_of(make_slide(columns=40))
+    features = stream(patches, no_features, threads=2)
+    next(features)
     assert threading.active_count() > before
-    batches.close()
+    features.close()
+    patches.close()
     assert threading.active_count() == before
 
 
@@ -270,21 +316,20 @@ def test_a_slide_without_a_readable_patch_fails_and_leaves_no_bag(tmp_path: Path
 
 
 def test_an_error_that_is_not_a_regions_ends_the_slide(tmp_path: Path) -> None:
-    slide = make_slide()
-
     def read(xy: tuple[int, int]) -> UInt8:
         raise SlideError("memory.svs: the disk is gone")
 
+    slide = ScriptedSlide(make_slide().pixels, script=read)
     with pytest.raises(SlideError, match="the disk is gone"):
-        list(stream(grid_of(slide), read, lambda p: Pending(torch.zeros(0)), batch=4, threads=1, read_threads=2))
+        list(stream(patches_of(slide), no_features, threads=1))
 
 
 def test_a_batch_holds_only_what_was_read() -> None:
     slide = make_slide(broken=((SIDE, 0, 1, 1),))
-    batch = read_batch(reader(slide), grid_of(slide).xy_px0[:3], SIDE)
-    assert batch.readable.tolist() == [True, False, True]
+    batch = next(patches_of(slide))
+    assert batch.readable.tolist() == [True, False, True, True]
     np.testing.assert_array_equal(batch.pixels[1], slide.pixels[:SIDE, 2 * SIDE : 3 * SIDE])
-    assert batch.pixels.shape == (2, SIDE, SIDE, 3)
+    assert batch.pixels.shape == (3, SIDE, SIDE, 3)
 
 
 @pytest.mark.parametrize(

@@ -248,8 +248,9 @@ def test_a_preset_takes_its_file_over(offline: list[str], tmp_path: Path, monkey
     import timm
 
     from wsi_pipeline.embed import presets
+    from wsi_pipeline.embed.preset import Preset
 
-    def small(preset: presets.Preset) -> torch.nn.Module:
+    def small(preset: Preset) -> torch.nn.Module:
         network: torch.nn.Module = timm.create_model("test_vit", num_classes=0, img_size=224)
         return network
 

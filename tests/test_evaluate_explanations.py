@@ -13,21 +13,27 @@ import pytest
 import torch
 import yaml
 from scipy.stats import wilcoxon
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from wsi_pipeline.aggregate import models
 from wsi_pipeline.aggregate.checkpoint import ModelCard, load_model, save_model
 from wsi_pipeline.cli import app
+from wsi_pipeline.config import EvaluateConfig, ExplainConfig
 from wsi_pipeline.errors import WsiError
-from wsi_pipeline.evaluate.explanations import outlined_class
-from wsi_pipeline.evaluate.explanations_cohort import paired_p
+from wsi_pipeline.evaluate.explanations_lines import paired_p
+from wsi_pipeline.evaluate.explanations_slide import outlined_class
+from wsi_pipeline.evaluate.froc_cohort import froc_of_models
+from wsi_pipeline.evaluate.maps import SlideMaps
 from wsi_pipeline.evaluate.overlap import dice_of_others, mean_iou, overlap, pixel_accuracy, unit_scaled
+from wsi_pipeline.evaluate.predictions import Prediction
 from wsi_pipeline.explain import explainers
 from wsi_pipeline.explain.faithfulness import ask, flipping
+from wsi_pipeline.explain.stage import explain_slide
 from wsi_pipeline.files import Provenance
 from wsi_pipeline.store import BagWriter, read_bag
 from wsi_pipeline.train.table import table
-from wsi_pipeline.types import Float64, PatchGrid, SlideRow
+from wsi_pipeline.types import Float32, Float64, PatchGrid, SlideRow, Unit
 
 DIM, SIDE = 6, 5  # features a patch, patches a row
 SMALL = {"abmil": {"hidden": 8, "attention_dim": 4}, "transmil": {"hidden": 8, "heads": 2, "landmarks": 4}}
@@ -160,7 +166,7 @@ class House:
             "out": "run",
             "aggregate": {"models": choices},
             "explain": {"methods": METHODS},
-            "evaluate": {"bootstrap": 40, "flips": 11, "perturbations": 2},
+            "evaluate": {"bootstrap": 40, "flips": 11, "removals": 5, "perturbations": 2},
         }
         (root / "config.yaml").write_text(yaml.safe_dump(settings))
 
@@ -181,9 +187,9 @@ class House:
             writer.append(features)
             writer.finish(np.ones(n, bool), "lite0", "digest", Provenance.of("bag", "embed"))
 
-    def outline(self, slide_id: str, width: int) -> None:
-        """A box over the first row of patches, ``width`` px0 wide."""
-        ring = [[0, 0], [width, 0], [width, 100], [0, 100], [0, 0]]
+    def outline(self, slide_id: str, width: int, height: int = 100) -> None:
+        """A box from the first patch on, ``width`` px0 wide; by default over the first row."""
+        ring = [[0, 0], [width, 0], [width, height], [0, height], [0, 0]]
         feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
         text = json.dumps({"type": "FeatureCollection", "features": [feature]})
         (self.root / f"{slide_id}.geojson").write_text(text)
@@ -299,6 +305,14 @@ def test_the_table_holds_means_over_slides_with_intervals_over_patients(finished
     assert -1 <= float(rows["abmil", "attention", "redrawn"]["value"]) <= 1
 
 
+def test_infidelity_is_of_attributions_alone(finished: House) -> None:
+    rows = {(r["model"], r["method"], r["metric"]): r for r in finished.rows("explanations.csv")}
+    assert {method for _, method, metric in rows if metric == "infidelity"} == {"contribution"}
+    assert 0 < float(rows["abmil", "contribution", "infidelity"]["value"]) < 1
+    for name, expected in (("attention", None), ("instance", None), ("random", None)):
+        assert finished.slide("abmil", "s0")["methods"][name]["infidelity"] is expected
+
+
 def test_localisation_rows_rest_on_the_outlined_slides(finished: House) -> None:
     rows = {(r["model"], r["method"], r["metric"]): r for r in finished.rows("explanations.csv")}
     positive = np.arange(18) < 2  # of s3's row of five patches, 210 of 500 px
@@ -316,6 +330,108 @@ def test_localisation_rows_rest_on_the_outlined_slides(finished: House) -> None:
     assert float(row["value"]) == pytest.approx(mean_iou(counts), abs=1e-6)
     assert (row["n_slides"], row["n_patients"]) == ("3", "2")
     assert finished.slide("abmil", "s0")["methods"]["contribution"]["overlap"] is None
+
+
+class First:
+    """A plug-in whose scores are the patches' first features."""
+
+    unit: Unit = "probability"
+    signed = False
+    class_specific = False
+
+    def fits(self, model: nn.Module) -> str | None:
+        return None
+
+    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
+        scores: Float32 = features[:, 0].numpy()
+        return scores
+
+
+TALL = (210, 600)  # px0: 105 by 300 µm, which is no isolated tumour cells; columns 0 to 2 of the patches
+
+
+def test_the_froc_of_three_slides(house: House) -> None:
+    """Found: 0.75 and 0.3. False: 0.5; 0.25 twice; 0.125, which is the lowest and no point of the curve."""
+    lines = (house.root / "slides.csv").read_text().splitlines()
+    (house.root / "slides.csv").write_text("\n".join(lines[i] for i in (0, 1, 2, 4)) + "\n")  # s0, s1, s3
+    for slide_id, scores in (
+        ("s0", {0: 0.25, 2: 0.125}),
+        ("s1", {0: 0.75, 4: 0.25}),
+        ("s3", {6: 0.3, 3: 0.5}),
+    ):
+        features = np.random.default_rng(0).standard_normal((15, DIM))
+        features[:, 0] = [scores.get(i, 0.0) for i in range(15)]
+        house.write_bag(slide_id, features)
+        house.outline(slide_id, *TALL)
+    house.measure(f"explain.methods=[{__name__}:First]", "evaluate.froc_radius_um=60")
+    name = f"{__name__}:First"
+    found = [house.slide("abmil", slide_id)["methods"][name]["froc"] for slide_id in ("s0", "s1", "s3")]
+    assert found == [
+        {"false_positives": [0.25, 0.125], "lesions": []},
+        {"false_positives": [0.25], "lesions": [0.75]},
+        {"false_positives": [0.5], "lesions": [0.3]},
+    ]
+    rows = {(r["method"], r["metric"]): r for r in house.rows("explanations.csv")}
+    row = rows[name, "froc"]
+    assert float(row["value"]) == pytest.approx((0.5 + 5 * 1.0) / 6, abs=1e-6)  # half at 1/4 a slide, then both
+    assert (row["n_slides"], row["n_patients"], row["p_random"]) == ("3", "3", "")
+    assert 0 <= float(row["low"]) <= float(row["value"]) <= float(row["high"]) <= 1
+    assert "relative to its slide" not in (house.run_folder / "evaluate" / "explanations.md").read_text()
+
+
+def stored_map(house: House, method: str, slide_id: str, folds: Sequence[int]) -> Path:
+    """The method's map as ``wsi explain`` stores it."""
+    path = house.root / f"{method}_{slide_id}.h5"
+    bag, members = house.run_folder / "embed" / f"{slide_id}.h5", [house.fold("abmil", fold) for fold in folds]
+    explain_slide(bag, members, "abmil", method, ExplainConfig(), path, Provenance.of("k", "explain"), {})
+    return path
+
+
+def test_the_froc_column_is_what_evaluate_gives_for_the_same_maps(house: House) -> None:
+    for slide_id in ("s1", "s3", "s5"):
+        house.outline(slide_id, *TALL)
+    house.measure("evaluate.froc_radius_um=60")
+    rows = {(r["method"], r["metric"]): r for r in house.rows("explanations.csv")}
+    judged = {"s0": ("p0", (0,)), "s1": ("p1", (1,)), "s3": ("p3", (0, 1)), "s4": ("p3", (0, 1)), "s5": ("p3", (0, 1))}
+    for method in METHODS:
+        maps, said = [], []
+        for slide_id, (patient, folds) in judged.items():
+            annotation = house.root / f"{slide_id}.geojson"
+            path = stored_map(house, method, slide_id, folds)
+            maps.append(SlideMaps(slide_id, patient, annotation if annotation.exists() else None, ((path, True),)))
+            label, outcome = "tumour" if annotation.exists() else "normal", {"normal": 0.5, "tumour": 0.5}
+            what = (slide_id, patient, label, "abmil", "classification")
+            said.append(Prediction(*what, "weights", True, 0.5, label, outcome, outcome, ()))
+        (one,) = froc_of_models(maps, said, EvaluateConfig(froc=method, froc_radius_um=60, bootstrap=40))
+        row = rows[method, "froc"]
+        for name in ("value", "low", "high"):
+            assert float(row[name]) == pytest.approx(getattr(one.measures["froc"], name), abs=1e-6)
+        assert (row["n_slides"], row["n_patients"]) == ("5", "3")
+    assert len({rows[method, "froc"]["value"] for method in METHODS}) == 3
+    assert float(rows["random", "froc"]["value"]) > 0
+    text = (house.run_folder / "evaluate" / "explanations.md").read_text()
+    assert "- FROC of attention: attention is relative to its slide, so one threshold is not" in text
+    assert "- FROC of contribution: attribution is relative" in text
+
+
+def test_slides_that_the_froc_cannot_use_are_said(house: House) -> None:
+    house.outline("s1", *TALL)
+    (house.root / "s3.geojson").write_text("no annotation")
+    lines = (house.root / "slides.csv").read_text().splitlines()
+    (house.root / "slides.csv").write_text("\n".join([*lines[:6], lines[6].rsplit(",", 1)[0]]) + "\n")
+    house.measure()
+    assert house.slide("abmil", "s5")["lesions"] == {"left_out": "no annotation, and not labelled normal"}
+    assert house.slide("abmil", "s1")["lesions"] == {"targets": 1, "isolated": []}
+    rows = {(r["method"], r["metric"]): r for r in house.rows("explanations.csv")}
+    assert rows["instance", "froc"]["n_slides"] == "3"
+    text = (house.run_folder / "evaluate" / "explanations.md").read_text()
+    assert "- FROC: 1 slides left out: no annotation, and not labelled normal\n" in text
+    assert "- FROC: 1 slides left out: unreadable annotation\n" in text
+
+
+def test_without_a_lesion_that_counts_there_is_no_froc_column(finished: House) -> None:
+    assert finished.slide("abmil", "s1")["lesions"] == {"targets": 0, "isolated": [1]}
+    assert "froc" not in {row["metric"] for row in finished.rows("explanations.csv")}
 
 
 def test_the_matrix_is_the_mean_rank_correlation_over_slides(finished: House) -> None:
@@ -361,10 +477,10 @@ def test_what_changes_is_made_again_and_nothing_else(house: House) -> None:
 
 
 def test_replacing_and_perturbing_can_be_left_out(house: House) -> None:
-    house.measure("evaluate.replace=null", "evaluate.perturbations=0")
+    house.measure("evaluate.replace=null", "evaluate.removals=0", "evaluate.perturbations=0")
     metrics = {row["metric"] for row in house.rows("explanations.csv")}
     assert "aupc_drop" in metrics
-    assert not metrics & {"aupc_replace", "sensitivity"}
+    assert not metrics & {"aupc_replace", "infidelity", "sensitivity"}
 
 
 def test_fewer_slides_and_models_can_be_measured_annotated_ones_first(tmp_path: Path) -> None:
@@ -396,7 +512,8 @@ def test_where_nothing_is_outlined_there_is_no_localisation(house: House) -> Non
     text = (house.root / "slides.csv").read_text()
     (house.root / "slides.csv").write_text("\n".join(line.rsplit(",", 1)[0] for line in text.splitlines()) + "\n")
     house.measure()
-    assert not {row["metric"] for row in house.rows("explanations.csv")} & {"miou", "auprc", "dice", "pointing"}
+    assert not {row["metric"] for row in house.rows("explanations.csv")} & {"miou", "auprc", "dice", "pointing", "froc"}
+    assert house.slide("abmil", "s1")["lesions"] is None
     assert "annotations" not in (house.run_folder / "evaluate" / "explanations.md").read_text()
 
 

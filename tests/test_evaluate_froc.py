@@ -22,7 +22,9 @@ from wsi_pipeline.evaluate.froc import (
     froc_curve,
     froc_score,
     isolated_tumour_cells,
+    sensitivities,
     slide_froc,
+    strongest,
 )
 from wsi_pipeline.types import Explanation, PatchGrid
 
@@ -330,6 +332,30 @@ def test_a_speck_between_all_centres_is_no_lesion() -> None:
     assert not evaluation_mask(multi(box(33, 33, 40, 40)), (640, 640)).any()
 
 
+# --- what can matter of the false alarms ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_few_more_alarms_than_eight_a_slide_give_the_same_curve_up_to_eight(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    slides, fewer = [], []
+    for i in range(3):
+        false = rng.random(rng.integers(0, 80)).astype(np.float32).round(1 + seed % 3)
+        lesions = rng.choice([0, 0.05, 0.5, 0.9], i + seed % 2).astype(np.float32)
+        slides.append(SlideFroc(false, lesions, len(lesions)))
+        fewer.append(SlideFroc(strongest(false, 8 * 3 + 1), lesions, len(lesions)))
+    for rows in ([0, 1, 2], [0, 0, 0], [2, 2, 1]):  # resamples, too
+        expected = sensitivities(*froc_curve([slides[i] for i in rows]))
+        np.testing.assert_array_equal(sensitivities(*froc_curve([fewer[i] for i in rows])), expected)
+
+
+def test_the_strongest_alarms_are_kept_with_their_ties_and_the_next() -> None:
+    false = np.array([0.25, 0.5, 0.125, 0.5, 0.75, 0.0625], np.float32)
+    assert strongest(false, 2).tolist() == [0.75, 0.5, 0.5, 0.25]
+    assert strongest(false, 6).tolist() == [0.75, 0.5, 0.5, 0.25, 0.125, 0.0625]
+    assert strongest(np.full(4, 0.5, np.float32), 2).tolist() == [0.5] * 4
+
+
 # --- detections ----------------------------------------------------------------------------------------------
 
 
@@ -365,18 +391,20 @@ def test_detections_are_the_strongest_patch_then_the_strongest_out_of_its_reach(
         xy = whole[np.sort(rng.permutation(144)[: rng.integers(1, 144)])]
         scores = rng.normal(0.3, 0.4, len(xy)).round(1 + seed % 2)  # ties, zeros and below
         given = explanation(xy, scores, (0.5, 0.4 + 0.1 * (seed % 2)))
-        found = detections(given, radius_um)
+        found = detections(given.scores, given.grid, radius_um)
         got = [(p, x, y) for p, (x, y) in zip(found.probability.tolist(), found.xy_px0.tolist(), strict=True)]
         assert got == slow_detections(given, radius_um)
 
 
 def test_patches_that_say_nothing_for_the_class_are_no_detections() -> None:
-    found = detections(explanation(np.array([[0, 0], [900, 0]]), np.array([0.0, -1.0])), 100.0)
+    given = explanation(np.array([[0, 0], [900, 0]]), np.array([0.0, -1.0]))
+    found = detections(given.scores, given.grid, 100.0)
     assert (len(found.probability), found.xy_px0.shape) == (0, (0, 2))
     assert detections_csv(found) == ""
 
 
 def test_the_file_is_the_challenges() -> None:
-    found = detections(explanation(np.array([[0, 0], [900, 450]]), np.array([0.1, 0.75])), 100.0)
+    given = explanation(np.array([[0, 0], [900, 450]]), np.array([0.1, 0.75]))
+    found = detections(given.scores, given.grid, 100.0)
     assert detections_csv(found) == "0.75,1012,562\n0.10000000149011612,112,112\n"
     assert [np.float32(line.split(",")[0]) for line in detections_csv(found).splitlines()] == [0.75, np.float32(0.1)]

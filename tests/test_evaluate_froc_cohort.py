@@ -145,12 +145,14 @@ def test_what_cannot_count_is_left_out_and_said(study: Study) -> None:
     study.add("bare", "tumour", [1.0])
     study.add("broken", "tumour", [1.0], lesions="no annotation at all")
     study.add("empty", "tumour", [1.0], lesions=[])
+    study.add("other", "normal", [1.0], lesions=[(0, 0, 2048, 1024)])
     (one,) = froc_of_models(study.maps, study.predictions, SECTION)
     assert before is not None
     assert one.curve is not None
     assert [c.tolist() for c in one.curve] == [c.tolist() for c in before]
     assert froc_notes(one) == [
         "FROC of abmil by instance: 1 slides left out: its model has seen the patient",
+        "FROC of abmil by instance: 1 slides left out: labelled normal, with a lesion in the annotation",
         "FROC of abmil by instance: 1 slides left out: no annotation, and not labelled normal",
         "FROC of abmil by instance: 1 slides left out: no lesion in the annotation",
         "FROC of abmil by instance: 1 slides left out: unreadable annotation",
@@ -161,6 +163,12 @@ def test_a_negative_slide_with_an_empty_annotation_is_a_negative_slide(study: St
     study.add("n3", "normal", [0.5], lesions=[])
     (one,) = froc_of_models(study.maps, study.predictions, SECTION)
     assert froc_lines(one)[-1] == ["n3", "abmil", "instance", 0, 0, 1, "0.500000", ""]
+
+
+def test_a_normal_slide_may_have_isolated_tumour_cells(study: Study) -> None:
+    study.add("n3", "normal", [0.5] + 14 * [0.0] + [1.0], lesions=[(3500, 3500, 3600, 3600)])
+    (one,) = froc_of_models(study.maps, study.predictions, SECTION)
+    assert froc_lines(one)[-1] == ["n3", "abmil", "instance", 0, 1, 1, "0.500000", ""]
 
 
 def test_without_a_lesion_there_is_no_curve(tmp_path: Path) -> None:

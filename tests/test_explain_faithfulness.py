@@ -16,6 +16,7 @@ from wsi_pipeline.explain import explainers
 from wsi_pipeline.explain.choosing import Case, choose, likeliest, validation_scores
 from wsi_pipeline.explain.cost import measured
 from wsi_pipeline.explain.faithfulness import ask, curve, falling, flipping, mean_scores, remaining
+from wsi_pipeline.explain.infidelity import infidelity, removals, squares
 from wsi_pipeline.explain.pooled import pooled
 from wsi_pipeline.explain.sanity import likeness, max_sensitivity, redrawn
 from wsi_pipeline.explain.target import contrast
@@ -181,6 +182,83 @@ def test_a_small_bag_is_asked_about_once_a_size() -> None:
     model, (features, xy) = Evidence(), bag(5)
     curve(ask([model], features, xy), falling(np.arange(5.0)), 1, points=101)
     assert model.calls == 5
+
+
+# --- infidelity ----------------------------------------------------------------------------------------------
+
+
+def slow_infidelity(
+    members: list[nn.Module], features: Tensor, xy: Tensor, scores: np.ndarray, gone: np.ndarray, target: int
+) -> float:
+    """Yeh et al.'s mean of squares at their factor beta, as a share of that of zeros; beta below 0 is none."""
+
+    def answer(shown: Tensor) -> float:
+        with torch.no_grad():
+            return float(np.mean([contrast(model(shown, xy).logits, target).item() for model in members]))
+
+    sums, changes = [], []
+    for row in gone:
+        shown = features.clone()
+        for k in np.flatnonzero(row):
+            shown[k] = features.mean(0)
+        sums.append(sum(scores[k] for k in np.flatnonzero(row)))
+        changes.append(answer(features) - answer(shown))
+    pairs = list(zip(sums, changes, strict=True))
+    squared = sum(s * s for s in sums)
+    beta = max(sum(s * c for s, c in pairs) / squared, 0.0) if squared else 0.0
+    return float(sum((beta * s - c) ** 2 for s, c in pairs) / sum(c * c for c in changes))
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_infidelity_is_the_definition(name: str) -> None:
+    members, (features, xy) = [build(name, seed=s) for s in (0, 1)], bag(60)
+    gone = squares(xy.numpy(), 12, np.random.default_rng(0))
+    removed = removals(ask(members, features, xy, features.mean(0)), gone, 1)
+    for scores in (np.random.default_rng(1).standard_normal(60), np.random.default_rng(2).random(60)):
+        found = [infidelity(removed, sign * scores) for sign in (1, -1)]
+        expected = [slow_infidelity(members, features, xy, sign * scores, gone, 1) for sign in (1, -1)]
+        np.testing.assert_allclose(found, expected, atol=1e-8)
+        assert max(found) == 1.0  # one of the two points the other way
+        assert min(found) < 1 - 1e-6
+        np.testing.assert_allclose(infidelity(removed, 50 * scores), found[0], atol=1e-12)
+
+
+def test_contributions_to_a_sum_add_up_and_zeros_explain_nothing() -> None:
+    model, (features, xy) = build("mean"), bag(60)
+    with torch.no_grad():
+        for layer in (module for module in model.modules() if isinstance(module, nn.Linear)):
+            layer.bias.zero_()
+    features -= features.mean(0)  # so that the mean patch contributes nothing
+    gone = squares(xy.numpy(), 20, np.random.default_rng(0))
+    removed = removals(ask([model], features, xy, features.mean(0)), gone, 1)
+    scores = explainers.build("contribution")(model, features, xy, 1)
+    assert removed.lost.abs().max() > 1e-2
+    assert infidelity(removed, scores) == pytest.approx(0, abs=1e-6)
+    assert infidelity(removed, np.zeros(60)) == 1.0
+    assert infidelity(removed, -scores) == 1.0
+    assert infidelity(removed, np.ones(60)) > 0.01
+
+
+def test_a_removal_is_a_square_around_a_patch() -> None:
+    _, xy = bag(100)  # ten by ten
+    gone = squares(xy.numpy(), 100, np.random.default_rng(0))
+    sizes = gone.sum(1)
+    assert (sizes.min(), sizes.max()) == (1, 25)
+    places = xy.tolist()
+    for row, size in zip(gone.tolist(), sizes.tolist(), strict=True):
+        around = (
+            sorted(range(100), key=lambda k: (max(abs(places[k][0] - x), abs(places[k][1] - y)), k)) for x, y in places
+        )
+        assert any({k for k in range(100) if row[k]} == set(nearest[:size]) for nearest in around)
+    np.testing.assert_array_equal(squares(xy.numpy(), 100, np.random.default_rng(0)), gone)
+
+
+def test_where_nothing_can_be_taken_away_there_is_no_infidelity() -> None:
+    model, (features, xy) = build("abmil"), bag(1)
+    removed = removals(
+        ask([model], features, xy, features.mean(0)), squares(xy.numpy(), 3, np.random.default_rng(0)), 1
+    )
+    assert math.isnan(infidelity(removed, np.ones(1)))
 
 
 # --- choosing ------------------------------------------------------------------------------------------------

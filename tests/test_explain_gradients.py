@@ -52,6 +52,65 @@ def test_saliency_and_squared_gradient_are_sizes_of_finite_differences(model_nam
         assert scores[most] > 0
 
 
+# --- guided backpropagation ----------------------------------------------------------------------------------
+
+
+class TwoLayers(nn.Module):
+    """Two layers with ReLU on each patch, mean, linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 12), nn.Linear(12, 10), nn.Linear(10, 2)
+        self.relus = nn.ModuleList([nn.ReLU(), nn.ReLU()])
+
+    def forward(self, features: Tensor, xy: Tensor) -> MILOutput:
+        hidden = self.relus[0](self.first(features))
+        return MILOutput(self.last(self.relus[1](self.second(hidden)).mean(0)), None)
+
+
+def test_guided_backprop_is_the_gradient_of_which_no_relu_lets_what_is_below_zero_back() -> None:
+    torch.manual_seed(0)
+    model, (features, xy) = TwoLayers().double(), bag(25)
+    layers = (model.first, model.second, model.last)
+    first, second, last = ([part.detach().numpy() for part in (layer.weight, layer.bias)] for layer in layers)
+    expected = []
+    for x in features.numpy():
+        inner = first[0] @ x + first[1]
+        outer = second[0] @ np.maximum(inner, 0) + second[1]
+        back = (last[0][1] - last[0][0]) / 25  # of t, the log odds of class 1
+        back = second[0].T @ np.where((outer > 0) & (back > 0), back, 0)
+        back = first[0].T @ np.where((inner > 0) & (back > 0), back, 0)
+        expected.append(np.abs(back).sum())
+    scores = explainers.build("guided_backprop")(model, features, xy, 1)
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    assert np.ptp(scores) > 1e-3
+    assert not np.allclose(scores, explainers.build("saliency")(model, features, xy, 1), rtol=0.1)
+
+
+GUIDED = [name for name in MODELS if explainers.build("guided_backprop").fits(build(name)) is None]
+
+
+def test_guided_backprop_fits_the_models_all_of_whose_relus_are_modules() -> None:
+    assert GUIDED == ["abmil", "clam_mb", "clam_sb", "dsmil", "max", "mean", "smile", "transmil"]
+    for name in ("additive", "dtfd", "gtn"):  # additive: one of its two
+        with pytest.raises(ConfigError, match="calls ReLU as a function, which cannot be hooked; this method needs"):
+            explainers.build("guided_backprop")(build(name), *bag(3), 1)
+    assert "has no ReLU" in (explainers.build("guided_backprop").fits(build("abmil", hidden=None)) or "")
+
+
+@pytest.mark.parametrize("model_name", GUIDED)
+def test_guided_backprop_leaves_no_hook_behind(model_name: str) -> None:
+    model, (features, xy) = build(model_name), bag(40)
+    before = model(features, xy).logits
+    explainer, saliency = explainers.build("guided_backprop"), explainers.build("saliency")
+    plain = saliency(model, features, xy, 1)
+    assert explainer.fits(model) is None
+    explainer(model, features, xy, 1)
+    assert torch.equal(model(features, xy).logits, before)
+    np.testing.assert_array_equal(saliency(model, features, xy, 1), plain)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
 # --- integrated gradients ------------------------------------------------------------------------------------
 
 

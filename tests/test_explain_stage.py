@@ -119,6 +119,8 @@ class Made:
     def advanced(self, stage: str, job: Job, result: object) -> None:
         self.names.append("/".join(job.output.with_suffix("").parts[-3:]))
 
+    def waiting(self, stage: str, why: str) -> None: ...
+
     def finished(self) -> None: ...
 
 

@@ -12,7 +12,7 @@ from test_read_patch import slow_means
 from test_read_slide import spoil_tile, write_tiff
 
 from wsi_pipeline.config import ReadConfig
-from wsi_pipeline.errors import ConfigError, RegionError, SlideError
+from wsi_pipeline.errors import RegionError, SlideError
 from wsi_pipeline.read import open_slide, overview, read_overview
 from wsi_pipeline.types import Box, UInt8
 
@@ -21,6 +21,7 @@ class DrawnSlide:
     """A slide of one level whose pixel (x, y) is (x mod 251, y mod 241, 7); ``bad`` px0 boxes cannot be read."""
 
     reader, vendor, mpp_source = "drawn", "drawn", "drawn"
+    passed_over: tuple[str, ...] = ()
     downsamples: tuple[float, ...] = (1.0,)
     path = Path("drawn")
 
@@ -128,5 +129,5 @@ def test_a_slide_of_which_nothing_can_be_read_is_no_empty_slide() -> None:
 
 
 def test_an_overview_that_would_not_fit_in_memory() -> None:
-    with pytest.raises(ConfigError, match=r"tile\.tissue_mpp"):
+    with pytest.raises(SlideError, match=r"tile\.tissue_mpp"):
         read_overview(DrawnSlide(100_000, 100_000, (0.25, 0.25)), mpp=0.5)

@@ -17,6 +17,7 @@ from wsi_pipeline.read.openslide_reader import _bounds
 from wsi_pipeline.types import UInt8
 
 MPP = ReadConfig(mpp=0.5)
+OPENSLIDE = ReadConfig(reader="openslide", mpp=0.5)
 
 
 def noise(height: int, width: int, seed: int = 0) -> UInt8:
@@ -54,7 +55,7 @@ def refusal(path: Path, config: ReadConfig = MPP) -> str:
 
 
 def test_the_readers() -> None:
-    assert readers.names() == ["image", "openslide"]
+    assert readers.names() == ["image", "jpeg_tiff", "openslide"]
     with pytest.raises(UnknownNameError, match="openslide"):
         open_slide(Path(__file__), ReadConfig(reader="opensldie"))
 
@@ -236,7 +237,7 @@ def test_what_is_no_region_is_refused(tmp_path: Path) -> None:
 
 def test_a_spoilt_tile_costs_itself_only(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", np.full((192, 192, 3), 90, np.uint8), "jpeg")
-    with open_slide(spoil_tile(path, 4), MPP) as slide:  # columns and rows 64 to 127
+    with open_slide(spoil_tile(path, 4), OPENSLIDE) as slide:  # columns and rows 64 to 127
         for _ in range(2):
             with pytest.raises(RegionError, match=r"a\.tif: level 0, 10 x 12 px at \(70, 80\) cannot be decoded"):
                 slide.read((70, 80), 0, (10, 12))
@@ -259,7 +260,7 @@ def test_one_threads_spoilt_tile_is_not_anothers(tmp_path: Path) -> None:
                 if bad or abs(pixels.astype(int) - 90).max() > 2:
                     wrong.append(pixels)
 
-    with open_slide(path, MPP) as slide:
+    with open_slide(path, OPENSLIDE) as slide:
         jobs = [((0, 0), False), ((64, 64), True), ((128, 128), False), ((64, 64), True)]
         threads = [threading.Thread(target=work, args=job) for job in jobs]
         for thread in threads:
@@ -271,7 +272,7 @@ def test_one_threads_spoilt_tile_is_not_anothers(tmp_path: Path) -> None:
 
 def test_a_slide_that_vanishes_is_told_from_a_bad_region(tmp_path: Path) -> None:
     path = spoil_tile(write_tiff(tmp_path / "a.tif", np.full((192, 192, 3), 90, np.uint8), "jpeg"), 4)
-    with open_slide(path, MPP) as slide:
+    with open_slide(path, OPENSLIDE) as slide:
         path.rename(tmp_path / "moved.tif")
         with pytest.raises(SlideError, match="can no longer be opened") as caught:
             slide.read((70, 80), 0, (10, 12))

@@ -40,6 +40,8 @@ class Watcher:
     def advanced(self, stage: str, job: Job, result: Result) -> None:
         self.done.append(job.name)
 
+    def waiting(self, stage: str, why: str) -> None: ...
+
     def finished(self) -> None: ...
 
 

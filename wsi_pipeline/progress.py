@@ -27,6 +27,7 @@ class Bars:
     def _clear(self) -> None:
         self._begin = time.monotonic()
         self._done = self._units = self._failed = self._current = 0
+        self._worked_s = self._waited_s = 0.0
 
     def started(self, stage: str, total: int, current: int) -> None:
         """A stage may map more than once (folds, then the cohort): its numbers add up until another begins."""
@@ -59,6 +60,8 @@ class Bars:
             return
         self._done += 1
         self._units += result.units
+        self._worked_s += result.worked_s
+        self._waited_s += result.waited_s
         if result.error:
             self._failed += 1
             self._console.print(
@@ -105,4 +108,6 @@ class Bars:
         text = f"{f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} {_WHAT.get(self._stage, 'slides')}/s"
         if self._units and self._stage in _UNITS:
             text += f", {self._units / seconds:,.0f} {_UNITS[self._stage]}/s"
+        if self._worked_s:
+            text += f", the device waited {self._waited_s / self._worked_s:.0%} of the time"
         return text

@@ -67,6 +67,8 @@ def slide_table(path: Path, mpp: float | None) -> Table:
     table = Table(title=path.name, show_header=False)
     with open_slide(path, ReadConfig(), None if mpp is None else parse_mpp("--mpp", str(mpp))) as slide:
         table.add_row("reader", slide.reader)
+        for reason in slide.passed_over:
+            table.add_row("", f"not {reason}")
         table.add_row("vendor", slide.vendor)
         table.add_row("mpp (x, y)", f"{slide.mpp[0]:.5g}, {slide.mpp[1]:.5g} µm/px, from {slide.mpp_source}")
         table.add_row("bounds", "x {}, y {}, {} x {} px".format(*slide.bounds_px0))

@@ -29,6 +29,7 @@ class Slide(Protocol):
 
     path: Path
     reader: str  # registered name of the reader that opened it
+    passed_over: tuple[str, ...]  # the readers that were tried before it, each with its reason
     vendor: str
     sizes: tuple[tuple[int, int], ...]  # (width, height) of each level, largest first
     downsamples: tuple[float, ...]  # level-0 pixels per pixel of each level

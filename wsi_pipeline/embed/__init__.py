@@ -4,7 +4,8 @@ An encoder is built by name: ``encoders.build("resnet50", weights, pretrained, *
 file or None (the published weights, from this machine's caches or the network); ``pretrained=False`` gives the same
 random weights each time, for trying the way only. What a plug-in declares beside its name: ``dim``, ``side_px``,
 ``recommended_mpp``, ``licence``, ``paper``, ``source``, ``hub`` (its id on the Hugging Face hub), ``gated``, and
-``weights``: what follows the name's colon -> where its published weights lie (``weights.Source``).
+``weights``: what follows the name's colon -> where its published weights lie (``weights.Source``). Presets add
+``mean`` and ``std``.
 """
 
 from __future__ import annotations

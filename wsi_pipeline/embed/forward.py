@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Pending:
     """Features that a device may still be computing."""
 
     features: Tensor  # (n, dim) float32, on the CPU
+    seconds: float = 0.0  # that a CPU thread took
+    begun: torch.cuda.Event | None = None
     done: torch.cuda.Event | None = None
 
     def result(self) -> Float32:
@@ -33,6 +36,12 @@ class Pending:
             self.done.synchronize()
         array: Float32 = self.features.numpy()
         return array
+
+    def busy_s(self) -> float:
+        """How long the device worked on it. After ``result``."""
+        if self.begun is None or self.done is None:
+            return self.seconds
+        return float(self.begun.elapsed_time(self.done)) / 1000
 
 
 class Forward:
@@ -69,11 +78,18 @@ class Forward:
         on_gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
         try:
             with on_gpu, torch.inference_mode():
-                return self._fetched(self._features(self._sent(pixels))[:count])
+                return self._timed(lambda: self._features(self._sent(pixels))[:count])
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"{self._batch} patches at once do not fit into the memory of {self.device}; use a smaller embed.batch"
             ) from error
+
+    def buffer(self, shape: tuple[int, ...]) -> UInt8:
+        """An array for a batch; where the device is a GPU, in memory that it can copy from by itself."""
+        if self.device.type != "cuda":
+            return np.empty(shape, np.uint8)
+        array: UInt8 = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        return array
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """uint8 (B, s, s, 3) -> the encoder's input (B, 3, side, side): resized where s is not its side, normalised."""
@@ -94,17 +110,22 @@ class Forward:
     def _sent(self, pixels: UInt8) -> Tensor:
         tensor = torch.from_numpy(pixels)
         if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
+            pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+            return pinned.to(self.device, non_blocking=True)
         return tensor.to(self._prepared_on)
 
-    def _fetched(self, features: Tensor) -> Pending:
+    def _timed(self, features: Callable[[], Tensor]) -> Pending:
+        """``features()`` on their way to the CPU."""
         if self.device.type != "cuda":
-            return Pending(features.cpu())
-        host = torch.empty(features.shape, dtype=torch.float32, pin_memory=True)
-        host.copy_(features, non_blocking=True)
-        done = torch.cuda.Event()
+            begin = time.perf_counter()
+            return Pending(features().cpu(), time.perf_counter() - begin)
+        begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        found = features()
+        host = torch.empty(found.shape, dtype=torch.float32, pin_memory=True)
+        host.copy_(found, non_blocking=True)
         done.record()
-        return Pending(host, done)
+        return Pending(host, begun=begun, done=done)
 
     def _warm_up(self) -> None:
         side = self.encoder.side_px

@@ -5,28 +5,42 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..config import EmbedConfig, ReadConfig
-from ..engine import Engine, Job, cores
+from ..config import EmbedConfig
+from ..engine import Engine, Job, Made, cores
 from ..errors import ArtifactError, SlideError
 from ..files import Provenance, content_key, read_key
 from ..project import Project
-from ..read import open_slide, patch_level, read_patch
+from ..read import Batch
 from ..store import BagWriter, read_grid
-from ..types import PatchGrid, Slide, SlideRow
+from ..types import SlideRow
 from . import encoders, imported
+from .ahead import Ahead, Patches, Wanted, open_patches
 from .device import pick_device
 from .forward import Forward
 from .identity import identity, recommended_mpp
-from .stream import Read, stored, stream
+from .stream import stored, stream
 
 _MPP_TOLERANCE = 0.1
 _log = logging.getLogger("wsi_pipeline")
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that embedding one slide depends on; crosses to the process that does it."""
+
+    wanted: Wanted
+    bag: Path
+    embed: EmbedConfig
+    encoder: Mapping[str, Any]  # the identity that ``key`` was made with
+    key: str
 
 
 def run(project: Project, engine: Engine) -> None:
@@ -42,72 +56,92 @@ def _jobs(project: Project, slides: list[SlideRow]) -> list[Job]:
     chosen = (embed.encoder, embed.weights, embed.pretrained, embed.encoder_options)
     encoder = identity(*chosen)
     _warn_of_mpp(embed.encoder, recommended_mpp(*chosen), project.folder.grid(slides[0].slide_id))
-    jobs = []
+    tasks = []
     for row in slides:
         grid, bag = project.folder.grid(row.slide_id), project.folder.bag(row.slide_id)
         key = content_key(
             stage="embed", config=_result(embed), read=read.for_key(), upstream=read_key(grid), encoder=encoder
         )
-        jobs.append(Job(row.slide_id, bag, key, embed_slide, (row, grid, bag, read, embed, encoder, key)))
-    return jobs
+        tasks.append(Task(Wanted(row, grid, read), bag, embed, encoder, key))
+    # Only where one process does all the slides is it known which one it does next.
+    serial = project.config.engine.kind == "serial"
+    following = [task.wanted if serial else None for task in tasks[1:]] + [None]
+    return [
+        Job(task.wanted.row.slide_id, task.bag, task.key, embed_slide, (task, wanted))
+        for task, wanted in zip(tasks, following, strict=True)
+    ]
 
 
-def embed_slide(
-    row: SlideRow,
-    grid_path: Path,
-    bag_path: Path,
-    read: ReadConfig,
-    embed: EmbedConfig,
-    encoder: Mapping[str, Any],
-    key: str,
-) -> int:
-    """Write one slide's bag; the number of its patches. ``encoder``: the identity that ``key`` was made with."""
+def embed_slide(task: Task, following: Wanted | None) -> Made:
+    """Write one slide's bag; the number of its patches. ``following``: the slide that this process will do next."""
+    embed, encoder = task.embed, task.encoder
     forward = _forward(embed.model_dump_json(), str(encoder["weights"]))
     if forward.encoder.weights_digest != encoder["weights"]:
         raise ArtifactError(
             f"this worker has other weights for {embed.encoder} than the run began with; bring them over"
         )
-    grid, _ = read_grid(grid_path)
-    facts = {
-        "config": _result(embed),
-        "read": read.for_key(),
-        "encoder": dict(encoder),
-        "recommended_mpp": forward.encoder.recommended_mpp,
-        "resized_to_px": None if forward.encoder.side_px == grid.side_px else forward.encoder.side_px,
-    }
-    with open_slide(row.path, read, row.mpp) as slide:
-        return write_bag(bag_path, slide, grid, forward, embed, Provenance.of(key, "embed", **facts))
+    begin = functools.partial(open_patches, forward=forward, embed=embed)
+    with _ahead().take(task.wanted, begin) as patches:
+        grid = patches.grid
+        facts = {
+            "config": _result(embed),
+            "read": task.wanted.read.for_key(),
+            "reader": patches.slide.reader,
+            "encoder": dict(encoder),
+            "recommended_mpp": forward.encoder.recommended_mpp,
+            "resized_to_px": None if forward.encoder.side_px == grid.side_px else forward.encoder.side_px,
+        }
+        provenance = Provenance.of(task.key, "embed", **facts)
+
+        def when_read() -> None:
+            if following is not None:
+                _ahead().begin(following, begin)
+
+        return write_bag(task.bag, patches, forward, embed, provenance, when_read)
 
 
 def write_bag(
-    path: Path, slide: Slide, grid: PatchGrid, forward: Forward, embed: EmbedConfig, provenance: Provenance
-) -> int:
-    """Encode the patches of ``grid`` and write them as a bag; how many could be read.
+    path: Path,
+    patches: Patches,
+    forward: Forward,
+    embed: EmbedConfig,
+    provenance: Provenance,
+    when_read: Callable[[], None] = lambda: None,
+) -> Made:
+    """Encode ``patches`` and write them as a bag; how many could be read, and how long the device waited for pixels.
 
-    Raises ``SlideError`` where none could, or where a feature is no finite number.
+    ``when_read`` is called when the last patch is read, and the device may still be at work. Raises ``SlideError``
+    where no patch could be read, or where a feature is no finite number.
     """
+    grid = patches.grid
     threads = (embed.threads or cores()) if forward.device.type == "cpu" else 1
-    batches = stream(
-        grid, _reader(slide, grid), forward, batch=embed.batch, threads=threads, read_threads=embed.read_threads
-    )
+    encoded = stream(_then(patches.batches, when_read), forward, threads)
     readable = np.zeros(len(grid), bool)
-    start = 0
-    with BagWriter(path, grid, forward.encoder.dim, embed.dtype) as bag, contextlib.closing(batches):
-        for mask, features in batches:
+    start, busy_s, begin = 0, 0.0, time.perf_counter()
+    with BagWriter(path, grid, forward.encoder.dim, embed.dtype) as bag, contextlib.closing(encoded):
+        for mask, features, seconds in encoded:
+            busy_s += seconds
             stop = start + len(mask)
             readable[start:stop] = mask
             if mask.any():
                 bag.append(stored(features, embed.dtype, grid.slide_id, grid.xy_px0[start:stop][mask]))
             start = stop
+        worked_s = time.perf_counter() - begin
         if not readable.any():
-            raise SlideError(f"{slide.path}: none of its {len(grid)} patches can be read; the file is damaged")
+            raise SlideError(f"{patches.slide.path}: none of its {len(grid)} patches can be read; the file is damaged")
         bag.finish(readable, forward.encoder.name, forward.encoder.weights_digest, provenance)
-    return int(readable.sum())
+    return Made(int(readable.sum()), worked_s, max(0.0, worked_s - busy_s / threads))
 
 
-def _reader(slide: Slide, grid: PatchGrid) -> Read:
-    level = patch_level(slide, grid)
-    return lambda xy_px0: read_patch(slide, xy_px0, grid.side_px0, grid.side_px, level)
+def _then(batches: Iterable[Batch], after: Callable[[], None]) -> Iterator[Batch]:
+    yield from batches
+    after()
+
+
+@functools.lru_cache(maxsize=1)
+def _ahead() -> Ahead:
+    """Of this process."""
+    return Ahead()
 
 
 @functools.lru_cache(maxsize=1)

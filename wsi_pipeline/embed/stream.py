@@ -1,4 +1,4 @@
-"""Patches stream from the slide through the encoder, in the grid's order; nothing is written on the way.
+"""Batches stream through the encoder, in the grid's order; nothing is written on the way.
 
 Threads read ahead, threads encode, and both queues are bounded: what is in memory follows the batch and the number
 of threads, never the slide. On a CPU each encoding thread takes whole batches and computes alone, so that neither
@@ -15,20 +15,13 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from ..errors import RegionError, SlideError
-from ..types import Bool, Float32, Int64, PatchGrid, UInt8
+from ..errors import SlideError
+from ..read import Batch
+from ..types import Bool, Float32, Int64, UInt8
 from .forward import Pending, one_thread, own_threads
 
-Read = Callable[[tuple[int, int]], UInt8]  # corner in level-0 pixels -> (side_px, side_px, 3)
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-
-
-class Batch(NamedTuple):
-    """Consecutive patches of the grid, as read."""
-
-    readable: Bool  # (n,)
-    pixels: UInt8  # (m, s, s, 3), the m readable ones
 
 
 class Encoded(NamedTuple):
@@ -38,44 +31,27 @@ class Encoded(NamedTuple):
     features: Pending | None  # of the readable ones; None: there is none
 
 
-def in_flight(threads: int, read_threads: int) -> int:
-    """The most batches in memory at once."""
-    return _reading(read_threads) + _encoding(threads)
+class Done(NamedTuple):
+    """The features of one batch, on the CPU."""
+
+    readable: Bool  # (n,)
+    features: Float32  # (m, dim); (0, 0) where no patch was readable
+    busy_s: float  # how long the device worked on them
 
 
-def stream(
-    grid: PatchGrid,
-    read: Read,
-    encode: Callable[[UInt8], Pending],
-    *,
-    batch: int,
-    threads: int,
-    read_threads: int,
-) -> Generator[tuple[Bool, Float32], None, None]:
-    """For each ``batch`` consecutive patches of ``grid``: which are readable (n,), and their features (m, dim).
-
-    A patch whose pixels raise ``RegionError`` is left out; one batch without any gives no features, (0, 0).
-    Close the iterator to stop the threads early.
-    """
-    corners = [grid.xy_px0[start : start + batch] for start in range(0, len(grid), batch)]
-    with own_threads(), _pool(read_threads) as readers, _pool(threads, one_thread) as encoders:
-        batches = _ordered(readers, lambda xy: read_batch(read, xy, grid.side_px), corners, _reading(read_threads))
-        for done in _ordered(encoders, lambda b: _encode(encode, b), batches, _encoding(threads)):
-            features = np.zeros((0, 0), np.float32) if done.features is None else done.features.result()
-            yield done.readable, features
+def encoding_ahead(threads: int) -> int:
+    """The most batches that are with the encoder at once."""
+    return threads + 2
 
 
-def read_batch(read: Read, xy_px0: Int64, side_px: int) -> Batch:
-    """The patches at ``xy_px0`` (n, 2) that can be read, in their order."""
-    pixels = np.empty((len(xy_px0), side_px, side_px, 3), np.uint8)  # (n, s, s, 3)
-    readable = np.zeros(len(xy_px0), bool)
-    count = 0
-    for row, (x, y) in enumerate(xy_px0.tolist()):
-        with contextlib.suppress(RegionError):  # listed in the bag as unreadable
-            pixels[count] = read((x, y))
-            readable[row] = True
-            count += 1
-    return Batch(readable, pixels[:count])
+def stream(batches: Iterable[Batch], encode: Callable[[UInt8], Pending], threads: int) -> Generator[Done, None, None]:
+    """Each batch encoded, in order. Close the iterator to stop the threads early."""
+    with own_threads(), _pool(threads, one_thread) as encoders:
+        for done in _ordered(encoders, lambda batch: _encode(encode, batch), batches, encoding_ahead(threads)):
+            if done.features is None:
+                yield Done(done.readable, np.zeros((0, 0), np.float32), 0.0)
+            else:
+                yield Done(done.readable, done.features.result(), done.features.busy_s())
 
 
 def stored(features: Float32, dtype: str, slide_id: str, xy_px0: Int64) -> np.ndarray:
@@ -95,14 +71,6 @@ def stored(features: Float32, dtype: str, slide_id: str, xy_px0: Int64) -> np.nd
 
 def _encode(encode: Callable[[UInt8], Pending], batch: Batch) -> Encoded:
     return Encoded(batch.readable, encode(batch.pixels) if len(batch.pixels) else None)
-
-
-def _reading(read_threads: int) -> int:
-    return read_threads + 1
-
-
-def _encoding(threads: int) -> int:
-    return threads + 2
 
 
 def _ordered(

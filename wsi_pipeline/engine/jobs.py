@@ -14,13 +14,22 @@ from ..files import is_current, storage_error
 
 
 @dataclass(frozen=True)
+class Made:
+    """What a job made, where there is more to say than how much."""
+
+    units: int
+    worked_s: float  # that its device could have worked
+    waited_s: float  # of these, that it had nothing to work on
+
+
+@dataclass(frozen=True)
 class Job:
     """One call whose result is one file (or folder). ``function`` returns how many units (patches…) it made."""
 
     name: str  # slide_id, or what the job is called in messages
     output: Path
     key: str
-    function: Callable[..., int]  # of a module, so that another process can import it
+    function: Callable[..., int | Made]  # of a module, so that another process can import it
     arguments: tuple[Any, ...]
     slide: bool = True  # False: a fold or the cohort, which may take longer than a slide
     whole: Callable[[Path], bool] | None = None  # of a module: whether what stands beside the output is there too
@@ -45,6 +54,8 @@ class Result:
     """What came of one job, in a form that crosses a process border."""
 
     units: int = 0
+    worked_s: float = 0.0  # see ``Made``
+    waited_s: float = 0.0
     error: str = ""
     message: str = ""
     exit_code: int = 0  # of the error; 0: done
@@ -96,7 +107,8 @@ def cores() -> int:
 def attempt(job: Job) -> Result:
     """Run one job here; every failure becomes a value."""
     try:
-        return Result(units=job.function(*job.arguments))
+        made = job.function(*job.arguments)
+        return Result(**vars(made)) if isinstance(made, Made) else Result(units=made)
     except Exception as error:  # noqa: BLE001  (one bad slide never stops the rest)
         return failed(job, error)
 

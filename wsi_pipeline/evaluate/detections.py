@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import KDTree
 
-from ..types import Explanation, Float32, Int64
+from ..types import Float32, Int64, PatchGrid
 
 _ROUNDING = 1 + 1e-9  # of a distance that is the radius but for the last digits
 
@@ -19,14 +19,13 @@ class Detections(NamedTuple):
     xy_px0: Int64  # (n, 2)
 
 
-def detections(explanation: Explanation, radius_um: float) -> Detections:
+def detections(scores: Float32, grid: PatchGrid, radius_um: float) -> Detections:
     """The patches that score above 0 and have no stronger one within ``radius_um``, centre to centre.
 
-    Greedy: the strongest patch is kept and those around it are not, then the strongest that is left, and so on; of
-    equals, the first in the grid. A place is the pixel that holds the patch's centre. A score of 0 or below says
-    nothing for the class, so it is no detection. O(N log N) as long as few patches lie in a radius.
+    ``scores`` (N,). Greedy: the strongest patch is kept and those around it are not, then the strongest that is left,
+    and so on; of equals, the first in the grid. A place is the pixel that holds the patch's centre. A score of 0 or
+    below says nothing for the class, so it is no detection. O(N log N) as long as few patches lie in a radius.
     """
-    scores, grid = explanation.scores, explanation.grid
     strongest = np.argsort(-scores, kind="stable")
     order = strongest[scores[strongest] > 0]
     centres_um = grid.centre_px0[order] * np.asarray(grid.mpp)

@@ -98,6 +98,18 @@ def slide_froc(probability: Float32, xy_px0: Int64, mask: Labels, isolated: Coll
     return SlideFroc(probability[hit == 0], lesions[1:], len(lesions) - 1 - len(isolated))
 
 
+def strongest(false: Float32, count: int) -> Float32:
+    """What is left of a slide's false positives (n,) where more than ``count`` cannot matter, from the strongest.
+
+    These are the strongest ``count``, those that tie with the last of them, and the next, without which their lowest
+    would be the threshold that a curve leaves out. Where ``count`` is above 8 a slide, the curve up to 8 is the same.
+    """
+    falling = np.sort(false)[::-1]
+    if len(falling) <= count:
+        return falling
+    return falling[: 1 + int(np.count_nonzero(falling >= falling[count - 1]))]
+
+
 def froc_curve(slides: Sequence[SlideFroc]) -> tuple[Float64, Float64]:
     """False positives a slide (k,) and share of the lesions found (k,), from (0, 0) on; at least one slide.
 

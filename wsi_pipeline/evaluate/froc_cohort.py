@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,21 +13,11 @@ from ..errors import ConfigError
 from ..read.annotations import read_annotation
 from ..store import read_explanations
 from ..train.table import number
-from ..types import Explanation, Float64, Int64
+from ..types import Explanation, Float64, Int64, PatchGrid
 from .bootstrap import Interval, intervals
 from .detections import Detections, detections
-from .froc import (
-    MPP,
-    RATES,
-    Labels,
-    SlideFroc,
-    evaluation_mask,
-    froc_curve,
-    froc_score,
-    isolated_tumour_cells,
-    sensitivities,
-    slide_froc,
-)
+from .froc import RATES, SlideFroc, froc_curve, froc_score, sensitivities, slide_froc
+from .lesions import UNREADABLE, Lesions, lesions_of
 from .maps import SlideMaps
 from .predictions import Prediction
 from .report import interval_report
@@ -37,7 +27,6 @@ COLUMNS = (
     *("strongest_false_positive", "lesion_probabilities"),
 )
 MEASURES = ("froc", *(f"froc_sensitivity_at_{rate:g}" for rate in RATES))
-_ONE_SCANNER = 0.1  # relative; CAMELYON16's two scanners, of 0.243 and 0.226 µm/px, are both taken for 0.243
 _ENOUGH = 4 * RATES[-1]  # false positives a slide, the strongest of all slides, that a resample is first given
 
 
@@ -74,14 +63,14 @@ def froc_of_models(
 
     The last class's map is turned into detections, ``section.froc_radius_um`` apart; ``keep`` is given them with model
     and slide_id. A slide with outlines has the lesions of ``section.tumour_classes``; one without, labelled as the
-    first class, has none, and all its detections are false. Other slides, and maps of models that have seen the
-    patient, are counted and left out. Intervals are over patients.
+    first class, has none, and all its detections are false (see ``lesions``). Other slides, and maps of models that
+    have seen the patient, are counted and left out. Intervals are over patients.
     """
     method = str(section.froc)
     said = {(p.name, p.model): p for p in predictions if p.task == "classification" and len(p.outcome) == 2}
     models = {model: ModelFroc(model, method) for _, model in said}
     for slide in maps:
-        lesions: Labels | str | None = None  # made once for all models
+        lesions: Lesions | str | None = None  # made once for all models
         for explanation, held_out in _maps_of(slide, method):
             prediction = said.get((slide.slide_id, explanation.model))
             if prediction is None or explanation.target != list(prediction.outcome)[-1]:
@@ -91,14 +80,15 @@ def froc_of_models(
             if not held_out:
                 one.left_out["its model has seen the patient"] += 1
                 continue
-            lesions = _lesions(slide, explanation, prediction, section) if lesions is None else lesions
+            lesions = _lesions(slide, explanation.grid, prediction, section) if lesions is None else lesions
             if isinstance(lesions, str):
                 one.left_out[lesions] += 1
                 continue
-            found = detections(explanation, section.froc_radius_um)
+            found = detections(explanation.scores, explanation.grid, section.froc_radius_um)
             if keep is not None:
                 keep(one.model, slide.slide_id, found)
-            one.slides.append(_measured(slide, explanation, lesions, found))
+            met = slide_froc(*found, lesions.mask, lesions.isolated)
+            one.slides.append(FrocSlide(slide.slide_id, slide.patient_id, lesions.isolated, met))
     used = [one for one in models.values() if one.slides or one.left_out]
     for one in used:
         if any(slide.found.targets for slide in one.slides):
@@ -151,12 +141,22 @@ def froc_report(one: ModelFroc) -> dict[str, object]:
 def froc_notes(one: ModelFroc) -> list[str]:
     """What cannot be said of the model, or only with a grain of salt."""
     head = f"FROC of {one.model} by {one.method}"
-    notes = [f"{head}: {count} slides left out: {reason}" for reason, count in sorted(one.left_out.items())]
+    notes = left_out_notes(one.left_out)
     if one.curve is None:
-        notes.append(f"{head}: no held-out slide with a lesion, so no curve")
+        notes.append("no held-out slide with a lesion, so no curve")
     elif one.unit != "probability":
-        notes.append(f"{head}: {one.unit} is relative to its slide, so one threshold is not the same on all slides")
-    return notes
+        notes.append(relative_note(one.unit))
+    return [f"{head}: {note}" for note in notes]
+
+
+def left_out_notes(left_out: Mapping[str, int]) -> list[str]:
+    """``left_out``: reason -> slides."""
+    return [f"{count} slides left out: {reason}" for reason, count in sorted(left_out.items())]
+
+
+def relative_note(unit: str) -> str:
+    """Of a map whose scores are no probabilities."""
+    return f"{unit} is relative to its slide, so one threshold is not the same on all slides"
 
 
 def _maps_of(slide: SlideMaps, method: str) -> Iterator[tuple[Explanation, bool]]:
@@ -166,35 +166,14 @@ def _maps_of(slide: SlideMaps, method: str) -> Iterator[tuple[Explanation, bool]
                 yield explanation, held_out
 
 
-def _lesions(
-    slide: SlideMaps, explanation: Explanation, prediction: Prediction, section: EvaluateConfig
-) -> Labels | str:
-    """The slide's evaluation mask, without a cell where it is normal; or why it has none."""
-    grid = explanation.grid
-    negative = next(iter(prediction.outcome))
-    normal = np.zeros((0, 0), np.int32)
-    if slide.annotation is None:
-        return normal if prediction.label == negative else f"no annotation, and not labelled {negative}"
-    try:
-        annotation = read_annotation(slide.annotation, grid.bounds_px0)
-    except ConfigError:  # said aloud where the maps are measured
-        return "unreadable annotation"
-    area = annotation.area(section.tumour_classes)
-    mask = evaluation_mask(area, grid.slide_size_px0, _mpp(grid.mpp))
-    if mask.any():
-        return mask
-    return normal if prediction.label == negative else "no lesion in the annotation"
-
-
-def _measured(slide: SlideMaps, explanation: Explanation, lesions: Labels, found: Detections) -> FrocSlide:
-    isolated = isolated_tumour_cells(lesions, _mpp(explanation.grid.mpp))
-    return FrocSlide(slide.slide_id, slide.patient_id, isolated, slide_froc(*found, lesions, isolated))
-
-
-def _mpp(mpp: tuple[float, float]) -> float:
-    """What the challenge takes for all its slides, where the slide's own is near it; else the slide's own."""
-    mean = sum(mpp) / 2
-    return MPP if abs(mean / MPP - 1) <= _ONE_SCANNER else mean
+def _lesions(slide: SlideMaps, grid: PatchGrid, prediction: Prediction, section: EvaluateConfig) -> Lesions | str:
+    area = None
+    if slide.annotation is not None:
+        try:
+            area = read_annotation(slide.annotation, grid.bounds_px0).area(section.tumour_classes)
+        except ConfigError:  # said aloud where the maps are measured
+            return UNREADABLE
+    return lesions_of(area, grid, prediction.label, next(iter(prediction.outcome)))
 
 
 def _strongest(found: Sequence[SlideFroc], count: int) -> list[SlideFroc]:

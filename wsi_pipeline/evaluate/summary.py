@@ -50,6 +50,7 @@ EXPLANATION_HEADLINES = {  # of wsi evaluate explanations; explanations.md has e
     "miou": "mIoU ↑",
     "mf1": "mF1 ↑",
     "pointing": "point ↑",
+    "froc": "FROC ↑",
     "redrawn": "redraw → 0",
 }
 PICTURES = {  # what the report shows, in its order: file -> what it is

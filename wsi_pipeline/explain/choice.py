@@ -19,15 +19,14 @@ from ..predict.members import card, load_members
 from ..project import AUTO, Choice, Project
 from ..store import read_bag
 from ..train.inference import bag_tensors, cpu_threads
-from ..train.sampling import stream
 from ..train.table import read_table
 from ..types import Float32, Unit
 from . import explainers
+from .chance import RANDOM, chance
 from .choosing import Case, choose, validation_scores
 
 CASES = 12  # slides that decide; a fold's validation slides are judged by its own model
 POINTS = 21  # of each flipping curve: steps of 5 %
-_RANDOM = "random"
 
 
 class Chance:
@@ -41,7 +40,7 @@ class Chance:
         return None
 
     def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:  # noqa: ARG002
-        scores: Float32 = stream(_RANDOM, len(features)).random(len(features)).astype("float32")
+        scores: Float32 = chance(len(features), len(features)).astype("float32")
         return scores
 
 
@@ -85,12 +84,12 @@ def choose_method(
     cases: Sequence[tuple[Path, Path]], options: Mapping[str, Mapping[str, Any]], device: str, output: Path, key: str
 ) -> int:
     """Write the choice as JSON; returns the number of slides that decided."""
-    methods = {name: explainers.build(name, **given) for name, given in options.items()} | {_RANDOM: Chance()}
+    methods = {name: explainers.build(name, **given) for name, given in options.items()} | {RANDOM: Chance()}
     task = card(cases[0][1]).task
     with cpu_threads(1):
         aupc = validation_scores(_cases(cases, str(pick_device(device))), methods, points=POINTS, task=task)
-    chance = aupc.pop(_RANDOM)
-    found = Choice(choose(aupc), aupc, chance, len(cases))
+    of_chance = aupc.pop(RANDOM)
+    found = Choice(choose(aupc), aupc, of_chance, len(cases))
     write_made_text(output, json.dumps(asdict(found), indent=1, allow_nan=False) + "\n", Provenance.of(key, "explain"))
     return len(cases)
 

@@ -1,10 +1,15 @@
-"""The gradient of what is explained with respect to the patches' features."""
+"""The gradient of what is explained with respect to the patches' features, and the methods that are its size."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..types import Float32, Unit
 from .frozen import frozen
 from .target import contrast
 
@@ -16,3 +21,24 @@ def gradient(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Ten
         value = contrast(model(leaf, xy).logits, target)  # ()
         (slopes,) = torch.autograd.grad(value, leaf)
     return slopes
+
+
+@dataclass(frozen=True)
+class GradientSize:
+    """How much the answer moves with each patch, whichever way; for every model that has gradients.
+
+    Says how sensitive the answer is to a patch, not what the patch says: evidence for and against look alike.
+    """
+
+    size: Callable[[Tensor], Tensor]  # of slopes dt/dx, (N, D) -> (N,)
+
+    unit: ClassVar[Unit] = "attribution"
+    signed: ClassVar[bool] = False
+    class_specific: ClassVar[bool] = True
+
+    def fits(self, model: nn.Module) -> str | None:  # noqa: ARG002
+        return None
+
+    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
+        scores: Float32 = self.size(gradient(model, features, xy, target)).float().cpu().numpy()  # (N,)
+        return scores

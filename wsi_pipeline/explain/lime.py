@@ -6,17 +6,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..types import Float32, Unit
-from . import Account, Explainer, explainers
-from .regions import LeastSquares, RegionOptions, account_of_regions
+from . import Explainer, explainers
+from .regions import LeastSquares, RegionMethod, RegionOptions
 
 _WIDTH = 0.25  # of the kernel, in cosine distance, as in the authors' code
 
 
-class RegionLime:
-    """A region's score is its coefficient in a linear fit of t, the contrast, over slides with half the regions gone.
+def captum_lime(value: Callable[[Tensor], Tensor]) -> Any:
+    """LIME of a function t of a bag: a region's coefficient in a linear fit of t over slides with half of them gone.
 
     Ribeiro, Singh and Guestrin, "'Why Should I Trust You?' Explaining the Predictions of Any Classifier", KDD 2016.
     Each sample keeps every region with probability 1/2, the patches of the others become the baseline, and it weighs
@@ -24,28 +23,6 @@ class RegionLime:
     least squares without the paper's choice of a few regions, as there are few; t and not a probability, so nothing
     saturates. A patch scores its region's coefficient over the number of its patches.
     """
-
-    unit: Unit = "attribution"
-    signed = True
-    class_specific = True
-
-    def __init__(self, options: RegionOptions) -> None:
-        self.options = options
-
-    def fits(self, model: nn.Module) -> str | None:  # noqa: ARG002
-        return None
-
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        scores: Float32 = self.account(model, features, xy, target).scores.float().cpu().numpy()
-        return scores
-
-    def account(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Account:
-        """Scores (N,); with "intercept" and "fit error" they add up to t."""
-        return account_of_regions(model, features, xy, target, self.options, captum_lime)
-
-
-def captum_lime(value: Callable[[Tensor], Tensor]) -> Any:
-    """captum's LIME of a function of a bag, fitted by plain weighted least squares."""
     from captum.attr import Lime
 
     return Lime(value, interpretable_model=LeastSquares(), similarity_func=similarity)
@@ -64,4 +41,4 @@ def lime(*, region: int | None = None, samples: int = 256, baseline: str = "zero
     ``region``: side in patches; null for the smallest that gives at most 60 regions. ``samples``: forward passes.
     ``baseline``, what the patches taken away become: "zero" or "mean", the mean of the slide's patches.
     """
-    return RegionLime(RegionOptions(region, samples, baseline, seed))
+    return RegionMethod(RegionOptions(region, samples, baseline, seed), captum_lime)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,14 @@ from ..predict.members import load_members, predicted_class
 from ..predict.voices import whole_bag
 from ..train.inference import bag_tensors, cpu_threads
 from ..train.sampling import entropy, stream
-from ..types import Float64, PatchGrid
+from ..types import Float64, PatchGrid, Unit
 from . import Explainer, explainers
+from .chance import RANDOM, chance
 from .combine import spearman
 from .cost import Cost, measured
 from .faithfulness import Flipping, ask, flipping, mean_scores
+from .infidelity import Removals, infidelity, removals, squares
 from .sanity import likeness, max_sensitivity, redrawn
-
-RANDOM = "random"  # scores that know nothing: the floor of every measure
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +34,12 @@ class MethodMeasures:
     """One method on one slide."""
 
     flips: Mapping[str, Flipping]  # "drop", "replace"
+    infidelity: float  # NaN: not measured, or no attribution
     redrawn: float  # likeness of the redrawn model's map; NaN: not measured
     sensitivity: float  # NaN: not measured
     cost: Cost | None  # of the map, over all members
-    outlined: Float64 | None  # (N,) the map of the class that was outlined
+    unit: Unit | None  # of its scores; None: random ones
+    maps: Mapping[str, Float64]  # class -> (N,), of the classes that were asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +74,11 @@ def measure_slide(
     methods: Sequence[str],
     explain: ExplainConfig,
     section: EvaluateConfig,
-    outlined: str | None,
+    shown: Collection[str],
 ) -> SlideMeasures:
     """Flipping, sanity and cost of ``methods``, of the class that the ensemble predicts.
 
-    ``outlined``: the class that an annotation of the slide shows; then the maps of that class come, too.
+    ``shown``: the classes whose maps come, too: those that an annotation of the slide can tell of.
     """
     device = pick_device(explain.device)
     bag = whole_bag(bag_path)
@@ -88,28 +90,28 @@ def measure_slide(
         models, cards = [module for module, _ in members], [of_model for _, of_model in members]
         subject = Subject(models, cards, features.float(), xy, device, bag.grid.slide_id)
         target = predicted_class(members, bag, str(device))
-        shown = None if outlined is None else cards[0].classes.index(outlined)
+        classes = cards[0].classes
         built = {name: explainers.build(name, **explain.options.get(name, {})) for name in methods}
         maps = {name: measured(partial(subject.map, e, target), device) for name, e in built.items()}
         _check({name: scores for name, (scores, _) in maps.items()}, subject.name)
-        chance = stream(RANDOM, section.seed, subject.name).random(len(bag.grid))
-        flips = _flips(subject, {**{n: s for n, (s, _) in maps.items()}, RANDOM: chance}, target, section)
-        fresh = _redrawn(subject, section)
+        blind = chance(len(bag.grid), section.seed, subject.name)
+        flips = _flips(subject, {**{n: s for n, (s, _) in maps.items()}, RANDOM: blind}, target, section)
+        removed, fresh = _removals(subject, target, section), _redrawn(subject, section)
         found = {
             name: MethodMeasures(
                 flips=flips[name],
+                infidelity=_infidelity(removed, built[name], scores),
                 redrawn=likeness(scores, subject.map(built[name], target, fresh)),
                 sensitivity=_sensitivity(subject, built[name], target, section),
                 cost=cost,
-                outlined=scores if shown == target else None if shown is None else subject.map(built[name], shown),
+                unit=built[name].unit,
+                maps={c: scores if c == classes[target] else subject.map(built[name], classes.index(c)) for c in shown},
             )
             for name, (scores, cost) in maps.items()
         }
     nan = float("nan")
-    found[RANDOM] = MethodMeasures(flips[RANDOM], nan, nan, None, None if shown is None else chance)
-    return SlideMeasures(
-        bag.grid, cards[0].classes[target], found, spearman([*(scores for scores, _ in maps.values()), chance])
-    )
+    found[RANDOM] = MethodMeasures(flips[RANDOM], nan, nan, nan, None, None, dict.fromkeys(shown, blind))
+    return SlideMeasures(bag.grid, classes[target], found, spearman([*(scores for scores, _ in maps.values()), blind]))
 
 
 def _check(maps: Mapping[str, Float64], slide_id: str) -> None:
@@ -133,6 +135,17 @@ def _flips(
         for name, scores in maps.items():
             found[name][way] = flipping(asked, scores, target, points=section.flips, task=task)
     return found
+
+
+def _removals(subject: Subject, target: int, section: EvaluateConfig) -> Removals | None:
+    if not section.removals:
+        return None
+    gone = squares(subject.xy.cpu().numpy(), section.removals, stream("infidelity", section.seed, subject.name))
+    return removals(ask(subject.models, subject.features, subject.xy, subject.features.mean(0)), gone, target)
+
+
+def _infidelity(removed: Removals | None, explainer: Explainer, scores: Float64) -> float:
+    return infidelity(removed, scores) if removed and explainer.unit == "attribution" else float("nan")
 
 
 def _redrawn(subject: Subject, section: EvaluateConfig) -> list[nn.Module]:

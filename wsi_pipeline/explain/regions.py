@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..types import Float32, Unit
 from . import Account
 from .baseline import BASELINES, baseline_row
 from .frozen import frozen
@@ -71,6 +72,29 @@ class RegionOptions:
         check_whole("samples", self.samples, least=2)
         check_whole("seed", self.seed, least=0)
         check_choice("baseline", self.baseline, BASELINES)
+
+
+@dataclass(frozen=True)
+class RegionMethod:
+    """A method that scores a patch by its region; with what falls on none the scores add up to t, the contrast."""
+
+    options: RegionOptions
+    method: Callable[[Callable[[Tensor], Tensor]], Any]  # captum's, see ``account_of_regions``
+
+    unit: ClassVar[Unit] = "attribution"
+    signed: ClassVar[bool] = True
+    class_specific: ClassVar[bool] = True
+
+    def fits(self, model: nn.Module) -> str | None:  # noqa: ARG002
+        return None
+
+    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
+        scores: Float32 = self.account(model, features, xy, target).scores.float().cpu().numpy()
+        return scores
+
+    def account(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Account:
+        """Scores (N,), "intercept" and "fit error"."""
+        return account_of_regions(model, features, xy, target, self.options, self.method)
 
 
 def account_of_regions(

@@ -6,8 +6,20 @@ are plug-ins (see ``slide.Backend``); the first that opens the file reads it, un
 
 from __future__ import annotations
 
+from .batches import Batch, Batches, read_batches
 from .overview import Overview, read_overview
 from .patches import patch_level, read_patch
 from .slide import Backend, open_slide, readers
 
-__all__ = ["Backend", "Overview", "open_slide", "patch_level", "read_overview", "read_patch", "readers"]
+__all__ = [
+    "Backend",
+    "Batch",
+    "Batches",
+    "Overview",
+    "open_slide",
+    "patch_level",
+    "read_batches",
+    "read_overview",
+    "read_patch",
+    "readers",
+]

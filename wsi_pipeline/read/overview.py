@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigError, RegionError, SlideError
+from ..errors import RegionError, SlideError
 from ..geometry import best_level, um_to_px0, window
 from ..types import Box, Slide, UInt8
 from .resample import area_mean
@@ -32,12 +32,12 @@ def read_overview(slide: Slide, *, mpp: float | None = None, max_px: int | None 
     """The slide at ``mpp`` µm per pixel, or with at most ``max_px`` pixels a side; never finer than level 0.
 
     Each pixel is the exact mean over its footprint in the best level. Raises ``SlideError`` where nothing can be
-    decoded, and ``ConfigError`` where the result would not fit in memory.
+    decoded, or where the result would not fit in memory.
     """
     side = _side_px0(slide, mpp, max_px)
     width, height = (math.ceil(extent / s - 1e-9) for extent, s in zip(slide.sizes[0], side, strict=True))
     if width * height > MAX_PIXELS:
-        raise ConfigError(
+        raise SlideError(
             f"{slide.path.name}: an overview of {width} x {height} pixels is too large; ask for a coarser one "
             f"(tile.tissue_mpp)"
         )

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from ..geometry import best_level, window
+from ..geometry import LEVEL_TOLERANCE, best_level, window
 from ..types import PatchGrid, Slide, UInt8
 from .resample import area_mean
+from .slide import tile_levels
+from .tiles import SCALES, TileLevel
 
 
 def patch_level(slide: Slide, grid: PatchGrid) -> int:
     """The coarsest level of ``slide`` that is still as fine as the grid's target mpp."""
-    return best_level(slide.downsamples, min(grid.side_px0) / grid.side_px)
+    return best_level(slide.downsamples, _wanted(grid))
+
+
+def patch_tiles(slide: Slide, grid: PatchGrid, scaling: str) -> TileLevel | None:
+    """The tiles of that level; with ``scaling`` dct, shrunk as far as they stay fine enough.
+
+    None where the slide's reader has no tiles.
+    """
+    levels = tile_levels(slide)
+    if not levels:
+        return None
+    level = levels[patch_level(slide, grid)]
+    if scaling == "exact":
+        return level
+    wanted = _wanted(grid) * LEVEL_TOLERANCE
+    return level.scaled(max(s for s in SCALES if s == 1 or level.downsample * s <= wanted))
 
 
 def read_patch(slide: Slide, xy_px0: tuple[int, int], side_px0: tuple[float, float], side_px: int, level: int) -> UInt8:
@@ -19,3 +36,8 @@ def read_patch(slide: Slide, xy_px0: tuple[int, int], side_px0: tuple[float, flo
     """
     part = window(xy_px0, side_px0, level, slide.downsamples[level])
     return area_mean(slide.read(part.xy_px0, level, part.size), part.box, (side_px, side_px))
+
+
+def _wanted(grid: PatchGrid) -> float:
+    """Level-0 pixels per pixel of a patch."""
+    return min(grid.side_px0) / grid.side_px

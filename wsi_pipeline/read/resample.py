@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import functools
 
-from ..types import Float32, Int64, UInt8
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from ..types import Int64, UInt8
 
 Rectangle = tuple[float, float, float, float]  # (left, top, right, bottom)
 
@@ -21,10 +25,10 @@ def area_mean(pixels: UInt8, box: Rectangle, size: tuple[int, int]) -> UInt8:
     if all(float(v).is_integer() for v in (left, top, *factors)):
         x, y, fx, fy = int(left), int(top), int(factors[0]), int(factors[1])
         return _whole_means(pixels[y : y + size[1] * fy, x : x + size[0] * fx], fx, fy)
-    rows = _mean_along(pixels, top, factors[1], size[1])  # (height, w, 3)
-    columns = np.ascontiguousarray(rows.swapaxes(0, 1))  # (w, height, 3)
-    both = _mean_along(columns, left, factors[0], size[0])  # (width, height, 3)
-    rounded: UInt8 = np.floor(both.swapaxes(0, 1) + np.float32(0.5)).astype(np.uint8)
+    rows = _filter(len(pixels), top, factors[1], size[1]) @ pixels.reshape(len(pixels), -1).astype(np.float32)
+    columns = rows.reshape(size[1], -1, 3).swapaxes(0, 1)  # (w, height, 3)
+    both = _filter(len(columns), left, factors[0], size[0]) @ columns.reshape(len(columns), -1)
+    rounded: UInt8 = np.floor(both.reshape(size[0], size[1], 3).swapaxes(0, 1) + np.float32(0.5)).astype(np.uint8)
     return rounded
 
 
@@ -32,24 +36,36 @@ def _whole_means(pixels: UInt8, fx: int, fy: int) -> UInt8:
     """Means over blocks of ``fx`` x ``fy`` pixels, in whole numbers."""
     if (fx, fy) == (1, 1):
         return pixels.copy()
-    total = np.zeros((len(pixels) // fy, pixels.shape[1] // fx, 3), np.uint32)
-    for row in range(fy):
-        for column in range(fx):
-            total += pixels[row::fy, column::fx]
-    means: UInt8 = ((total + fx * fy // 2) // (fx * fy)).astype(np.uint8)
+    count = fx * fy
+    kind: type[np.uint16] | type[np.uint32] = (
+        np.uint16 if 256 * count <= 2**16 else np.uint32
+    )  # 255 count + count // 2 fits
+    total: NDArray[np.unsignedinteger] = pixels[::fy].astype(kind)
+    for row in range(1, fy):
+        total += pixels[row::fy]
+    flat = total.reshape(len(total), -1)  # (height, 3 w)
+    means = np.empty((len(total), pixels.shape[1] // fx, 3), np.uint8)
+    for colour in range(3):
+        block = flat[:, colour :: 3 * fx].copy()
+        for column in range(1, fx):
+            block += flat[:, colour + 3 * column :: 3 * fx]
+        block += count // 2
+        means[..., colour] = block // count
     return means
 
 
-def _mean_along(values: UInt8 | Float32, start: float, step: float, count: int) -> Float32:
-    """Means of axis 0 over the intervals [start + i step, start + (i + 1) step), i < count."""
-    edges = np.clip(start + step * np.arange(count + 1), 0, len(values))
+@functools.lru_cache(maxsize=64)
+def _filter(length: int, start: float, step: float, count: int) -> csr_array:
+    """(count, length): row i holds the share that each pixel has in [start + i step, start + (i + 1) step).
+
+    A grid's patches share a few of them.
+    """
+    edges = np.clip(start + step * np.arange(count + 1), 0, length)
     low, high = edges[:-1], edges[1:]
-    first: Int64 = np.minimum(np.floor(low).astype(np.int64), len(values) - 1)
-    taps = int(np.max(np.ceil(high).astype(np.int64) - first))
-    total = np.zeros((count, *values.shape[1:]), np.float32)
-    for tap in range(max(taps, 1)):
-        pixel = first + tap
-        covered = np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0, None) / (high - low)
-        weight = covered.astype(np.float32).reshape(-1, *([1] * (values.ndim - 1)))
-        total += weight * values[np.minimum(pixel, len(values) - 1)]
-    return total
+    first: Int64 = np.minimum(np.floor(low).astype(np.int64), length - 1)
+    taps = max(int(np.max(np.ceil(high).astype(np.int64) - first)), 1)
+    pixel = first[:, None] + np.arange(taps)  # (count, taps)
+    covered = np.clip(np.minimum(high[:, None], pixel + 1) - np.maximum(low[:, None], pixel), 0, None)
+    shares = (covered / (high - low)[:, None]).astype(np.float32)
+    starts = np.arange(0, shares.size + 1, taps)
+    return csr_array((shares.ravel(), np.minimum(pixel, length - 1).ravel(), starts), shape=(count, length))

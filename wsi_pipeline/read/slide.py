@@ -13,8 +13,9 @@ from ..registry import Registry
 from ..types import Box, Slide, UInt8
 from .diagnose import check_file, diagnose
 from .resolution import Claim, resolve_mpp
+from .tiles import TileLevel
 
-AUTO = ("openslide", "image")  # tried in this order
+AUTO = ("jpeg_tiff", "openslide", "image")  # tried in this order
 
 
 class Backend(Protocol):
@@ -63,15 +64,29 @@ def open_slide(path: Path, config: ReadConfig, mpp: float | None = None) -> Slid
         except SlideError:
             backend.close()
             raise
-        return CheckedSlide(path, name, backend, found, source)
+        return CheckedSlide(path, name, backend, found, source, tuple(reasons))
     raise SlideError(f"{path} cannot be opened: {diagnose(path)} ({'; '.join(reasons)})")
+
+
+def tile_levels(slide: Slide) -> tuple[TileLevel, ...]:
+    """The stored tiles of each level of ``slide``, for those who read many patches; empty where there are none."""
+    return slide.tiles if isinstance(slide, CheckedSlide) else ()
 
 
 class CheckedSlide:
     """A ``types.Slide`` over a backend: checks what is asked for and pads what lies outside with white."""
 
-    def __init__(self, path: Path, reader: str, backend: Backend, mpp: tuple[float, float], mpp_source: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        reader: str,
+        backend: Backend,
+        mpp: tuple[float, float],
+        mpp_source: str,
+        passed_over: tuple[str, ...] = (),
+    ) -> None:
         self.path = path
+        self.passed_over = passed_over  # readers that were tried before, and why they could not
         self.reader = reader
         self.vendor = backend.vendor
         self.sizes = backend.sizes
@@ -80,6 +95,11 @@ class CheckedSlide:
         self.mpp_source = mpp_source
         self.bounds_px0 = backend.bounds_px0
         self._backend: Backend | None = backend
+
+    @property
+    def tiles(self) -> tuple[TileLevel, ...]:
+        """The stored tiles of each level; empty where the reader has none to give."""
+        return getattr(self._backend, "levels", ())
 
     def read(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> UInt8:
         """See ``types.Slide``. The region starts at the level pixel that ``xy_px0`` falls on, to the nearest."""

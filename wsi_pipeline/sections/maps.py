@@ -47,7 +47,14 @@ class HeatmapConfig(Section):
 class EvaluateConfig(Section):
     """Measures and their intervals."""
 
-    OF_EXPLANATIONS: ClassVar = ("explained_models", "explained_slides", "flips", "replace", "perturbations")
+    OF_EXPLANATIONS: ClassVar = (
+        "explained_models",
+        "explained_slides",
+        "flips",
+        "replace",
+        "removals",
+        "perturbations",
+    )
 
     bootstrap: Count = Field(1000, description="resamples of patients for the 95 % intervals")
     seed: Annotated[int, Field(ge=0)] = 0
@@ -56,7 +63,9 @@ class EvaluateConfig(Section):
     )
     bins: Count = Field(15, description="bins of the calibration error and the reliability diagram")
     froc: str | None = Field(
-        None, description="method of explain whose maps are turned into detections for the FROC, e.g. instance"
+        None,
+        description="method of explain whose maps are turned into detections for the FROC, e.g. instance; "
+        "`wsi evaluate explanations` has that of every method",
     )
     froc_radius_um: Positive = Field(250.0, description="around a detection, no weaker one is kept")
     tumour_classes: tuple[str, ...] | None = Field(None, description="of annotations; default: all but exclusions")
@@ -69,6 +78,9 @@ class EvaluateConfig(Section):
     )
     replace: Literal["mean"] | None = Field(
         "mean", description="explanations: patches are also replaced, by the mean of the bag; null: only dropped"
+    )
+    removals: Annotated[int, Field(ge=0, strict=True)] = Field(
+        50, description="explanations: squares of patches, replaced by the mean of the bag, for the infidelity; 0: none"
     )
     perturbations: Annotated[int, Field(ge=0, strict=True)] = Field(
         10, description="explanations: small changes of the features for the sensitivity of a map; 0: none"

@@ -19,6 +19,10 @@ class ReadConfig(Section):
     mpp: Positive | tuple[Positive, Positive] | None = Field(
         None, description="µm per pixel of level 0 for slides whose manifest line gives none; wins over the file's own"
     )
+    scaling: Literal["exact", "dct"] = Field(
+        "exact",
+        description="dct: JPEG tiles are shrunk while they are decoded: faster, and not quite the same pixels",
+    )
 
 
 class TileConfig(Section):
@@ -61,4 +65,5 @@ class EmbedConfig(Section):
         default_factory=dict, description="what such files do not hold (see `wsi import-features --help`)"
     )
     threads: int = runtime(0, "CPU threads that encode; 0: the cores this worker has", ge=0)
-    read_threads: Count = runtime(2, "threads that read patches ahead")
+    read_threads: int = runtime(0, "threads that read patches ahead; 0: all cores beside a GPU, else 2", ge=0)
+    tile_mb: Count = runtime(512, "megabytes of decoded tiles that are kept while patches are cut from them")

@@ -1,0 +1,92 @@
+"""While the last patches of a slide are encoded, the next slide is opened: once, and nothing stays open."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import cast
+
+import pytest
+from test_embed_stage import bags, embed, study
+
+from wsi_pipeline.config import ReadConfig
+from wsi_pipeline.embed.ahead import Ahead, Patches, Wanted
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.read import open_slide
+from wsi_pipeline.types import Slide, SlideRow
+
+__all__ = ["study"]  # a fixture
+
+
+def wanted(name: str) -> Wanted:
+    return Wanted(SlideRow(name, Path(f"{name}.svs")), Path(f"{name}.h5"), ReadConfig())
+
+
+class Opener:
+    """Opens nothing, and remembers what was opened, by which thread, and what was closed."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[str, bool]] = []  # slide, whether by the main thread
+        self.closed: list[str] = []
+
+    def __call__(self, wanted: Wanted) -> Patches:
+        name = wanted.row.slide_id
+        self.opened.append((name, threading.current_thread() is threading.main_thread()))
+        if name == "bad":
+            raise SlideError("bad.svs is cut off")
+        return cast(Patches, Opened(name, self))
+
+
+class Opened:
+    def __init__(self, name: str, opener: Opener) -> None:
+        self.name, self.opener = name, opener
+
+    def close(self) -> None:
+        self.opener.closed.append(self.name)
+
+
+def test_what_was_begun_is_taken_and_opened_once() -> None:
+    ahead, opener = Ahead(), Opener()
+    ahead.begin(wanted("a"), opener)
+    assert cast(Opened, ahead.take(wanted("a"), opener)).name == "a"
+    assert cast(Opened, ahead.take(wanted("b"), opener)).name == "b"
+    assert opener.opened == [("a", False), ("b", True)]
+    assert opener.closed == []
+
+
+def test_what_is_not_taken_is_closed() -> None:
+    ahead, opener = Ahead(), Opener()
+    ahead.begin(wanted("a"), opener)
+    ahead.begin(wanted("b"), opener)
+    assert opener.closed == ["a"]
+    ahead.take(wanted("c"), opener)
+    assert opener.closed == ["a", "b"]
+
+
+def test_a_slide_that_cannot_be_opened_fails_when_its_turn_comes() -> None:
+    ahead, opener = Ahead(), Opener()
+    ahead.begin(wanted("bad"), opener)
+    with pytest.raises(SlideError, match="cut off"):
+        ahead.take(wanted("bad"), opener)
+    ahead.begin(wanted("bad"), opener)
+    assert cast(Opened, ahead.take(wanted("a"), opener)).name == "a"
+
+
+def test_the_stage_opens_each_slide_once_the_second_ahead_and_closes_both(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, bool]] = []
+    slides: list[Slide] = []
+
+    def noted(path: Path, config: ReadConfig, mpp: float | None = None) -> Slide:
+        opened.append((path.stem, threading.current_thread() is threading.main_thread()))
+        slides.append(open_slide(path, config, mpp))
+        return slides[-1]
+
+    monkeypatch.setattr("wsi_pipeline.embed.ahead.open_slide", noted)
+    assert embed(study) == []
+    assert opened == [("a", True), ("b", False)]
+    for slide in slides:
+        with pytest.raises(ValueError, match="is closed"):
+            slide.read((0, 0), 0, (1, 1))
+    assert list(bags(study)) == ["a", "b"]
