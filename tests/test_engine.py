@@ -20,7 +20,7 @@ from wsi_pipeline.config import EngineConfig
 from wsi_pipeline.engine import Engine, Job, Result, Silent
 from wsi_pipeline.engine.claims import Claim, Holder, claim_path, take
 from wsi_pipeline.errors import ConfigError, EngineError, SlideError, WsiError
-from wsi_pipeline.files import Provenance, atomic_path, write_made, write_text
+from wsi_pipeline.files import Provenance, atomic_path, machine, write_made, write_text
 from wsi_pipeline.types import SlideRow
 
 
@@ -281,6 +281,15 @@ def test_what_a_run_that_was_killed_had_in_hand_is_done_at_once(tmp_path: Path) 
     assert not (tmp_path / ".claims").exists()
 
 
+def test_what_was_killed_while_it_wrote_is_swept_however_deep(tmp_path: Path) -> None:
+    places = [tmp_path, tmp_path / "tile" / "quality" / ".made"]
+    for place in places:
+        (place / f".writing-0-{ended_process()}-{machine()}").mkdir(parents=True)
+    with Engine(EngineConfig(), tmp_path) as engine:
+        engine.run("tile", jobs(tmp_path, "k", a=good))
+    assert list(tmp_path.rglob(".writing-*")) == []
+
+
 def test_a_failure_here_takes_nothing_from_who_succeeded(tmp_path: Path) -> None:
     with Engine(EngineConfig(), tmp_path) as engine:
         engine.run("tile", jobs(tmp_path, "k", a=good_but))
@@ -316,6 +325,12 @@ def test_a_scheduler_elsewhere_does_the_same(tmp_path: Path) -> None:
             engine.run("tile", jobs(tmp_path, "k", a=good, b=bad_slide))
     assert (tmp_path / "tile" / "a.txt").read_text() == "made by k"
     assert [f.slide_id for f in engine.failures] == ["b"]
+
+
+def ended_process() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
 
 
 def started(*command: str) -> subprocess.Popen[str]:
