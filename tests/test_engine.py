@@ -20,7 +20,7 @@ from wsi_pipeline.config import EngineConfig
 from wsi_pipeline.engine import Engine, Job, Result, Silent
 from wsi_pipeline.engine.claims import Claim, Holder, claim_path, take
 from wsi_pipeline.errors import ConfigError, EngineError, SlideError, WsiError
-from wsi_pipeline.files import Provenance, atomic_path, write_made, write_text
+from wsi_pipeline.files import Provenance, atomic_path, machine, write_made, write_text
 from wsi_pipeline.types import SlideRow
 
 
@@ -32,6 +32,11 @@ def good(path: Path, key: str) -> int:
 
 def bad_slide(path: Path, key: str) -> int:
     raise SlideError(f"{path.name} is truncated;\nget it again")
+
+
+def bad_later(path: Path, key: str) -> int:
+    time.sleep(1)
+    return bad_slide(path, key)
 
 
 def defect(path: Path, key: str) -> int:
@@ -125,6 +130,12 @@ def test_one_bad_slide_never_stops_the_rest(tmp_path: Path, kind: str) -> None:
     assert failures["d"].message == "unforeseen: oh"
     assert "ZeroDivisionError" in (tmp_path / "failures" / "tile-d.txt").read_text()
     assert sum(result.units for _, result in watch.results) == 14
+
+
+def test_failures_are_listed_in_the_order_of_the_slides(tmp_path: Path) -> None:
+    with Engine(EngineConfig(kind="local", workers=2), tmp_path) as engine:
+        engine.run("tile", jobs(tmp_path, "k", a=bad_later, b=bad_slide, c=good))
+    assert [f.slide_id for f in engine.failures] == ["a", "b"]
 
 
 def test_finished_work_is_not_done_again_and_other_keys_are(tmp_path: Path) -> None:
@@ -270,6 +281,15 @@ def test_what_a_run_that_was_killed_had_in_hand_is_done_at_once(tmp_path: Path) 
     assert not (tmp_path / ".claims").exists()
 
 
+def test_what_was_killed_while_it_wrote_is_swept_however_deep(tmp_path: Path) -> None:
+    places = [tmp_path, tmp_path / "tile" / "quality" / ".made"]
+    for place in places:
+        (place / f".writing-0-{ended_process()}-{machine()}").mkdir(parents=True)
+    with Engine(EngineConfig(), tmp_path) as engine:
+        engine.run("tile", jobs(tmp_path, "k", a=good))
+    assert list(tmp_path.rglob(".writing-*")) == []
+
+
 def test_a_failure_here_takes_nothing_from_who_succeeded(tmp_path: Path) -> None:
     with Engine(EngineConfig(), tmp_path) as engine:
         engine.run("tile", jobs(tmp_path, "k", a=good_but))
@@ -305,6 +325,12 @@ def test_a_scheduler_elsewhere_does_the_same(tmp_path: Path) -> None:
             engine.run("tile", jobs(tmp_path, "k", a=good, b=bad_slide))
     assert (tmp_path / "tile" / "a.txt").read_text() == "made by k"
     assert [f.slide_id for f in engine.failures] == ["b"]
+
+
+def ended_process() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
 
 
 def started(*command: str) -> subprocess.Popen[str]:

@@ -89,9 +89,9 @@ class Campaign:
         seen: dict[str, Stamp] = {}
         hand: list[str] = []
         for number in range(kills):
-            process = self.start()
+            old, process = _claims(self.folder), self.start()
             if dice.random() < 0.9:  # else perhaps before it has begun
-                _until_in_hand(process, self.folder)
+                _until_in_hand(process, self.folder, old)
             if not _lives_after(process, dice.uniform(0, 2 * work_s / kills)):
                 ended(process)
                 ledger.name += f" (done after {number} kills)"
@@ -102,7 +102,7 @@ class Campaign:
             found = stamps(self.folder)
             if fresh:
                 check_untouched(seen, found, hand)
-            seen, hand = found, in_hand(self.folder)
+            seen, hand = found, sorted(name for name, _ in _claims(self.folder) - old)
             assert len(hand) <= workers, hand
             ledger.kills[stage_of(hand)] += 1
             ledger.redone += len(hand)
@@ -132,7 +132,7 @@ def stamps(folder: Path) -> dict[str, Stamp]:
 
 
 def in_hand(folder: Path) -> list[str]:
-    """The outputs of the jobs that a killed run was at, by the claims that it left."""
+    """The outputs of the jobs that a run is at, or was when it was killed, by its claims."""
     root = folder / ".claims"
     return [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")]
 
@@ -171,9 +171,8 @@ def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
         return []
 
 
-def _until_in_hand(process: subprocess.Popen[str], folder: Path) -> None:
+def _until_in_hand(process: subprocess.Popen[str], folder: Path, old: set[tuple[str, int]]) -> None:
     """Until the run has left its start-up behind: it has claimed something."""
-    old = _claims(folder)
     while process.poll() is None and not _claims(folder) - old:
         time.sleep(0.005)
 

@@ -3,7 +3,7 @@
 A claim is created with ``O_EXCL``, which one process only can win, on network disks too. Its holder touches it while
 it works; the time is that of the file system, as the clocks of hosts differ. It is void when it was not touched for
 the lease, when its holder is a process of this machine that is gone, or when the holder says that it ended itself.
-A void claim is taken away by who holds a lock for that moment, again a file that one process only can create.
+A void claim is replaced by who holds a lock for that moment, again a file that one process only can create.
 
 A claim only saves work. If a process is held up for longer than its lease, a job may be done twice: with the same
 bytes, as every file appears whole by a rename.
@@ -106,19 +106,19 @@ def take(path: Path, run: str, lease_s: float) -> Claim | Holder | None:
     A claim of the same ``run`` is void: who asks for a job twice has lost the first process. Raises ``StorageError``
     where the disk is full or forbidden.
     """
-    before = None
     while True:
         handle = _create(path)
         if handle is not None:
             _sign(path, handle, Holder.me(run, lease_s))
-            return Claim(path, handle, lease_s, before)
+            return Claim(path, handle, lease_s, None)
         found = read(path)
         if found is None:
             continue  # released just now
         if not void(path, found, run, lease_s):
             return found.holder
-        if _remove(path, found, lease_s):
-            before = found
+        with _alone(path, found, lease_s) as void_still:
+            if void_still:
+                return _replace(path, found, Holder.me(run, lease_s))
 
 
 def void(path: Path, found: Found, run: str, lease_s: float) -> bool:
@@ -152,7 +152,9 @@ def sweep_claims(root: Path, run: str, lease_s: float) -> None:
             with contextlib.suppress(OSError):  # a disk that is full is said elsewhere
                 found = read(path)
                 if found is not None and void(path, found, run, lease_s):
-                    _remove(path, found, lease_s)
+                    with _alone(path, found, lease_s) as void_still:
+                        if void_still:
+                            path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             Path(folder).rmdir()
 
@@ -189,8 +191,12 @@ def _storage(path: Path) -> Iterator[None]:
         raise storage_error(error, path) or error from None
 
 
-def _remove(path: Path, found: Found, lease_s: float) -> bool:
-    """Take a void claim away; False where another process is faster. Who removes holds a lock, for a moment."""
+@contextlib.contextmanager
+def _alone(path: Path, found: Found, lease_s: float) -> Iterator[bool]:
+    """A lock, for a moment, on a claim that was found void; whether it still lies there as it was found.
+
+    False, too, where another process has the lock.
+    """
     lock = path.with_name(f".{path.name}.void")
     handle = _create(lock)
     if handle is None:
@@ -198,16 +204,24 @@ def _remove(path: Path, found: Found, lease_s: float) -> bool:
         if left is not None and _age(lock, left) > lease_s:  # its holder was killed in that moment
             lock.unlink(missing_ok=True)
         time.sleep(0.01)
-        return False
+        yield False
+        return
     try:
         now = read(path)
-        if now is None or now.identity != found.identity:
-            return False
-        path.unlink(missing_ok=True)
-        return True
+        yield now is not None and now.identity == found.identity
     finally:
         os.close(handle)
         lock.unlink(missing_ok=True)
+
+
+def _replace(path: Path, found: Found, me: Holder) -> Claim:
+    """A new claim in the place of a void one, with no moment between in which there is none."""
+    beside = path.with_name(f".{me.token}.new")
+    handle = _create(beside)
+    assert handle is not None
+    _sign(beside, handle, me)
+    beside.replace(path)
+    return Claim(path, handle, me.lease_s, found)
 
 
 def _age(path: Path, found: Found) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -48,6 +49,7 @@ class Engine:
             self._workers.close(at_once=kind is not None)
             self._workers = None
         _sweep(self._folders)
+        sweep(self._out)  # the call's own files
         sweep_claims(self._out, self._terms.run, self.config.lease_s)
 
     def run(self, stage: str, jobs: Sequence[Job], device: str = "cpu") -> None:
@@ -62,12 +64,18 @@ class Engine:
         folders = {job.output.parent for job in todo}
         _sweep(folders)
         self._folders |= folders
-        for job, result in self._results(stage, todo, device != "cpu"):
-            if result.exit_code == 2:
-                raise WsiError(result.message)
-            self._observer.advanced(stage, job, result)
-            if result.error:
-                self._list(stage, job, result)
+        failed: dict[Path, Result] = {}
+        try:
+            for job, result in self._results(stage, todo, device != "cpu"):
+                if result.exit_code == 2:
+                    raise WsiError(result.message)
+                self._observer.advanced(stage, job, result)
+                if result.error:
+                    failed[job.output] = result
+        finally:  # listed in the order of the jobs, whichever failed first
+            for job in todo:
+                if job.output in failed:
+                    self._list(stage, job, failed[job.output])
         self._observer.finished()
 
     def ready(self, stage: str, slides: Iterable[SlideRow], needs: Callable[[str], Path], maker: str) -> list[SlideRow]:
@@ -147,8 +155,11 @@ def _names(jobs: Sequence[Job], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _sweep(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        if folder.is_dir():
-            for place in (folder, *(p for p in folder.iterdir() if p.is_dir() and p.suffix != ".zarr")):
-                sweep(place)
+def _sweep(folders: Set[Path]) -> None:
+    """What processes that are gone left half-written, however deep."""
+    for top in folders:
+        if folders.isdisjoint(top.parents):
+            for folder, names, _ in os.walk(top):
+                if any(name.startswith(".writing-") for name in names):
+                    sweep(Path(folder))
+                names[:] = [n for n in names if not n.startswith(".writing-") and not n.endswith(".zarr")]
