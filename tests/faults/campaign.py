@@ -73,26 +73,28 @@ class Campaign:
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "COLUMNS": "200"},
         )
 
-    def finish(self) -> Counter[str]:
-        """Run to the end undisturbed; how many jobs each stage did."""
+    def finish(self) -> Work:
+        """Run to the end undisturbed."""
         return ended(self.start())
 
     def kill_at_random(
-        self, kills: int, work_s: float, dice: random.Random, workers: int = 1, fresh: bool = True
+        self, kills: int, work: Work, dice: random.Random, workers: int = 1, fresh: bool = True
     ) -> Ledger:
-        """Begin and kill, again and again, then let it finish. ``work_s``: what the whole takes, start-up left out.
+        """Begin and kill, again and again, then let it finish. ``work``: what each stage of a whole run takes.
 
-        Checks after each kill that no more was in hand than there are workers, and in a folder that was ``fresh`` that
-        what was finished before the kill is as it was.
+        The kills fall into all stages, into each at random moments. Checks after each that no more was in hand than
+        there are workers, and in a folder that was ``fresh`` that what was finished before the kill is as it was.
         """
         ledger, begun = Ledger(self.out), time.monotonic()
+        stages = list(work.seconds)
         seen: dict[str, Stamp] = {}
         hand: list[str] = []
         for number in range(kills):
             old, process = _claims(self.folder), self.start()
-            if dice.random() < 0.9:  # else perhaps before it has begun
-                _until_in_hand(process, self.folder, old)
-            if not _lives_after(process, dice.uniform(0, 2 * work_s / kills)):
+            stage = stages[number * len(stages) // kills]
+            if dice.random() < 0.95:  # else perhaps before it has begun
+                _until_in_hand(process, self.folder, old, stages[stages.index(stage) :])
+            if not _lives_after(process, dice.uniform(0, 2 * work.seconds[stage] * len(stages) / kills)):
                 ended(process)
                 ledger.name += f" (done after {number} kills)"
                 break
@@ -104,7 +106,7 @@ class Campaign:
                 check_untouched(seen, found, hand)
             seen, hand = found, sorted(name for name, _ in _claims(self.folder) - old)
             assert len(hand) <= workers, hand
-            ledger.kills[stage_of(hand)] += 1
+            ledger.kills[stage_of(hand[0]) if hand else "between jobs"] += 1
             ledger.redone += len(hand)
         self.finish()
         if fresh:
@@ -113,11 +115,22 @@ class Campaign:
         return ledger
 
 
-def ended(process: subprocess.Popen[str]) -> Counter[str]:
-    """Wait for a run; how many jobs each stage did, as its lines say."""
+@dataclass(frozen=True)
+class Work:
+    """What a run did, as its lines say."""
+
+    done: Counter[str]  # jobs, by stage
+    seconds: dict[str, float]  # of each stage that did something
+
+
+def ended(process: subprocess.Popen[str]) -> Work:
+    """Wait for a run."""
     said = process.communicate(timeout=900)[1]
     assert process.returncode == 0, said
-    return Counter({stage: int(count) for stage, count in re.findall(r"^ *(\w+)  (\d+) done,", said, re.MULTILINE)})
+    lines = re.findall(r"^ *(\w+)  (\d+) done,.*? up to date(?: in ([0-9.]+) s)?", said, re.MULTILINE)
+    return Work(
+        Counter({stage: int(count) for stage, count, _ in lines}), {stage: float(s) for stage, _, s in lines if s}
+    )
 
 
 def stamps(folder: Path) -> dict[str, Stamp]:
@@ -137,8 +150,8 @@ def in_hand(folder: Path) -> list[str]:
     return [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")]
 
 
-def stage_of(hand: Sequence[str]) -> str:
-    return hand[0].split("/")[0] if hand else "between jobs"
+def stage_of(output: str) -> str:
+    return output.split("/")[0] if "/" in output else "view"  # its report stands in the run folder itself
 
 
 def check_untouched(before: dict[str, Stamp], after: dict[str, Stamp], hand: Sequence[str]) -> None:
@@ -171,9 +184,11 @@ def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
         return []
 
 
-def _until_in_hand(process: subprocess.Popen[str], folder: Path, old: set[tuple[str, int]]) -> None:
-    """Until the run has left its start-up behind: it has claimed something."""
-    while process.poll() is None and not _claims(folder) - old:
+def _until_in_hand(
+    process: subprocess.Popen[str], folder: Path, old: set[tuple[str, int]], stages: Sequence[str]
+) -> None:
+    """Until the run has a job of one of ``stages`` in hand."""
+    while process.poll() is None and not any(stage_of(name) in stages for name, _ in _claims(folder) - old):
         time.sleep(0.005)
 
 

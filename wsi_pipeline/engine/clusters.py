@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,11 +76,21 @@ def local(config: EngineConfig) -> Client:
     }
     scheduler = {"cls": Scheduler, "options": options}
     try:
-        with dask.config.set(settings):
+        with dask.config.set(settings), _deaf():
             cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
         return Client(cluster, set_as_default=False)
     except (OSError, RuntimeError) as error:
         raise EngineError(f"the worker processes cannot be started: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes and threads that begin inside hear no Ctrl-C, which a terminal sends to all: the run tells them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _worker_options(plan: WorkerPlan) -> dict[str, Any]:

@@ -93,9 +93,9 @@ class Workers:
     def ended(self, timeout_s: float) -> Ended:
         ended: Ended = []
         try:
-            ended.append(self._result(self._ended.get(timeout=timeout_s)))
+            ended += self._results(self._ended.get(timeout=timeout_s))
             while True:
-                ended.append(self._result(self._ended.get_nowait()))
+                ended += self._results(self._ended.get_nowait())
         except queue.Empty:
             pass
         if self._client.status != "running":
@@ -106,21 +106,26 @@ class Workers:
         self._running.clear()
         disconnect(self._client, at_once)
 
-    def _result(self, future: Future[Result]) -> tuple[Job, Result]:
+    def _results(self, future: Future[Result]) -> Ended:
+        """What came of a job; nothing where its worker died just after it, and it is asked for once more."""
         from distributed import KilledWorker
 
-        _, job = self._running.pop(future.key)
+        _, job = self._running[future.key]
+        if future.status == "pending":
+            future.add_done_callback(self._ended.put)
+            return []
+        if future.status not in ("finished", "error"):
+            raise _scheduler_lost()
+        del self._running[future.key]
         try:
-            if future.status == "finished":
-                return job, future.result()
-            error = future.exception() if future.status == "error" else None
+            return [(job, future.result())]
+        except KilledWorker:
+            return [(job, lost(job, self._terms, self._config.retries + 1))]
         except _CANCELLED as gone:
             raise _scheduler_lost() from gone
-        if isinstance(error, KilledWorker):
-            return job, lost(job, self._terms, self._config.retries + 1)
-        if error is None:
-            raise _scheduler_lost()
-        raise EngineError(f"a worker cannot do {job.name}: {type(error).__name__}: {one_line(error)}") from error
+        except Exception as error:  # not of the job, which gives its own as a value
+            message = f"a worker cannot do {job.name}: {type(error).__name__}: {one_line(error)}"
+            raise EngineError(message) from error
 
     def _asks(self, gpu: bool) -> bool:
         """Whether jobs go where a GPU is: they are for one, and the config or a worker says that there is one."""
