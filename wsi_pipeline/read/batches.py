@@ -219,9 +219,11 @@ class _Tiled:
         for i, cut in enumerate(cuts):
             try:
                 _check(cut.tiles.values())
-                out = self._scratch((cut.part.size[1], cut.part.size[0], 3))
+                as_stored = cut.part.box == (0, 0, side, side)
+                out = pixels[i] if as_stored else self._scratch((cut.part.size[1], cut.part.size[0], 3))
                 region = assemble(self._level, cut.start, {n: t.pixels for n, t in cut.tiles.items()}, out)
-                pixels[i] = area_mean(region, cut.part.box, (side, side))
+                if region is not pixels[i]:
+                    pixels[i] = region if as_stored else area_mean(region, cut.part.box, (side, side))
             except RegionError:
                 readable[i] = False
             self._cut_from(cut.tiles.values())
