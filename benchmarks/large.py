@@ -34,14 +34,13 @@ PATCH_PX, TILE_PX, DOWNSAMPLES = 224, 256, (1, 4, 16)
 
 def sparse_slide(path: Path, side_px: int, region_px: int, tissue: UInt8) -> None:
     """Tissue in a square of ``region_px`` in the middle; tiles outside are not stored at all."""
-    how = KINDS["B"]
+    how, fine = KINDS["B"], some_cells(tissue)
     with TiffWriter(path, bigtiff=True) as tiff:
         for downsample in DOWNSAMPLES:
             side = side_px // downsample
             low = (side_px - region_px) // 2 // downsample // TILE_PX
             high = low + -(-region_px // downsample // TILE_PX)
-            small = np.asarray(Image.fromarray(tissue).reduce(downsample)) if downsample > 1 else tissue
-            cells = [encoded(cell, how) for cell in some_cells(small)]
+            cells = [encoded(cell, how) for cell in coarser(fine, downsample)]
 
             def stored(
                 side: int = side, low: int = low, high: int = high, cells: list[bytes] = cells
@@ -68,14 +67,22 @@ def sparse_slide(path: Path, side_px: int, region_px: int, tissue: UInt8) -> Non
             )
 
 
-def some_cells(tissue: UInt8, count: int = 64) -> Iterator[UInt8]:
-    """Squares cut from ``tissue``, which is tiled where it is smaller than one."""
+def some_cells(tissue: UInt8, count: int = 64) -> list[UInt8]:
+    """The darkest of many squares cut from ``tissue``, which is repeated where it is smaller than one: no glass."""
     repeats = [max(1, -(-(TILE_PX + 1) // n)) for n in tissue.shape[:2]]
     wide = np.tile(tissue, (*repeats, 1))
     rng = np.random.default_rng(0)
-    for _ in range(count):
-        y, x = rng.integers(0, np.array(wide.shape[:2]) - TILE_PX + 1)
-        yield wide[y : y + TILE_PX, x : x + TILE_PX]
+    corners = rng.integers(0, np.array(wide.shape[:2]) - TILE_PX + 1, (8 * count, 2)).tolist()
+    cells = [wide[y : y + TILE_PX, x : x + TILE_PX] for y, x in corners]
+    return sorted(cells, key=lambda cell: float(cell.mean()))[:count]
+
+
+def coarser(cells: list[UInt8], downsample: int) -> list[UInt8]:
+    """As many squares, each of ``downsample`` x ``downsample`` others, shrunk."""
+    small = [np.asarray(Image.fromarray(cell).reduce(downsample)) for cell in cells] if downsample > 1 else cells
+    rng = np.random.default_rng(1)
+    chosen = rng.integers(0, len(cells), (len(cells), downsample, downsample)).tolist()
+    return [np.concatenate([np.concatenate([small[i] for i in row], axis=1) for row in rows]) for rows in chosen]
 
 
 def watched(command: list[str]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ decoding costs, not the disk. tiffslide, fastslide and cv2 take part where they 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.util
 import json
 import statistics
@@ -109,9 +110,9 @@ def data_loader(task: Task) -> Run:
 def supertiles(task: Task) -> Run:
     """OpenSlide with care: 4 x 4 patches at once, its raw buffer, cv2's area filter, two threads."""
     import cv2  # type: ignore[import-not-found,unused-ignore]
-    from openslide.lowlevel import read_region
 
     side = task.side_px0
+    into = ctypes.POINTER(ctypes.c_uint32)
     groups: dict[tuple[int, int], list[list[int]]] = {}
     for x, y in task.xy_px0.tolist():
         groups.setdefault(((x - ORIGIN[0]) // (4 * side), (y - ORIGIN[1]) // (4 * side)), []).append([x, y])
@@ -122,8 +123,10 @@ def supertiles(task: Task) -> Run:
             def read(patches: list[list[int]]) -> int:
                 xy = np.array(patches)
                 low, size = xy.min(axis=0), xy.max(axis=0) - xy.min(axis=0) + side
-                with slide.read_region(tuple(low.tolist()), 0, tuple(size.tolist())) as image:
-                    block = np.asarray(image)[..., :3]
+                bgra = np.empty((*size[::-1], 4), np.uint8)
+                where = (*low.tolist(), 0, *size.tolist())
+                openslide.lowlevel._read_region(slide._osr, bgra.ctypes.data_as(into), *where)
+                block = cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGB)
                 for x, y in (xy - low).tolist():
                     patch = block[y : y + side, x : x + side]
                     np.ascontiguousarray(
@@ -133,7 +136,6 @@ def supertiles(task: Task) -> Run:
 
             return sum(pool.map(read, groups.values()))
 
-    assert read_region
     return run
 
 
@@ -148,17 +150,16 @@ def tiffslide_pil(task: Task) -> Run:
 
 
 def fastslide_pil(task: Task) -> Run:
+    """With a cache of 256 MB for decoded tiles."""
     import fastslide  # type: ignore[import-not-found,unused-ignore]
 
     def run() -> int:
         slide = fastslide.FastSlide.from_file_path(str(task.path))
-        done = 0
+        slide.set_cache(256 * 2**20)
+        side, done = task.side_px0, 0
         for x, y in task.xy_px0.tolist():
-            patch = Image.fromarray(
-                np.asarray(slide.read_region(location=(x, y), level=0, size=(task.side_px0,) * 2))[..., :3]
-            )
-            np.asarray(patch if task.side_px0 == SIDE_PX else patch.resize((SIDE_PX, SIDE_PX)))
-            done += 1
+            patch = Image.fromarray(slide.read_region(location=(x, y), level=0, size=(side, side)).numpy()[..., :3])
+            done += np.asarray(patch if side == SIDE_PX else patch.resize((SIDE_PX, SIDE_PX))).shape[0] == SIDE_PX
         return done
 
     return run
@@ -214,7 +215,7 @@ def contenders(task: Task, reduced: bool) -> dict[str, Run]:
     for name, module, peer in (
         ("OpenSlide raw + cv2, 4 x 4 at once, 2 threads", "cv2", supertiles),
         ("tiffslide, 1 thread", "tiffslide", tiffslide_pil),
-        ("fastslide, 1 thread", "fastslide", fastslide_pil),
+        ("fastslide + 256 MB cache, 1 thread", "fastslide", fastslide_pil),
     ):
         if importlib.util.find_spec(module):
             runs[name] = peer(task)

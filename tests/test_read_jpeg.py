@@ -43,10 +43,14 @@ def write_slide(
     rgb: bool = False,
     subsampling: str = "420",
     downsamples: tuple[int, ...] = (1, 4),
+    pixels: UInt8 | None = None,
 ) -> Path:
-    """A pyramid of JPEG tiles: Aperio's if the name ends in .svs, else generic. ``rgb``: stored without a transform."""
+    """A pyramid of JPEG tiles: Aperio's if the name ends in .svs, else generic. ``rgb``: stored without a transform.
+
+    ``pixels``, else a texture of ``size``.
+    """
     svs = path.suffix == ".svs"
-    pixels = texture(size[1], size[0])
+    pixels = texture(size[1], size[0]) if pixels is None else pixels
     with TiffWriter(path) as tiff:
         for downsample in downsamples:
             level = pixels if downsample == 1 else np.asarray(Image.fromarray(pixels).reduce(downsample))

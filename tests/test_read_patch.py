@@ -59,9 +59,9 @@ def test_area_mean_is_the_definition(
 
 
 def test_whole_footprints_take_the_short_way_to_the_same_pixels() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    for factor in (1, 2, 3):
-        box = (1, 2, 1 + 3 * factor, 2 + 3 * factor)
+    pixels = np.random.default_rng(0).integers(200, 256, (56, 56, 3), dtype=np.uint8)
+    for fx, fy in ((1, 1), (2, 2), (3, 3), (1, 3), (3, 1), (2, 1), (1, 2), (4, 8), (17, 17), (18, 15)):
+        box = (1, 2, 1 + 3 * fx, 2 + 3 * fy)
         expected = np.floor(slow_means(pixels, box, (3, 3)) + 0.5)
         np.testing.assert_array_equal(area_mean(pixels, box, (3, 3)), expected)
 

@@ -29,6 +29,7 @@ _LIBRARIES = [
     "openslide-python",
     "openslide-bin",
     "pillow",
+    "simplejpeg",
     "torch",
     "torchvision",
     "timm",

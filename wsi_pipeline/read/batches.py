@@ -139,9 +139,11 @@ class _Plain:
 class _Tile:
     """A tile that is decoded or will be, and how many patches still have to be cut from it."""
 
-    def __init__(self, pixels: UInt8, done: Future[None]) -> None:
+    def __init__(self, number: int, pixels: UInt8) -> None:
+        self.number = number
         self.pixels = pixels
-        self.done = done
+        self.done: Future[None] | None = None  # of all tiles that were asked for with it
+        self.error: RegionError | None = None
         self.waiting = 0
         self.dropped = False
 
@@ -172,10 +174,16 @@ class _Tiled:
         self._local = threading.local()
 
     def submit(self, rows: range, pixels: UInt8) -> Future[list[bool]]:
-        cuts = [self._plan((x, y)) for x, y in self._grid.xy_px0[rows.start : rows.stop].tolist()]
+        new: list[_Tile] = []
+        cuts = [self._plan((x, y), new) for x, y in self._grid.xy_px0[rows.start : rows.stop].tolist()]
+        if new:
+            done = self._pool.submit(self._decode, new)
+            for tile in new:
+                tile.done = done
         return self._pool.submit(self._cut, cuts, pixels)
 
-    def _plan(self, xy_px0: tuple[int, int]) -> _Cut:
+    def _plan(self, xy_px0: tuple[int, int], new: list[_Tile]) -> _Cut:
+        """The patch at ``xy_px0``; the tiles that nobody has asked for yet are added to ``new``."""
         level = self._level
         part = window(xy_px0, self._grid.side_px0, level.level, level.downsample)
         start = round(part.xy_px0[0] / level.downsample), round(part.xy_px0[1] / level.downsample)
@@ -190,20 +198,27 @@ class _Tiled:
             others = [n for n in self._live if n not in wanted]
             self._drop(others[-excess:])
         for n in missing:
-            buffer = self._buffer()
-            self._live[n] = _Tile(buffer, self._pool.submit(level.decode, n, buffer))
+            self._live[n] = _Tile(n, self._buffer())
+            new.append(self._live[n])
         tiles = {n: self._live[n] for n in wanted}
         with self._lock:
             for tile in tiles.values():
                 tile.waiting += 1
         return _Cut(part, start, tiles)
 
+    def _decode(self, tiles: Sequence[_Tile]) -> None:
+        for tile in tiles:
+            try:
+                self._level.decode(tile.number, tile.pixels)
+            except RegionError as error:
+                tile.error = error
+
     def _cut(self, cuts: Sequence[_Cut], pixels: UInt8) -> list[bool]:
         readable = [True] * len(cuts)
         side = self._grid.side_px
         for i, cut in enumerate(cuts):
             try:
-                _check([tile.done.exception() for tile in cut.tiles.values()])  # all: none is still being filled
+                _check(cut.tiles.values())
                 out = self._scratch((cut.part.size[1], cut.part.size[0], 3))
                 region = assemble(self._level, cut.start, {n: t.pixels for n, t in cut.tiles.items()}, out)
                 pixels[i] = area_mean(region, cut.part.box, (side, side))
@@ -240,7 +255,11 @@ class _Tiled:
         return held[:count].reshape(shape)
 
 
-def _check(errors: Sequence[BaseException | None]) -> None:
-    for error in errors:
-        if error is not None:
-            raise error
+def _check(tiles: Iterable[_Tile]) -> None:
+    """Wait for all: none is being filled afterwards. Raises what the first that failed did."""
+    for tile in tiles:
+        assert tile.done is not None
+        tile.done.result()
+    for tile in tiles:
+        if tile.error is not None:
+            raise tile.error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from ..types import Int64, UInt8
@@ -37,20 +36,15 @@ def _whole_means(pixels: UInt8, fx: int, fy: int) -> UInt8:
     if (fx, fy) == (1, 1):
         return pixels.copy()
     count = fx * fy
-    kind: type[np.uint16] | type[np.uint32] = (
-        np.uint16 if 256 * count <= 2**16 else np.uint32
-    )  # 255 count + count // 2 fits
-    total: NDArray[np.unsignedinteger] = pixels[::fy].astype(kind)
-    for row in range(1, fy):
-        total += pixels[row::fy]
-    flat = total.reshape(len(total), -1)  # (height, 3 w)
-    means = np.empty((len(total), pixels.shape[1] // fx, 3), np.uint8)
+    kind = np.dtype(np.uint16 if 256 * count <= 2**16 else np.uint32)  # 255 count + count // 2 fits
+    add = functools.partial(np.add, dtype=kind)
+    rows = functools.reduce(add, (pixels[row::fy] for row in range(fy)))
+    flat = rows.reshape(len(rows), -1)  # (height, 3 w)
+    means = np.empty((len(rows), pixels.shape[1] // fx, 3), np.uint8)
     for colour in range(3):
-        block = flat[:, colour :: 3 * fx].copy()
-        for column in range(1, fx):
-            block += flat[:, colour + 3 * column :: 3 * fx]
-        block += count // 2
-        means[..., colour] = block // count
+        block = functools.reduce(add, (flat[:, colour + 3 * column :: 3 * fx] for column in range(fx)))
+        block = add(block, count // 2)
+        means[..., colour] = block // count if count & (count - 1) else block >> (count.bit_length() - 1)
     return means
 
 

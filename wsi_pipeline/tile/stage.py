@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ from .contours import mask_polygons, rasterise, tissue_geojson
 from .grid import SlideFacts, check_resolution, patch_grid, require_patches
 from .outlines import edited_digest, read_outlines, read_roi, roi_path, write_outlines
 from .quality import LONGEST_PX, Overlay, quality_picture
+
+_AT_ONCE = 16  # slides whose fingerprint is taken at once: a network disk answers late, but many
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,10 @@ def run(project: Project, engine: Engine) -> None:
     if config.embed.import_ is not None:
         engine.run("tile", imported.jobs(project))
         return
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        all_inputs = list(pool.map(lambda row: _inputs(row, config.tile, folder), project.slides))
     jobs = []
-    for row in project.slides:
-        inputs = _inputs(row, config.tile, folder)
+    for row, inputs in zip(project.slides, all_inputs, strict=True):
         key = content_key(stage="tile", config=_settings(config.tile), read=config.read.for_key(), **inputs)
         task = Task(row, config.read, config.tile, folder, key, inputs)
         whole = partial(_stand, folder.tissue(row.slide_id), folder.quality(row.slide_id))
