@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from wsi_pipeline.config import EngineConfig
@@ -182,6 +185,49 @@ def test_a_slide_whose_worker_died_is_tried_again_as_often_as_the_config_says(
     assert (tmp_path / "tile" / "b.txt").exists() is not lost
     assert len(set(tries(tmp_path, "b"))) == retries + 1, "each time in a new process"
     assert not (tmp_path / ".claims").exists()
+
+
+def workers() -> list[psutil.Process]:
+    """The worker processes of this one."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def test_a_worker_that_dies_as_it_begins_is_begun_again(tmp_path: Path) -> None:
+    def kill() -> None:
+        while not (tmp_path / "tries" / "a.txt").exists():
+            time.sleep(0.01)
+        (first,) = workers()
+        first.kill()
+        while not (others := [worker for worker in workers() if worker != first]):
+            time.sleep(0.01)
+        others[0].kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with Engine(EngineConfig(kind="local", workers=1), tmp_path) as engine:
+        engine.run("tile", jobs(tmp_path, "k", a=slow, b=good))
+    killer.join()
+    assert engine.failures == []
+    assert len(tries(tmp_path, "a")) == 2
+
+
+def test_workers_that_cannot_be_started_again_are_one_line(tmp_path: Path) -> None:
+    class Sabotage(Watch):
+        def advanced(self, stage: str, job: Job, result: Result) -> None:
+            assert engine._workers is not None
+            client: Any = engine._workers._client
+            for nanny in client.cluster.workers.values():
+                client.sync(nanny.close)
+
+    with Engine(EngineConfig(kind="local", workers=1), tmp_path, Sabotage()) as engine:
+        with pytest.raises(EngineError, match="cannot be started again"):
+            engine.run("tile", jobs(tmp_path, "k", a=good, b=good, c=good))
+    assert (tmp_path / "tile" / "a.txt").exists()
 
 
 @pytest.mark.parametrize(("kind", "retries"), [("serial", 2), ("local", 0)])

@@ -114,7 +114,7 @@ def test_a_worker_that_is_killed_costs_nothing(study: Path, undisturbed: Undistu
     campaign = Campaign(study, "workers-killed", STAGES, (*LOCAL, "engine.retries=50"))
     process, dice, kills = campaign.start(), random.Random(5), 0
     while process.poll() is None:
-        time.sleep(dice.uniform(1, 4))
+        time.sleep(dice.uniform(0.5, 3))
         workers = [child for child in children(process) if "spawn_main" in command(child)]
         if workers:
             dice.choice(workers).kill()

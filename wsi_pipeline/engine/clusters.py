@@ -75,12 +75,24 @@ def local(config: EngineConfig) -> Client:
         "allowed_failures": config.retries,
     }
     scheduler = {"cls": Scheduler, "options": options}
-    try:
-        with dask.config.set(settings), _deaf():
-            cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
-        return Client(cluster, set_as_default=False)
-    except (OSError, RuntimeError) as error:
-        raise EngineError(f"the worker processes cannot be started: {one_line(error)}") from error
+    for left in reversed(range(config.retries + 1)):  # a process may be killed as it begins, too
+        try:
+            with dask.config.set(settings), _deaf():
+                cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+            return Client(cluster, set_as_default=False)
+        except (OSError, RuntimeError) as error:
+            if not left:
+                raise EngineError(f"the worker processes cannot be started: {one_line(error)}") from error
+    raise AssertionError
+
+
+def given_up(client: Client) -> bool:
+    """Whether there will be no local worker any more: none could be started again after it died."""
+    from distributed import Nanny, Status
+
+    workers = list(client.cluster.workers.values()) if client.cluster is not None else []
+    nannies = [worker for worker in workers if isinstance(worker, Nanny)]
+    return bool(nannies) and all(nanny.status in (Status.closed, Status.failed) for nanny in nannies)
 
 
 @contextlib.contextmanager

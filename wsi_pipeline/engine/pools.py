@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..config import EngineConfig
 from ..errors import EngineError
-from .clusters import GPU, disconnect
+from .clusters import GPU, disconnect, given_up
 from .jobs import Job, Result, one_line
 from .work import Terms, lost, work
 
@@ -75,6 +75,8 @@ class Workers:
         self._workers: list[dict[str, Any]] = []
 
     def lines(self, gpu: bool) -> int:
+        if given_up(self._client):
+            raise EngineError("the worker processes died and cannot be started again; what is finished stays")
         try:
             self._workers = list(self._client.scheduler_info()["workers"].values())
         except (OSError, ValueError, RuntimeError) as error:
