@@ -361,6 +361,19 @@ def test_with_little_memory_tiles_are_decoded_again_and_pixels_stay(
         np.testing.assert_array_equal(pixels, expected)
 
 
+@pytest.mark.parametrize("error", [SlideError("the disk is gone"), MemoryError()])
+def test_what_is_no_regions_error_ends_the_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def decode(self: TileLevel, tile: int, out: UInt8) -> None:
+        raise error
+
+    with open_slide(write_slide(tmp_path / "a.tif"), FAST) as slide:
+        monkeypatch.setattr(TileLevel, "decode", decode)
+        with pytest.raises(type(error)):
+            list(read_batches(slide, grid_on(slide, 64.0, 64), batch=9, threads=2))
+
+
 def test_a_grid_in_any_order_gives_the_same_patches(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "a.tif")
     with open_slide(path, FAST) as slide:

@@ -6,6 +6,7 @@ the memory changes a pixel.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +39,10 @@ class _Source(Protocol):
 
     def submit(self, rows: range, pixels: UInt8) -> Future[list[bool]]:
         """Begin to fill ``pixels`` with the patches ``rows``; gives which of them are readable. Called in order."""
+        ...
+
+    def flush(self) -> None:
+        """No more rows come."""
         ...
 
 
@@ -85,6 +90,8 @@ class Batches:
             chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
             done = [self._source.submit(c, pixels[c.start - start : c.stop - start]) for c in chunks]
             self._waiting.append((pixels, done))
+            if rows.stop == len(self._grid):
+                self._source.flush()
 
 
 def read_batches(
@@ -105,7 +112,7 @@ def read_batches(
     tiles = patch_tiles(slide, grid, scaling)
 
     def source(pool: Executor) -> _Source:
-        return _Plain(slide, grid, pool) if tiles is None else _Tiled(tiles, grid, pool, tile_mb)
+        return _Plain(slide, grid, pool) if tiles is None else _Tiled(tiles, grid, pool, threads, tile_mb)
 
     return Batches(grid, batch, threads, allocate, source)
 
@@ -125,6 +132,8 @@ class _Plain:
 
     def submit(self, rows: range, pixels: UInt8) -> Future[list[bool]]:
         return self.pool.submit(self._read, rows, pixels, patch_level(self.slide, self.grid))
+
+    def flush(self) -> None: ...
 
     def _read(self, rows: range, pixels: UInt8, level: int) -> list[bool]:
         grid, readable = self.grid, [True] * len(rows)
@@ -159,12 +168,13 @@ class _Cut(NamedTuple):
 class _Tiled:
     """Tiles are decoded as the patches come to them and kept until the grid's rows have passed them.
 
-    ``submit`` runs in one thread. A cut waits only for tiles that were given to the pool before it, so some thread
-    always has work that waits for nothing.
+    ``submit`` runs in one thread. Cuts are held back until the tiles of the next ``threads`` chunks have been given to
+    the pool, so that no thread waits for tiles that another is decoding while there is something to decode.
     """
 
-    def __init__(self, level: TileLevel, grid: PatchGrid, pool: Executor, tile_mb: int) -> None:
-        self._level, self._grid, self._pool = level, grid, pool
+    def __init__(self, level: TileLevel, grid: PatchGrid, pool: Executor, threads: int, tile_mb: int) -> None:
+        self._level, self._grid, self._pool, self._threads = level, grid, pool, threads
+        self._held: deque[tuple[Future[list[bool]], list[_Cut], UInt8]] = deque()
         self._shape = (level.tile[1], level.tile[0], 3)
         self._most = max(1, tile_mb * 2**20 // int(np.prod(self._shape)))
         self._live: dict[int, _Tile] = {}
@@ -180,7 +190,19 @@ class _Tiled:
             done = self._pool.submit(self._decode, new)
             for tile in new:
                 tile.done = done
-        return self._pool.submit(self._cut, cuts, pixels)
+        readable: Future[list[bool]] = Future()
+        self._held.append((readable, cuts, pixels))
+        if len(self._held) > self._threads:
+            self._release()
+        return readable
+
+    def flush(self) -> None:
+        while self._held:
+            self._release()
+
+    def _release(self) -> None:
+        readable, cuts, pixels = self._held.popleft()
+        self._pool.submit(self._cut, cuts, pixels).add_done_callback(functools.partial(_pass_on, readable))
 
     def _plan(self, xy_px0: tuple[int, int], new: list[_Tile]) -> _Cut:
         """The patch at ``xy_px0``; the tiles that nobody has asked for yet are added to ``new``."""
@@ -214,20 +236,23 @@ class _Tiled:
                 tile.error = error
 
     def _cut(self, cuts: Sequence[_Cut], pixels: UInt8) -> list[bool]:
-        readable = [True] * len(cuts)
+        return [self._is_cut(cut, out) for cut, out in zip(cuts, pixels, strict=True)]
+
+    def _is_cut(self, cut: _Cut, pixels: UInt8) -> bool:
+        """Fill ``pixels`` (s, s, 3); False where a tile cannot be decoded."""
         side = self._grid.side_px
-        for i, cut in enumerate(cuts):
-            try:
-                _check(cut.tiles.values())
-                as_stored = cut.part.box == (0, 0, side, side)
-                out = pixels[i] if as_stored else self._scratch((cut.part.size[1], cut.part.size[0], 3))
-                region = assemble(self._level, cut.start, {n: t.pixels for n, t in cut.tiles.items()}, out)
-                if region is not pixels[i]:
-                    pixels[i] = region if as_stored else area_mean(region, cut.part.box, (side, side))
-            except RegionError:
-                readable[i] = False
+        try:
+            _check(cut.tiles.values())
+            as_stored = cut.part.box == (0, 0, side, side)
+            out = pixels if as_stored else self._scratch((cut.part.size[1], cut.part.size[0], 3))
+            region = assemble(self._level, cut.start, {n: t.pixels for n, t in cut.tiles.items()}, out)
+            if region is not pixels:
+                pixels[:] = region if as_stored else area_mean(region, cut.part.box, (side, side))
+        except RegionError:
+            return False
+        finally:
             self._cut_from(cut.tiles.values())
-        return readable
+        return True
 
     def _drop(self, numbers: Sequence[int]) -> None:
         with self._lock:
@@ -255,6 +280,16 @@ class _Tiled:
         if held is None or len(held) < count:
             held = self._local.held = np.empty(count, np.uint8)
         return held[:count].reshape(shape)
+
+
+def _pass_on(outer: Future[list[bool]], inner: Future[list[bool]]) -> None:
+    """What came of ``inner``, to who waits for ``outer``."""
+    if inner.cancelled():
+        outer.cancel()
+    elif (error := inner.exception()) is not None:
+        outer.set_exception(error)
+    else:
+        outer.set_result(inner.result())
 
 
 def _check(tiles: Iterable[_Tile]) -> None:
