@@ -294,9 +294,9 @@ def _pass_on(outer: Future[list[bool]], inner: Future[list[bool]]) -> None:
 
 def _check(tiles: Iterable[_Tile]) -> None:
     """Wait for all: none is being filled afterwards. Raises what the first that failed did."""
-    for tile in tiles:
-        assert tile.done is not None
-        tile.done.result()
+    for done in {tile.done for tile in tiles}:
+        assert done is not None
+        done.result()
     for tile in tiles:
         if tile.error is not None:
             raise tile.error

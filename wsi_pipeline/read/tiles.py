@@ -153,14 +153,15 @@ def assemble(level: TileLevel, start: Sequence[int], tiles: dict[int, UInt8], ou
     elif len(columns) == len(rows) == 1:
         x, y = x0 - columns[0] * side_x, y0 - rows[0] * side_y
         return tiles[rows[0] * level.columns + columns[0]][y : y + height, x : x + width]
+    across = [(column, max(x0, column * side_x), min(right, (column + 1) * side_x)) for column in columns]
     for row in rows:
         top, low = max(y0, row * side_y), min(bottom, (row + 1) * side_y)
-        for column in columns:
-            left, far = max(x0, column * side_x), min(right, (column + 1) * side_x)
-            tile = tiles[row * level.columns + column]
-            out[top - y0 : low - y0, left - x0 : far - x0] = tile[
-                top - row * side_y : low - row * side_y, left - column * side_x : far - column * side_x
-            ]
+        strip = out[top - y0 : low - y0]
+        first = row * level.columns
+        inside = slice(top - row * side_y, low - row * side_y)
+        for column, left, far in across:
+            begin = column * side_x
+            strip[:, left - x0 : far - x0] = tiles[first + column][inside, left - begin : far - begin]
     return out
 
 
