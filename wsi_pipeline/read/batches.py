@@ -270,8 +270,10 @@ class _Tiled:
                     self._free.append(tile.pixels)
 
     def _buffer(self) -> UInt8:
-        with self._lock:
-            return self._free.pop() if self._free else np.empty(self._shape, np.uint8)
+        try:
+            return self._free.pop()
+        except IndexError:
+            return np.empty(self._shape, np.uint8)
 
     def _scratch(self, shape: tuple[int, int, int]) -> UInt8:
         """An array of this thread, until its next call."""
