@@ -44,6 +44,7 @@ def write_slide(
     subsampling: str = "420",
     downsamples: tuple[int, ...] = (1, 4),
     pixels: UInt8 | None = None,
+    bigtiff: bool = False,
 ) -> Path:
     """A pyramid of JPEG tiles: Aperio's if the name ends in .svs, else generic. ``rgb``: stored without a transform.
 
@@ -51,7 +52,7 @@ def write_slide(
     """
     svs = path.suffix == ".svs"
     pixels = texture(size[1], size[0]) if pixels is None else pixels
-    with TiffWriter(path) as tiff:
+    with TiffWriter(path, bigtiff=bigtiff) as tiff:
         for downsample in downsamples:
             level = pixels if downsample == 1 else np.asarray(Image.fromarray(pixels).reduce(downsample))
             height, width = level.shape[:2]
@@ -243,6 +244,14 @@ def test_a_file_that_lies_about_its_colours_is_left_to_openslide(tmp_path: Path)
 def test_what_openslide_redraws_from_finer_levels_is_left_to_it(tmp_path: Path, level: int) -> None:
     path = without_tile(write_slide(tmp_path / "a.svs"), 0, page=level)
     assert f"level {level} lacks tiles" in reason(path)
+
+
+def test_an_offset_beyond_all_numbers_is_left_to_openslide(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "a.tif", bigtiff=True)
+    with TiffFile(path) as tiff:
+        place = tiff.pages[0].aspage().tags["TileOffsets"].valueoffset
+    overwrite(path, place + 9 * 8, b"\xff" * 8)
+    assert "directories are damaged" in reason(path)
 
 
 def test_openslide_can_be_asked_for(tmp_path: Path) -> None:

@@ -71,20 +71,11 @@ class JpegTiff:
             page = pages.get(size)
             if page is None:
                 raise SlideError(f"level {level} is no directory of JPEG tiles")
-            counts = np.asarray(page["counts"], np.int64)
-            tiles = TileLevel(
-                file=self._file,
-                level=level,
-                downsample=downsample,
-                size=size,
-                tile=page["tile"],
-                offsets=np.asarray(page["offsets"], np.int64),
-                counts=counts,
-                head=page["head"],
-            )
-            if len(tiles.offsets) != len(counts) or len(counts) != tiles.columns * tiles.rows:
-                raise SlideError(f"level {level} has {len(counts)} tiles, not {tiles.columns} x {tiles.rows}")
-            if self.vendor == "aperio" and len(self.sizes) > 1 and not counts.all():
+            tiles = TileLevel(file=self._file, level=level, downsample=downsample, size=size, **page)
+            count = len(tiles.counts)
+            if len(tiles.offsets) != count or count != tiles.columns * tiles.rows:
+                raise SlideError(f"level {level} has {count} tiles, not {tiles.columns} x {tiles.rows}")
+            if self.vendor == "aperio" and len(self.sizes) > 1 and not tiles.counts.all():
                 raise SlideError(f"level {level} lacks tiles; OpenSlide then redraws coarser ones from finer ones")
             yield tiles
 
@@ -120,14 +111,14 @@ def _facts(page: TiffPage) -> dict[str, Any]:
         page.compression == _JPEG
         and page.photometric in (_RGB, _YCBCR)
         and (page.bitspersample, page.samplesperpixel, page.planarconfig, page.imagedepth) == (8, 3, 1, 1)
-        and page.tilewidth % 16 == page.tilelength % 16 == 0
+        and page.tilewidth % 16 == page.tilelength % 16 == 0 < min(page.tilewidth, page.tilelength)
     )
     if not plain:
         return {}
     return {
         "tile": (page.tilewidth, page.tilelength),
-        "offsets": page.dataoffsets,
-        "counts": page.databytecounts,
+        "offsets": np.asarray(page.dataoffsets, np.int64),  # an OverflowError is damage, too
+        "counts": np.asarray(page.databytecounts, np.int64),
         "head": head_of(page.jpegtables, page.photometric == _RGB),
     }
 
