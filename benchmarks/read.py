@@ -32,6 +32,7 @@ from slides import KINDS, make_slide
 
 from wsi_pipeline.config import ReadConfig
 from wsi_pipeline.read import open_slide, read_batches
+from wsi_pipeline.read.memory import tile_memory
 from wsi_pipeline.read.slide import tile_levels
 from wsi_pipeline.read.tiles import TileLevel
 from wsi_pipeline.types import Int64, PatchGrid, UInt8
@@ -183,17 +184,17 @@ def ceiling(task: Task, threads: int, scaling: str) -> Run:
 
 def decode_all(level: TileLevel, numbers: list[int]) -> None:
     """Into one buffer, again and again."""
-    out = np.empty((level.tile[1], level.tile[0], 3), np.uint8)
+    out = tile_memory((level.tile[1], level.tile[0], 3))
     for number in numbers:
         level.decode(number, out)
 
 
 def tiles(level: TileLevel, task: Task) -> Iterator[int]:
     """Numbers of the tiles that the patches touch."""
-    side = task.side_px0 // level.scale
-    for x, y in (task.xy_px0 // level.scale).tolist():
-        columns, rows = level.tiles_of((x, y), (side, side))
-        yield from (row * level.columns + column for row in rows for column in columns)
+    down = int(level.downsample)
+    start = task.xy_px0 // down
+    for left, top, right, bottom in level.spans(start, np.full_like(start, task.side_px0 // down)).tolist():
+        yield from (row * level.columns + column for row in range(top, bottom) for column in range(left, right))
 
 
 def contenders(task: Task, reduced: bool) -> dict[str, Run]:

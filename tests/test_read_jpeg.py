@@ -282,15 +282,16 @@ SPOILERS: dict[str, Callable[[int, int], tuple[int, bytes]]] = {
 }
 
 
+@pytest.mark.parametrize("side_px", [40, 20])
 @pytest.mark.parametrize("how", SPOILERS)
-def test_a_tile_that_cannot_be_decoded_costs_itself(tmp_path: Path, how: str) -> None:
+def test_a_tile_that_cannot_be_decoded_costs_itself(tmp_path: Path, how: str, side_px: int) -> None:
     whole, path = write_slide(tmp_path / "whole.tif"), write_slide(tmp_path / "a.tif")
     overwrite(path, *SPOILERS[how](*tile_place(path, 9)))
     with open_slide(path, FAST) as slide, open_slide(whole, FAST) as good:
         with pytest.raises(RegionError, match=r"a\.tif: level 0, the tile in column 1, row 1 cannot be decoded"):
             slide.read((100, 100), 0, (50, 50))
         np.testing.assert_array_equal(slide.read((128, 0), 0, (300, 300)), good.read((128, 0), 0, (300, 300)))
-        grid = grid_on(slide, 40.0, 40)
+        grid = grid_on(slide, 40.0, side_px, origin=(6, 12))
         batches = list(read_batches(slide, grid, batch=5, threads=2))
         readable = np.concatenate([b.readable for b in batches])
         x, y = grid.xy_px0.T
@@ -324,6 +325,24 @@ def test_batches_are_the_patches_one_by_one(tmp_path: Path, threads: int, side_p
         np.testing.assert_array_equal(np.concatenate([b.pixels for b in batches]), one_by_one(slide, grid))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("factor", "origin", "in_tiles"),
+    [(2, (14, 22), True), (4, (0, 0), True), (16, (32, 16), True), (2, (15, 22), False), (3, (3, 6), False)],
+)
+def test_squares_are_averaged_tile_by_tile_where_none_lies_across_two(
+    tmp_path: Path, threads: int, factor: int, origin: tuple[int, int], in_tiles: bool
+) -> None:
+    path = write_slide(tmp_path / "a.tif", size=(501, 411), downsamples=(1,))  # its edges cut squares
+    with open_slide(path, FAST) as slide:
+        grid = grid_on(slide, 48.0 * factor, 48, origin)
+        tiles = patch_tiles(slide, grid, "exact")
+        assert tiles is not None
+        assert (tiles.full is not None) == in_tiles
+        found = np.concatenate([b.pixels for b in read_batches(slide, grid, batch=7, threads=threads)])
+        np.testing.assert_array_equal(found, one_by_one(slide, grid))
+
+
 def decoded(monkeypatch: pytest.MonkeyPatch, slide: Slide, grid: PatchGrid, tile_mb: int) -> tuple[Counter[int], UInt8]:
     counts: Counter[int] = Counter()
     lock = threading.Lock()
@@ -340,10 +359,14 @@ def decoded(monkeypatch: pytest.MonkeyPatch, slide: Slide, grid: PatchGrid, tile
     return counts, np.concatenate([b.pixels for b in batches])
 
 
-def test_each_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_each_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffled: bool) -> None:
     path = write_slide(tmp_path / "a.tif", size=(1500, 700))
     with open_slide(path, FAST) as slide:
         grid = grid_on(slide, 100.0, 50)
+        if shuffled:
+            order = np.random.default_rng(0).permutation(len(grid))
+            grid = PatchGrid(**{**vars(grid), "xy_px0": grid.xy_px0[order]})
         counts, pixels = decoded(monkeypatch, slide, grid, tile_mb=512)
         (x, y), side = grid.xy_px0.T, 64
         touched = {
@@ -402,7 +425,7 @@ def test_tiles_are_shrunk_only_as_far_as_they_stay_fine_enough(tmp_path: Path) -
         def chosen(side_px0: float, scaling: str) -> tuple[int, int]:
             tiles = patch_tiles(slide, grid_on(slide, side_px0, 64), scaling)
             assert tiles is not None
-            return tiles.level, tiles.scale
+            return tiles.level, 64 // tiles.tile[0]
 
         assert [chosen(s, "dct") for s in (64.0, 126.0, 127.0, 252.0, 256.0, 1024.0)] == [
             *((0, 1), (0, 1), (0, 2), (0, 2), (1, 1), (1, 4))

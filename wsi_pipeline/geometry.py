@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,27 +47,34 @@ class Window:
     box: tuple[float, float, float, float]  # (left, top, right, bottom) inside the region, level pixels
 
 
-def window(xy_px0: tuple[int, int], side: Pair, level: int, downsample: float) -> Window:
-    """The smallest whole-pixel region of ``level`` that holds the footprint ``xy_px0`` + ``side`` level-0 pixels.
+class Windows(NamedTuple):
+    """The same for many footprints of one level."""
+
+    start: Int64  # (N, 2) first pixel of the region, level pixels
+    size: Int64  # (N, 2) (width, height) of the region, level pixels
+    box: Float64  # (N, 4) (left, top, right, bottom) inside the region, level pixels
+
+
+def windows(xy_px0: Int64, side: Pair, downsample: float) -> Windows:
+    """The smallest whole-pixel regions that hold the footprints ``xy_px0`` (N, 2) + ``side`` level-0 pixels.
 
     Readers place a region at the level pixel that holds its corner, so the region starts on a level pixel and
     the footprint's fractional offset goes into ``box``.
     """
-    lefts = [c / downsample for c in xy_px0]
-    rights = [(c + s) / downsample for c, s in zip(xy_px0, side, strict=True)]
-    starts = [math.floor(a + 1e-9) for a in lefts]
-    stops = [max(math.ceil(b - 1e-9), s + 1) for b, s in zip(rights, starts, strict=True)]
-    return Window(
-        level=level,
-        xy_px0=(round(starts[0] * downsample), round(starts[1] * downsample)),
-        size=(stops[0] - starts[0], stops[1] - starts[1]),
-        box=(
-            max(lefts[0] - starts[0], 0.0),
-            max(lefts[1] - starts[1], 0.0),
-            min(rights[0] - starts[0], float(stops[0] - starts[0])),
-            min(rights[1] - starts[1], float(stops[1] - starts[1])),
-        ),
-    )
+    left = xy_px0 / downsample
+    right = (xy_px0 + np.asarray(side)) / downsample
+    start = np.floor(left + 1e-9)
+    size = np.maximum(np.ceil(right - 1e-9) - start, 1)
+    box = np.hstack([np.maximum(left - start, 0), np.minimum(right - start, size)])
+    return Windows(start.astype(np.int64), size.astype(np.int64), box)
+
+
+def window(xy_px0: tuple[int, int], side: Pair, level: int, downsample: float) -> Window:
+    """The one of the footprint at ``xy_px0``, as a reader wants it."""
+    start, size, box = windows(np.array([xy_px0]), side, downsample)
+    x, y = np.rint(start[0] * downsample).astype(int).tolist()
+    (width, height), (left, top, right, bottom) = size[0].tolist(), box[0].tolist()
+    return Window(level, (x, y), (width, height), (left, top, right, bottom))
 
 
 def grid_corners_px0(slide_size_px0: tuple[int, int], side: Pair, stride: Pair) -> tuple[Int64, Int64]:

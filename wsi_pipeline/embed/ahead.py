@@ -46,7 +46,7 @@ class Patches:
             threads=threads,
             scaling=scaling,
             tile_mb=embed.tile_mb,
-            allocate=forward.buffer,
+            allocate=forward.allocate,
         )
         return cls(slide, grid, batches)
 

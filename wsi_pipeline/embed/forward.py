@@ -84,12 +84,10 @@ class Forward:
                 f"{self._batch} patches at once do not fit into the memory of {self.device}; use a smaller embed.batch"
             ) from error
 
-    def buffer(self, shape: tuple[int, ...]) -> UInt8:
-        """An array for a batch; where the device is a GPU, in memory that it can copy from by itself."""
-        if self.device.type != "cuda":
-            return np.empty(shape, np.uint8)
-        array: UInt8 = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
-        return array
+    @property
+    def allocate(self) -> Callable[[tuple[int, ...]], UInt8] | None:
+        """Makes the arrays of batches where the device is a GPU: in memory that it can copy from by itself."""
+        return _pinned if self.device.type == "cuda" else None
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """uint8 (B, s, s, 3) -> the encoder's input (B, 3, side, side): resized where s is not its side, normalised."""
@@ -154,3 +152,8 @@ def own_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _pinned(shape: tuple[int, ...]) -> UInt8:
+    array: UInt8 = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+    return array

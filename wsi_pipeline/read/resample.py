@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import cv2
 import numpy as np
 from scipy.sparse import csr_array
 
@@ -23,7 +24,7 @@ def area_mean(pixels: UInt8, box: Rectangle, size: tuple[int, int]) -> UInt8:
     factors = (right - left) / size[0], (bottom - top) / size[1]
     if all(float(v).is_integer() for v in (left, top, *factors)):
         x, y, fx, fy = int(left), int(top), int(factors[0]), int(factors[1])
-        return _whole_means(pixels[y : y + size[1] * fy, x : x + size[0] * fx], fx, fy)
+        return block_means(pixels[y : y + size[1] * fy, x : x + size[0] * fx], fx, fy)
     rows = _filter(len(pixels), top, factors[1], size[1]) @ pixels.reshape(len(pixels), -1).astype(np.float32)
     columns = rows.reshape(size[1], -1, 3).swapaxes(0, 1)  # (w, height, 3)
     both = _filter(len(columns), left, factors[0], size[0]) @ columns.reshape(len(columns), -1)
@@ -31,10 +32,13 @@ def area_mean(pixels: UInt8, box: Rectangle, size: tuple[int, int]) -> UInt8:
     return rounded
 
 
-def _whole_means(pixels: UInt8, fx: int, fy: int) -> UInt8:
-    """Means over blocks of ``fx`` x ``fy`` pixels, in whole numbers."""
+def block_means(pixels: UInt8, fx: int, fy: int) -> UInt8:
+    """Means over blocks of ``fx`` x ``fy`` pixels, in whole numbers, rounded half up: (h / fy, w / fx, 3)."""
     if (fx, fy) == (1, 1):
         return pixels.copy()
+    if (fx, fy) == (2, 2):  # OpenCV's area filter does this one in whole numbers, too, at four times the speed
+        size = pixels.shape[1] // 2, pixels.shape[0] // 2
+        return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
     count = fx * fy
     kind = np.dtype(np.uint16 if 256 * count <= 2**16 else np.uint32)  # 255 count + count // 2 fits
     add = functools.partial(np.add, dtype=kind)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +19,8 @@ import simplejpeg
 
 from ..errors import RegionError, SlideError
 from ..types import Int64, UInt8
+from .memory import Scratch, tile_memory
+from .resample import block_means
 
 SCALES = (1, 2, 4, 8)  # what the inverse DCT can shrink a tile by
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
@@ -29,6 +31,7 @@ class TileFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.scratch = Scratch()
         self._file: BinaryIO = path.open("rb", buffering=0)
         self.size = os.fstat(self._file.fileno()).st_size
         self._lock = threading.Lock()
@@ -64,17 +67,17 @@ class TileFile:
 
 @dataclass(frozen=True, eq=False)
 class TileLevel:
-    """One level as its tiles, numbered row by row. Frame: pixels of the level, divided by ``scale``."""
+    """One level as its tiles, numbered row by row. Frame: pixels of the level as they are given, shrunk or not."""
 
     file: TileFile
     level: int
-    downsample: float  # level-0 pixels per pixel, ``scale`` included
+    downsample: float  # level-0 pixels per pixel
     size: tuple[int, int]  # (width, height)
     tile: tuple[int, int]  # (width, height) of a tile
     offsets: Int64 = field(repr=False)  # (tiles,) bytes
     counts: Int64 = field(repr=False)  # (tiles,) bytes; 0: the scanner stored nothing there
     head: bytes = field(repr=False)
-    scale: int = 1
+    full: TileLevel | None = None  # each pixel is the mean of a square of this one's; None: it is what is decoded
 
     @property
     def columns(self) -> int:
@@ -86,23 +89,30 @@ class TileLevel:
         """Tiles down."""
         return -(-self.size[1] // self.tile[1])
 
-    def scaled(self, scale: int) -> TileLevel:
-        """The same tiles, shrunk while they are decoded: ``scale`` is one of ``SCALES``."""
+    def scaled(self, by: int) -> TileLevel:
+        """The same tiles, shrunk while they are decoded, by the inverse DCT; ``by`` is one of ``SCALES``."""
         return replace(
             self,
-            downsample=self.downsample * scale,
-            size=(-(-self.size[0] // scale), -(-self.size[1] // scale)),
-            tile=(self.tile[0] // scale, self.tile[1] // scale),
-            scale=scale,
+            downsample=self.downsample * by,
+            size=(-(-self.size[0] // by), -(-self.size[1] // by)),
+            tile=(self.tile[0] // by, self.tile[1] // by),
         )
 
-    def tiles_of(self, start: Sequence[int], size: Sequence[int]) -> tuple[range, range]:
-        """Columns and rows of the tiles that a region touches, where it lies inside the level."""
-        columns, rows = (
-            range(max(s, 0) // side, -(-min(s + n, extent) // side))
-            for s, n, side, extent in zip(start, size, self.tile, self.size, strict=True)
-        )
-        return columns, rows
+    def averaged(self, by: int) -> TileLevel:
+        """The same tiles, each square of ``by`` x ``by`` pixels as its mean: ``resample.area_mean``'s.
+
+        ``by`` divides the sides of a tile. White outside the level counts in the squares that its edge crosses.
+        """
+        return self if by == 1 else replace(self.scaled(by), full=self)
+
+    def spans(self, start: Int64, size: Int64) -> Int64:
+        """(N, 4): the first column and row, and those after the last, of the tiles that each region touches.
+
+        ``start`` and ``size`` are (N, 2); what lies outside the level touches none.
+        """
+        low = np.maximum(start, 0) // self.tile
+        high = -(-np.minimum(start + size, self.size) // self.tile)
+        return np.hstack([low, high])
 
     def decode(self, tile: int, out: UInt8) -> None:
         """Fill ``out`` (tile height, tile width, 3); a tile that is not stored is white.
@@ -110,6 +120,9 @@ class TileLevel:
         Thread-safe. Raises ``RegionError`` where the tile's bytes are no whole picture of its size, and ``SlideError``
         where the file cannot be read at all.
         """
+        if self.full is not None:
+            self._average(self.full, tile, out)
+            return
         offset, count = int(self.offsets[tile]), int(self.counts[tile])
         if count == 0:
             out.fill(255)
@@ -131,6 +144,14 @@ class TileLevel:
         if decoded.shape != out.shape:
             raise self._damaged(tile, f"it holds {decoded.shape[1]} x {decoded.shape[0]} pixels")
 
+    def _average(self, full: TileLevel, tile: int, out: UInt8) -> None:
+        row, column = divmod(tile, self.columns)
+        pixels = self.file.scratch.array((full.tile[1], full.tile[0], 3))
+        full.decode(tile, pixels)
+        pixels[max(full.size[1] - row * full.tile[1], 0) :] = 255
+        pixels[:, max(full.size[0] - column * full.tile[0], 0) :] = 255
+        out[:] = block_means(pixels, full.tile[0] // self.tile[0], full.tile[1] // self.tile[1])
+
     def _damaged(self, tile: int, reason: str) -> RegionError:
         row, column = divmod(tile, self.columns)
         return RegionError(
@@ -140,29 +161,38 @@ class TileLevel:
 
 
 def assemble(level: TileLevel, start: Sequence[int], tiles: dict[int, UInt8], out: UInt8) -> UInt8:
-    """The region of ``out``'s shape (h, w, 3) whose first pixel is ``start``, cut from decoded ``tiles`` by number.
+    """Fill ``out`` (h, w, 3), whose first pixel is ``start``, from decoded ``tiles``, by number.
 
-    White outside the level. Returns ``out``, or a part of a tile that holds it all.
+    White outside the level. Gives ``out``.
     """
     height, width = out.shape[:2]
-    columns, rows = level.tiles_of(start, (width, height))
-    (x0, y0), (side_x, side_y) = start, level.tile
+    (x0, y0), (side_x, side_y), columns = start, level.tile, level.columns
     right, bottom = min(x0 + width, level.size[0]), min(y0 + height, level.size[1])
-    if (right - x0, bottom - y0) != (width, height) or min(x0, y0) < 0:
+    left, top = max(x0, 0), max(y0, 0)
+    if (right - left, bottom - top) != (width, height):
         out.fill(255)
-    elif len(columns) == len(rows) == 1:
-        x, y = x0 - columns[0] * side_x, y0 - rows[0] * side_y
-        return tiles[rows[0] * level.columns + columns[0]][y : y + height, x : x + width]
-    across = [(column, max(x0, column * side_x), min(right, (column + 1) * side_x)) for column in columns]
-    for row in rows:
-        top, low = max(y0, row * side_y), min(bottom, (row + 1) * side_y)
-        strip = out[top - y0 : low - y0]
-        first = row * level.columns
-        inside = slice(top - row * side_y, low - row * side_y)
-        for column, left, far in across:
-            begin = column * side_x
-            strip[:, left - x0 : far - x0] = tiles[first + column][inside, left - begin : far - begin]
+    across = [(at // side_x, *_parts(at, far, x0, side_x)) for at, far in _steps(left, right, side_x)]
+    for at, far in _steps(top, bottom, side_y):
+        first = at // side_y * columns
+        to_y, of_y = _parts(at, far, y0, side_y)
+        strip = out[to_y]
+        for column, to_x, of_x in across:
+            strip[:, to_x] = tiles[first + column][of_y, of_x]
     return out
+
+
+def _steps(start: int, stop: int, side: int) -> Iterator[tuple[int, int]]:
+    """From ``start`` to ``stop``, ended by each edge of a tile."""
+    while start < stop:
+        far = min((start // side + 1) * side, stop)
+        yield start, far
+        start = far
+
+
+def _parts(at: int, far: int, origin: int, side: int) -> tuple[slice, slice]:
+    """Of what begins at ``origin``, and of the tile that ``at`` is in."""
+    begin = at // side * side
+    return slice(at - origin, far - origin), slice(at - begin, far - begin)
 
 
 def region(level: TileLevel, start: Sequence[int], size: tuple[int, int]) -> UInt8:
@@ -170,10 +200,10 @@ def region(level: TileLevel, start: Sequence[int], size: tuple[int, int]) -> UIn
 
     Raises ``RegionError`` where one of its tiles cannot be decoded.
     """
-    columns, rows = level.tiles_of(start, size)
+    left, top, right, bottom = level.spans(np.array([start]), np.array([size]))[0].tolist()
     tiles: dict[int, UInt8] = {}
-    for tile in (row * level.columns + column for row in rows for column in columns):
-        tiles[tile] = np.empty((level.tile[1], level.tile[0], 3), np.uint8)
+    for tile in (row * level.columns + column for row in range(top, bottom) for column in range(left, right)):
+        tiles[tile] = tile_memory((level.tile[1], level.tile[0], 3))
         level.decode(tile, tiles[tile])
     return assemble(level, start, tiles, np.empty((size[1], size[0], 3), np.uint8))
 
