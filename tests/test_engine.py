@@ -230,6 +230,28 @@ def test_workers_that_cannot_be_started_again_are_one_line(tmp_path: Path) -> No
     assert (tmp_path / "tile" / "a.txt").exists()
 
 
+def test_workers_that_die_as_they_begin_for_too_long_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsi_pipeline.engine.clusters.LOST_S", 1)
+    over = threading.Event()
+
+    def kill() -> None:
+        while not (tmp_path / "tries" / "a.txt").exists():
+            time.sleep(0.01)
+        while not over.wait(0.01):
+            for worker in workers():
+                worker.kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with Engine(EngineConfig(kind="local", workers=1), tmp_path) as engine:
+        with pytest.raises(EngineError, match="cannot be started again"):
+            engine.run("tile", jobs(tmp_path, "k", a=slow, b=good))
+    over.set()
+    killer.join()
+
+
 @pytest.mark.parametrize(("kind", "retries"), [("serial", 2), ("local", 0)])
 def test_a_slide_that_hangs_in_native_code_costs_its_time_and_no_more(tmp_path: Path, kind: str, retries: int) -> None:
     config = EngineConfig.model_validate({"kind": kind, "workers": 2, "slide_timeout_s": 1, "retries": retries})

@@ -19,6 +19,7 @@ from .jobs import cores, one_line
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
 
+LOST_S = 300  # no local worker for so long: none is to be had any more
 GPU = "GPU"  # the Dask resource that stages with a device ask for
 _OF_CLUSTER = {"silence_logs", "scheduler_options", "shared_temp_directory", "security", "protocol"}  # and not of a job
 _CLASSES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster"}
@@ -75,6 +76,9 @@ def local(config: EngineConfig) -> Client:
         "allowed_failures": config.retries,
     }
     scheduler = {"cls": Scheduler, "options": options}
+    # A nanny starts a worker that died again and again, until the cluster takes the nanny away, by default after 15 s.
+    # It looks that up when a worker dies, so it is set for good.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LOST_S}s"})
     for left in reversed(range(config.retries + 1)):  # a process may be killed as it begins, too
         try:
             with dask.config.set(settings), _deaf():
@@ -87,12 +91,11 @@ def local(config: EngineConfig) -> Client:
 
 
 def given_up(client: Client) -> bool:
-    """Whether there will be no local worker any more: none could be started again after it died."""
-    from distributed import Nanny, Status
+    """Whether what ``local`` started has no worker and will have none: its nannies are closed, or taken away."""
+    from distributed import Status
 
-    workers = list(client.cluster.workers.values()) if client.cluster is not None else []
-    nannies = [worker for worker in workers if isinstance(worker, Nanny)]
-    return bool(nannies) and all(nanny.status in (Status.closed, Status.failed) for nanny in nannies)
+    workers = client.cluster.workers if client.cluster is not None else {}
+    return all(nanny.status in (Status.closed, Status.failed) for nanny in workers.values())
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ class Workers:
         self._workers: list[dict[str, Any]] = []
 
     def lines(self, gpu: bool) -> int:
-        if given_up(self._client):
+        if self._config.kind != "cluster" and given_up(self._client):
             raise EngineError("the worker processes died and cannot be started again; what is finished stays")
         try:
             self._workers = list(self._client.scheduler_info()["workers"].values())
