@@ -104,10 +104,12 @@ class Campaign:
             found = stamps(self.folder)
             if fresh:
                 check_untouched(seen, found, hand)
-            seen, hand = found, sorted(name for name, _ in _claims(self.folder) - old)
-            assert len(hand) <= workers, hand
-            ledger.kills[stage_of(hand[0]) if hand else "between jobs"] += 1
-            ledger.redone += len(hand)
+            claims = _claims(self.folder)
+            begun_now = sorted(name for name, _ in claims - old)
+            assert len(begun_now) <= workers, begun_now
+            ledger.kills[stage_of(begun_now[0]) if begun_now else "between jobs"] += 1
+            ledger.redone += len(begun_now)
+            seen, hand = found, [name for name, _ in claims]  # with those of a run before that this one never came to
         self.finish()
         if fresh:
             check_untouched(seen, stamps(self.folder), hand)
@@ -157,7 +159,8 @@ def stage_of(output: str) -> str:
 def check_untouched(before: dict[str, Stamp], after: dict[str, Stamp], hand: Sequence[str]) -> None:
     """What was there is as it was, but for the files of the jobs in hand."""
     touched = {name for name, stamp in before.items() if after.get(name) != stamp} - _REWRITTEN
-    assert {name for name in touched if not any(belongs(name, output) for output in hand)} == set()
+    strange = sorted(name for name in touched if not any(belongs(name, output) for output in hand))
+    assert not strange, f"{strange} changed; in hand was {hand}"
 
 
 def belongs(name: str, output: str) -> bool:
