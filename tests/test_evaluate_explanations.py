@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from scipy.stats import wilcoxon
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -27,6 +29,7 @@ from wsi_pipeline.evaluate.froc_cohort import froc_of_models
 from wsi_pipeline.evaluate.maps import SlideMaps
 from wsi_pipeline.evaluate.overlap import dice_of_others, mean_iou, overlap, pixel_accuracy, unit_scaled
 from wsi_pipeline.evaluate.predictions import Prediction
+from wsi_pipeline.evaluate.summary import EXPLANATION_HEADLINES, digits, read_explanations_summary
 from wsi_pipeline.explain import explainers
 from wsi_pipeline.explain.faithfulness import ask, flipping
 from wsi_pipeline.explain.stage import explain_slide
@@ -303,6 +306,19 @@ def test_the_table_holds_means_over_slides_with_intervals_over_patients(finished
     assert float(rows["abmil", "attention", "seconds"]["value"]) > 0
     assert ("abmil", "random", "seconds") not in rows
     assert -1 <= float(rows["abmil", "attention", "redrawn"]["value"]) <= 1
+
+
+def test_a_narrow_terminal_cuts_no_number(tmp_path: Path) -> None:
+    path = tmp_path / "explanations.csv"
+    values = dict(zip(EXPLANATION_HEADLINES, [0.539, -0.003, 0.94, 0.988, 0.873, 0.858, 1, 1, -0.057], strict=True))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "method", "metric", "value", "n_slides"])
+        writer.writerows(["abmil", "integrated_gradients", name, value, 12] for name, value in values.items())
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(*read_explanations_summary(path))
+    (line,) = [line for line in console.export_text().splitlines() if "integrated_gradients" in line]
+    assert line.split() == ["integrated_gradients", *map(digits, values.values())]
 
 
 def test_infidelity_is_of_attributions_alone(finished: House) -> None:

@@ -112,13 +112,16 @@ def _methods_table(model: str, lines: Sequence[Mapping[str, str]]) -> Table:
     shown = [name for name in EXPLANATION_HEADLINES if any(metric == name for _, metric in found)]
     slides = max(int(line["n_slides"]) for line in lines)
     title = f"explanations of {model}: means over {slides} held-out slides; intervals in explanations.md"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("method", no_wrap=True)
+    methods = list(dict.fromkeys(line["method"] for line in lines))
+    columns = []
     for name in shown:
-        table.add_column(EXPLANATION_HEADLINES[name])
-    for method in dict.fromkeys(line["method"] for line in lines):
-        values = [found[method, name]["value"] if (method, name) in found else "" for name in shown]
-        table.add_row(*map(Text, (method, *(digits(float(value)) if value else "–" for value in values))))
+        values = [found[method, name]["value"] if (method, name) in found else "" for method in methods]
+        columns.append([digits(float(value)) if value else "–" for value in values])
+        table.add_column(EXPLANATION_HEADLINES[name], min_width=max(map(len, columns[-1])))  # a number is never cut
+    for method, *cells in zip(methods, *columns, strict=True):
+        table.add_row(*map(Text, (method, *cells)))
     return table
 
 
