@@ -237,19 +237,20 @@ def test_workers_that_die_as_they_begin_for_too_long_are_one_line(
     over = threading.Event()
 
     def kill() -> None:
-        while not (tmp_path / "tries" / "a.txt").exists():
-            time.sleep(0.01)
         while not over.wait(0.01):
-            for worker in workers():
-                worker.kill()
+            if (tmp_path / "tries" / "a.txt").exists():
+                for worker in workers():
+                    worker.kill()
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    with Engine(EngineConfig(kind="local", workers=1), tmp_path) as engine:
-        with pytest.raises(EngineError, match="cannot be started again"):
-            engine.run("tile", jobs(tmp_path, "k", a=slow, b=good))
-    over.set()
-    killer.join()
+    try:
+        with Engine(EngineConfig(kind="local", workers=1), tmp_path) as engine:
+            with pytest.raises(EngineError, match="cannot be started again"):
+                engine.run("tile", jobs(tmp_path, "k", a=slow, b=good))
+    finally:
+        over.set()
+        killer.join()
 
 
 @pytest.mark.parametrize(("kind", "retries"), [("serial", 2), ("local", 0)])

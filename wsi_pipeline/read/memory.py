@@ -38,7 +38,10 @@ class Scratch(threading.local):
 
 
 class Recycled:
-    """Makes arrays; the memory of one that nobody holds any more, nor a view of it, goes to the next. Thread-safe."""
+    """Makes arrays; the memory of one that nobody holds any more, nor a view of it, goes to the next.
+
+    One thread makes them; any may be the last to hold one.
+    """
 
     def __init__(self) -> None:
         self._free: list[UInt8] = []

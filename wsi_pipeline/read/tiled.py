@@ -76,7 +76,7 @@ class Tiled:
         self._asked: deque[_Chunk] = deque()
         self._open: set[_Chunk] = set()
         self._left: list[_Patch] = []
-        self._planning = threading.Lock()
+        self._planning = threading.Lock()  # around asked, kept and what is taken from free
         self._lock = threading.Lock()  # around users, open and left
 
     def submit(self, rows: range, pixels: UInt8) -> Future[list[bool]]:
