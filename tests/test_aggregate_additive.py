@@ -1,4 +1,4 @@
-"""Additive MIL against its definition, patch by patch; its logits are the sum of what its patches say."""
+"""Additive MIL against its definition, patch by patch; its logits are the sum of its patches' logits."""
 
 from __future__ import annotations
 
@@ -49,51 +49,51 @@ def slow_additive(model: AdditiveMIL, features: Tensor) -> tuple[list[float], li
     embedded = [layer("embed.0", x).clamp(min=0) for x in features]
     raw = []
     for h in embedded:
-        hints = layer("attend.0", h).tanh()
+        units = layer("attend.0", h).tanh()
         if "gate.0.weight" in p:
-            hints = hints * layer("gate.0", h).sigmoid()
-        raw.append(math.exp(float(p["score.weight"][0] @ hints)))
+            units = units * layer("gate.0", h).sigmoid()
+        raw.append(math.exp(float(p["score.weight"][0] @ units)))
     attention = [r / sum(raw) for r in raw]
-    nothing = psi(torch.zeros_like(embedded[0]))
+    at_zero = psi(torch.zeros_like(embedded[0]))
     evidence = []
     for a, h in zip(attention, embedded, strict=True):
-        said = psi(a * h)
-        evidence.append([s - n for s, n in zip(said, nothing, strict=True)] if model.centred else said)
+        row = psi(a * h)
+        evidence.append([s - n for s, n in zip(row, at_zero, strict=True)] if model.centred else row)
     start = p["outer.bias"].tolist() if model.centred else [0.0] * CLASSES
     return attention, evidence, [start[c] + sum(row[c] for row in evidence) for c in range(CLASSES)]
 
 
 @pytest.mark.parametrize(("gated", "centred"), FORMS)
-@pytest.mark.parametrize("patches", SIZES)
-def test_logits_attention_and_evidence_equal_the_written_out_definition(
-    gated: bool, centred: bool, patches: int
-) -> None:
-    model, (features, xy) = build(gated, centred), bag(patches)
-    attention, evidence, logits = slow_additive(model, features)
-    out: MILOutput = model(features, xy)
-    assert out.attention is not None
-    assert out.attention.tolist() == pytest.approx(attention, abs=1e-12)
-    assert out.logits.tolist() == pytest.approx(logits, abs=1e-12)
-    expected = torch.tensor(evidence, dtype=torch.float64)
-    torch.testing.assert_close(model.evidence(features, xy), expected, rtol=0, atol=1e-12)
+def test_logits_attention_and_evidence_equal_the_written_out_definition(gated: bool, centred: bool) -> None:
+    model = build(gated, centred)
+    for patches in SIZES:
+        features, xy = bag(patches)
+        attention, evidence, logits = slow_additive(model, features)
+        out: MILOutput = model(features, xy)
+        assert out.attention is not None
+        assert out.attention.tolist() == pytest.approx(attention, abs=1e-12)
+        assert out.logits.tolist() == pytest.approx(logits, abs=1e-12)
+        expected = torch.tensor(evidence, dtype=torch.float64)
+        torch.testing.assert_close(model.evidence(features, xy), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("gated", "centred"), FORMS)
-@pytest.mark.parametrize("patches", SIZES)
-def test_logits_are_the_bias_and_what_the_patches_add(gated: bool, centred: bool, patches: int) -> None:
-    model, (features, xy) = build(gated, centred), bag(patches)
+def test_logits_are_the_sum_of_bias_and_evidence(gated: bool, centred: bool) -> None:
+    model = build(gated, centred)
     assert isinstance(model, Additive)
-    evidence = model.evidence(features, xy)
-    assert evidence.shape == (patches, CLASSES)
-    torch.testing.assert_close(model.bias() + evidence.sum(0), model(features, xy).logits, rtol=0, atol=1e-12)
+    for patches in SIZES:
+        features, xy = bag(patches)
+        evidence = model.evidence(features, xy)
+        assert evidence.shape == (patches, CLASSES)
+        torch.testing.assert_close(model.bias() + evidence.sum(0), model(features, xy).logits, rtol=0, atol=1e-12)
 
 
-def test_patches_nobody_looks_at_change_the_published_logits_and_not_the_centred_ones() -> None:
+def test_more_patches_of_small_weight_shift_the_published_logits_and_not_the_centred_ones() -> None:
     for centred in (True, False):
         model, (features, xy) = build(centred=centred), bag(5)
         with torch.no_grad():
             model.inner.bias.fill_(1.0)
-            model.score.weight.zero_()  # every patch weighs the same
+            model.score.weight.zero_()  # all patches have equal weight
             alike = [model(features[:1].repeat(n, 1), xy[:1].repeat(n, 1)).logits for n in (1000, 2000)]
         drift = float((alike[1] - alike[0]).abs().max())
         assert (drift < 1e-2) == centred
@@ -101,14 +101,14 @@ def test_patches_nobody_looks_at_change_the_published_logits_and_not_the_centred
 
 
 def test_evidence_is_not_the_weight_times_a_constant() -> None:
-    """What sets psi(a h) apart from a psi(h)."""
+    """psi(a h) differs from a psi(h)."""
     model, (features, xy) = build(), bag(1)
     with torch.no_grad():
         model.inner.bias.fill_(-0.5)
     features = 5 * features
-    alone = model.evidence(features, xy)
-    shared = model.evidence(features.repeat(2, 1), xy.repeat(2, 1)).sum(0, keepdim=True)
-    assert not torch.allclose(alone, shared, atol=1e-3)
+    single = model.evidence(features, xy)
+    halves = model.evidence(features.repeat(2, 1), xy.repeat(2, 1)).sum(0, keepdim=True)
+    assert not torch.allclose(single, halves, atol=1e-3)
 
 
 def test_the_order_of_the_patches_does_not_matter() -> None:
@@ -146,7 +146,7 @@ def test_dropout_acts_in_training_only() -> None:
         ({"dropout": 1}, "model option dropout is 1; it must be at least 0 and less than 1"),
     ],
 )
-def test_a_bad_option_is_refused_in_one_line(options: dict[str, Any], line: str) -> None:
+def test_an_invalid_option_is_refused_in_one_line(options: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         models.build("additive", DIM, 2, **options)
     assert str(refusal.value) == line

@@ -1,4 +1,4 @@
-"""A model on disk: it comes back as it was, and whatever does not fit is refused in one line."""
+"""A model on disk: loading restores it exactly, and whatever does not fit is refused in one line."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def edit(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in content.items() if v != "absent"}), encoding="utf-8")
 
 
-# --- there and back --------------------------------------------------------------------------------------------
+# --- save and load ---------------------------------------------------------------------------------------------
 
 
-def test_a_model_comes_back_as_it_was(folder: Path) -> None:
+def test_a_loaded_model_equals_the_saved_one(folder: Path) -> None:
     model, card = load_model(folder, "cpu")
     assert replace(card, weights_sha256="") == CARD
     assert not model.training
@@ -71,7 +71,7 @@ def test_a_model_comes_back_as_it_was(folder: Path) -> None:
     assert torch.equal(model(features, xy).logits, build().eval()(features, xy).logits)
 
 
-def test_the_folder_holds_two_files_that_say_what_they_are(folder: Path) -> None:
+def test_the_folder_holds_the_weights_and_a_card_with_provenance(folder: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["model.json", "model.safetensors"]
     content = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
@@ -93,7 +93,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path, folder: Path) -> No
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_loading_draws_nothing_from_the_callers_generator(folder: Path) -> None:
+def test_loading_leaves_the_callers_random_generator_as_it_was(folder: Path) -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
@@ -107,7 +107,7 @@ def test_a_later_model_replaces_an_earlier_one(folder: Path) -> None:
     assert replace(load_model(folder, "cpu")[1], weights_sha256="") == card
 
 
-def test_a_save_that_breaks_leaves_no_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_leaves_no_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> int:
         raise RuntimeError("power cut")
 
@@ -125,7 +125,7 @@ def test_a_card_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_
 
 
 @pytest.mark.parametrize("attention", ["nystrom", "exact"])
-def test_transmil_comes_back_as_it_was(tmp_path: Path, attention: str) -> None:
+def test_a_loaded_transmil_equals_the_saved_one(tmp_path: Path, attention: str) -> None:
     card = replace(CARD, model="transmil", options={"hidden": 16, "heads": 2, "landmarks": 4, "attention": attention})
     save_model(tmp_path, build(card), card, key="k")
     features, xy = torch.randn(9, 6), torch.zeros(9, 2)
@@ -199,7 +199,7 @@ def test_one_changed_bit(folder: Path) -> None:
     assert "sha256 differs" in refusal(folder)
 
 
-def test_weights_that_are_no_safetensors(folder: Path) -> None:
+def test_weights_that_are_not_safetensors(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"not a tensor in sight")
     edit(folder, weights_sha256=hashlib.sha256(b"not a tensor in sight").hexdigest())
     assert refusal(folder).startswith(f"{folder}/model.safetensors is not a safetensors file (")
@@ -305,7 +305,7 @@ def test_a_bag_like_those_of_training_fits(mpp: float) -> None:
         ),
     ],
 )
-def test_a_bag_of_another_make_is_refused(changes: dict[str, Any], found: str, remedy: str) -> None:
+def test_a_bag_of_other_features_is_refused(changes: dict[str, Any], found: str, remedy: str) -> None:
     with pytest.raises(ArtifactError) as caught:
         check_fits(CARD, bag(**changes), "slide_3")
     assert str(caught.value) == (

@@ -36,13 +36,13 @@ def bag(patches: int, seed: int = 1) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def slow_dsmil(model: DSMIL, features: Tensor) -> tuple[list[list[float]], list[list[float]], list[float]]:
-    """Instance logits (N x C), attention (C x N), logits (C), number by number."""
+    """Instance logits (N x C), attention (C x N) and logits (C), one at a time."""
     p = dict(model.named_parameters())
 
     def layer(name: str, x: Tensor) -> Tensor:
         return p[f"{name}.weight"] @ x + p[f"{name}.bias"]
 
-    said = [layer("i_classifier.fc.0", x).tolist() for x in features]
+    instance_logits = [layer("i_classifier.fc.0", x).tolist() for x in features]
     queries, values = [], []
     for x in features:
         if "b_classifier.q.weight" in p:
@@ -53,7 +53,7 @@ def slow_dsmil(model: DSMIL, features: Tensor) -> tuple[list[list[float]], list[
         values.append(v.clamp(min=0) if len(model.b_classifier.v._modules) == 3 else v)
     attention, pooled = [], []
     for c in range(CLASSES):
-        critical = max(range(len(features)), key=lambda k: said[k][c])
+        critical = max(range(len(features)), key=lambda k: instance_logits[k][c])
         raw = [math.exp(float(q @ queries[critical]) / len(q) ** 0.5) for q in queries]
         attention.append([r / sum(raw) for r in raw])
         pooled.append(torch.stack([a * v for a, v in zip(attention[c], values, strict=True)]).sum(0).tolist())
@@ -64,41 +64,44 @@ def slow_dsmil(model: DSMIL, features: Tensor) -> tuple[list[list[float]], list[
             for d in range(DIM):
                 total += float(p["b_classifier.fcc.weight"][c, other, d]) * pooled[other][d]
         logits.append(total)
-    return said, attention, logits
+    return instance_logits, attention, logits
 
 
 @pytest.mark.parametrize(("nonlinear", "values"), FORMS)
-@pytest.mark.parametrize("patches", SIZES)
-def test_logits_and_attention_equal_the_written_out_definition(nonlinear: bool, values: str, patches: int) -> None:
-    model, (features, xy) = build(nonlinear, values), bag(patches)
-    said, attention, logits = slow_dsmil(model, features)
-    out: MILOutput = model(features, xy)
-    assert out.logits.tolist() == pytest.approx(logits, abs=1e-12)
-    expected = torch.tensor(attention, dtype=torch.float64)
-    torch.testing.assert_close(out.attention, expected, rtol=0, atol=1e-12)
-    slow = torch.tensor(said, dtype=torch.float64)
-    torch.testing.assert_close(model.instance_logits(features, xy), slow, rtol=0, atol=1e-12)
+def test_logits_and_attention_equal_the_written_out_definition(nonlinear: bool, values: str) -> None:
+    model = build(nonlinear, values)
+    for patches in SIZES:
+        features, xy = bag(patches)
+        instance_logits, attention, logits = slow_dsmil(model, features)
+        out: MILOutput = model(features, xy)
+        assert out.logits.tolist() == pytest.approx(logits, abs=1e-12)
+        expected = torch.tensor(attention, dtype=torch.float64)
+        torch.testing.assert_close(out.attention, expected, rtol=0, atol=1e-12)
+        slow = torch.tensor(instance_logits, dtype=torch.float64)
+        torch.testing.assert_close(model.instance_logits(features, xy), slow, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("patches", SIZES)
-def test_half_of_the_loss_is_the_bags_and_half_the_largest_instance_logits(patches: int) -> None:
-    model, (features, xy) = build(), bag(patches)
+def test_half_of_the_loss_is_the_bags_and_half_the_largest_instance_logits() -> None:
+    model = build()
     assert isinstance(model, OwnTraining)
-    ((half, logits), (other_half, largest)), extra = model.training_output(features, xy, 1)
-    assert (half, other_half, float(extra.detach())) == (0.5, 0.5, 0.0)
-    assert torch.equal(logits, model(features, xy).logits)
-    said = slow_dsmil(model, features)[0]
-    assert largest.tolist() == pytest.approx([max(row[c] for row in said) for c in range(CLASSES)], abs=1e-12)
+    for patches in SIZES:
+        features, xy = bag(patches)
+        ((half, logits), (other_half, largest)), extra = model.training_output(features, xy, 1)
+        assert (half, other_half, float(extra.detach())) == (0.5, 0.5, 0.0)
+        assert torch.equal(logits, model(features, xy).logits)
+        rows = slow_dsmil(model, features)[0]
+        assert largest.tolist() == pytest.approx([max(row[c] for row in rows) for c in range(CLASSES)], abs=1e-12)
 
 
 @pytest.mark.parametrize(("nonlinear", "values"), FORMS)
-@pytest.mark.parametrize("patches", SIZES)
-def test_logits_are_the_bias_and_what_the_patches_add(nonlinear: bool, values: str, patches: int) -> None:
-    model, (features, xy) = build(nonlinear, values), bag(patches)
+def test_logits_are_the_sum_of_bias_and_evidence(nonlinear: bool, values: str) -> None:
+    model = build(nonlinear, values)
     assert isinstance(model, Additive)
-    evidence = model.evidence(features, xy)
-    assert evidence.shape == (patches, CLASSES)
-    torch.testing.assert_close(model.bias() + evidence.sum(0), model(features, xy).logits, rtol=0, atol=1e-12)
+    for patches in SIZES:
+        features, xy = bag(patches)
+        evidence = model.evidence(features, xy)
+        assert evidence.shape == (patches, CLASSES)
+        torch.testing.assert_close(model.bias() + evidence.sum(0), model(features, xy).logits, rtol=0, atol=1e-12)
 
 
 def test_the_order_of_the_patches_does_not_matter() -> None:
@@ -109,7 +112,7 @@ def test_the_order_of_the_patches_does_not_matter() -> None:
     torch.testing.assert_close(after.attention, before.attention[:, order], rtol=0, atol=1e-12)
 
 
-def test_patches_like_the_critical_one_share_its_attention() -> None:
+def test_a_copy_of_the_critical_patch_has_the_same_attention() -> None:
     model, (features, xy) = build(), bag(20)
     critical = int(model.instance_logits(features, xy)[:, 1].argmax())
     twins = torch.cat([features, features[critical : critical + 1]])
@@ -164,7 +167,7 @@ def test_dropout_acts_on_the_values_in_training_only() -> None:
         ({"dropout": 1}, "model option dropout is 1; it must be at least 0 and less than 1"),
     ],
 )
-def test_a_bad_option_is_refused_in_one_line(options: dict[str, Any], line: str) -> None:
+def test_an_invalid_option_is_refused_in_one_line(options: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         models.build("dsmil", DIM, 2, **options)
     assert str(refusal.value) == line

@@ -1,4 +1,4 @@
-"""DTFD-MIL against its definition, patch by patch, and the sums that its explanations rest on."""
+"""DTFD-MIL against its definition, patch by patch, and the sums that its explanations are built on."""
 
 from __future__ import annotations
 
@@ -65,26 +65,26 @@ def slow_dtfd(model: DTFD, features: Tensor) -> MILOutput:
     p = dict(model.named_parameters())
     embedded = [(p["dim_reduction.fc1.weight"] @ x).clamp(min=0) for x in features]
     count, bags = len(embedded), model.pseudo_bags
-    given: list[tuple[Tensor, dict[int, float]]] = []  # what is distilled, and from which patches with which weight
+    distilled: list[tuple[Tensor, dict[int, float]]] = []  # a feature, and the weights of the patches it is made of
     for first in range(min(bags, count)):
         members = list(range(first, count, bags))
         weights = slow_scores(p, "attention.", [embedded[k] for k in members])
-        sure = [slow_probability(p, embedded[k], a, len(members)) for k, a in zip(members, weights, strict=True)]
-        surest, doubtful = members[sure.index(max(sure))], members[sure.index(min(sure))]
+        likely = [slow_probability(p, embedded[k], a, len(members)) for k, a in zip(members, weights, strict=True)]
+        most, least = members[likely.index(max(likely))], members[likely.index(min(likely))]
         if model.distill == "afs":
             mean = torch.stack([a * embedded[k] for k, a in zip(members, weights, strict=True)]).sum(0)
-            given.append((mean, dict(zip(members, weights, strict=True))))
+            distilled.append((mean, dict(zip(members, weights, strict=True))))
         else:
-            given.append((embedded[surest], {surest: 1.0}))
+            distilled.append((embedded[most], {most: 1.0}))
         if model.distill == "maxmins":
-            given.append((embedded[doubtful], {doubtful: 1.0}))
-    looks = slow_scores(p, "att_classifier.attention.", [row for row, _ in given])
+            distilled.append((embedded[least], {least: 1.0}))
+    second = slow_scores(p, "att_classifier.attention.", [row for row, _ in distilled])
     effective = [0.0] * count
     pooled = torch.zeros(HIDDEN, dtype=torch.float64)
-    for look, (row, sources) in zip(looks, given, strict=True):
-        pooled += look * row
+    for weight, (row, sources) in zip(second, distilled, strict=True):
+        pooled += weight * row
         for k, share in sources.items():
-            effective[k] += look * share
+            effective[k] += weight * share
     logits = p["att_classifier.classifier.fc.weight"] @ pooled + p["att_classifier.classifier.fc.bias"]
     return MILOutput(logits, torch.tensor(effective, dtype=torch.float64))
 
@@ -94,37 +94,40 @@ def slow_dtfd(model: DTFD, features: Tensor) -> MILOutput:
 
 @pytest.mark.parametrize("distill", FORMS)
 @pytest.mark.parametrize("classes", [1, 2, 3])
-@pytest.mark.parametrize("patches", SIZES)
-def test_logits_and_attention_equal_the_written_out_definition(distill: str, classes: int, patches: int) -> None:
-    model, (features, xy) = build(distill, classes), bag(patches)
-    torch.testing.assert_close(model(features, xy), slow_dtfd(model, features), rtol=0, atol=1e-9)
+def test_logits_and_attention_equal_the_written_out_definition(distill: str, classes: int) -> None:
+    model = build(distill, classes)
+    for patches in SIZES:
+        features, xy = bag(patches)
+        torch.testing.assert_close(model(features, xy), slow_dtfd(model, features), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("distill", FORMS)
-@pytest.mark.parametrize("patches", SIZES)
-def test_logits_are_the_bias_and_what_the_patches_add(distill: str, patches: int) -> None:
-    model, (features, xy) = build(distill, 3), bag(patches)
+def test_logits_are_the_sum_of_bias_and_evidence(distill: str) -> None:
+    model = build(distill, 3)
     assert isinstance(model, Additive)
-    evidence, out = model.evidence(features, xy), model(features, xy)
-    assert evidence.shape == (patches, 3)
-    torch.testing.assert_close(model.bias() + evidence.sum(0), out.logits, rtol=0, atol=1e-12)
-    assert out.attention.sum().item() == pytest.approx(1, abs=1e-12)
-    looked_at = {"afs": patches, "maxs": min(4, patches), "maxmins": min(8, patches)}[distill]
-    assert int((out.attention > 0).sum()) <= looked_at
-    assert distill != "maxs" or int((out.attention > 0).sum()) == looked_at
+    for patches in SIZES:
+        features, xy = bag(patches)
+        evidence, out = model.evidence(features, xy), model(features, xy)
+        assert evidence.shape == (patches, 3)
+        torch.testing.assert_close(model.bias() + evidence.sum(0), out.logits, rtol=0, atol=1e-12)
+        assert out.attention.sum().item() == pytest.approx(1, abs=1e-12)
+        attended = {"afs": patches, "maxs": min(4, patches), "maxmins": min(8, patches)}[distill]
+        assert int((out.attention > 0).sum()) <= attended
+        assert distill != "maxs" or int((out.attention > 0).sum()) == attended
 
 
 @pytest.mark.parametrize("distill", FORMS)
-@pytest.mark.parametrize("patches", SIZES)
-def test_instance_logits_have_their_pseudo_bags_logits_as_mean(distill: str, patches: int) -> None:
-    model, (features, xy) = build(distill, 3), bag(patches)
-    logits, said = model.instance_logits(features, xy), model.pseudo_bag_logits(features, xy)
-    assert logits.shape == (patches, 3)
-    for members, answer in zip(model.split(xy), said, strict=True):
-        torch.testing.assert_close(logits[members].mean(0) + model.classifier.fc.bias, answer, rtol=0, atol=1e-12)
+def test_the_mean_of_a_pseudo_bags_instance_logits_plus_bias_is_its_logits(distill: str) -> None:
+    model = build(distill, 3)
+    for patches in SIZES:
+        features, xy = bag(patches)
+        logits, of_bags = model.instance_logits(features, xy), model.pseudo_bag_logits(features, xy)
+        assert logits.shape == (patches, 3)
+        for members, expected in zip(model.split(xy), of_bags, strict=True):
+            torch.testing.assert_close(logits[members].mean(0) + model.classifier.fc.bias, expected, rtol=0, atol=1e-12)
 
 
-def test_of_a_single_pseudo_bag_the_mean_is_the_first_tiers_answer_for_the_slide() -> None:
+def test_with_a_single_pseudo_bag_the_mean_is_the_first_tiers_output_for_the_slide() -> None:
     model, (features, xy) = build(pseudo_bags=1), bag(17)
     mean = model.instance_logits(features, xy).mean(0) + model.classifier.fc.bias
     torch.testing.assert_close(mean, model.pseudo_bag_logits(features, xy)[0], rtol=0, atol=1e-12)
@@ -150,7 +153,7 @@ def test_the_order_of_the_list_changes_nothing(distill: str) -> None:
     )
 
 
-def test_training_splits_at_random_as_the_seed_says() -> None:
+def test_training_splits_at_random_by_the_seed() -> None:
     model, (_, xy) = build(pseudo_bags=5).train(), bag(23)
     splits = []
     for seed in (1, 1, 2):
@@ -164,17 +167,18 @@ def test_training_splits_at_random_as_the_seed_says() -> None:
 
 
 @pytest.mark.parametrize("distill", FORMS)
-@pytest.mark.parametrize("patches", [1, 2, 3, 5, 40])
-def test_every_bag_trains_as_many_streams(distill: str, patches: int) -> None:
-    model, (features, xy) = build(distill, pseudo_bags=5), bag(patches)
+def test_bags_of_all_sizes_have_the_same_number_of_training_streams(distill: str) -> None:
+    model = build(distill, pseudo_bags=5)
     assert isinstance(model, OwnTraining)
-    out = model.training_output(features, xy, 1)
-    assert [weight for weight, _ in out.streams] == [0.2] * 5 + [1.0]
-    assert out.extra.item() == 0
-    said = model.pseudo_bag_logits(features, xy)
-    for m, (_, logits) in enumerate(out.streams[:5]):
-        torch.testing.assert_close(logits, said[m % min(5, patches)])
-    torch.testing.assert_close(out.streams[5][1], model(features, xy).logits)
+    for patches in (1, 2, 3, 5, 40):
+        features, xy = bag(patches)
+        out = model.training_output(features, xy, 1)
+        assert [weight for weight, _ in out.streams] == [0.2] * 5 + [1.0]
+        assert out.extra.item() == 0
+        of_bags = model.pseudo_bag_logits(features, xy)
+        for m, (_, logits) in enumerate(out.streams[:5]):
+            torch.testing.assert_close(logits, of_bags[m % min(5, patches)])
+        torch.testing.assert_close(out.streams[5][1], model(features, xy).logits)
 
 
 @pytest.mark.parametrize("distill", FORMS)
@@ -182,21 +186,21 @@ def test_each_tier_learns_from_its_own_loss(distill: str) -> None:
     model, (features, xy) = build(distill), bag(20)
     second = {name for name, _ in model.named_parameters() if name.startswith("att_classifier.")}
     first = {name for name, _ in model.named_parameters()} - second
-    for streams, taught in ((slice(0, 4), first), (slice(4, 5), second)):
+    for streams, learning in ((slice(0, 4), first), (slice(4, 5), second)):
         model.zero_grad()
         torch.stack(
             [logits for _, logits in model.training_output(features, xy, 0).streams[streams]]
         ).square().sum().backward()
-        assert {name for name, value in model.named_parameters() if value.grad is not None} == taught
+        assert {name for name, value in model.named_parameters() if value.grad is not None} == learning
 
 
 @pytest.mark.parametrize("distill", FORMS)
 def test_a_call_keeps_the_whole_graph_for_explanations(distill: str) -> None:
     model, (features, xy) = build(distill, hidden=4, attention_dim=3), bag(9)
 
-    def logits(given: Tensor) -> Tensor:
-        answer: Tensor = model(given, xy).logits
-        return answer
+    def logits(features: Tensor) -> Tensor:
+        found: Tensor = model(features, xy).logits
+        return found
 
     assert torch.autograd.gradcheck(logits, features.requires_grad_())
 
@@ -259,7 +263,7 @@ def test_bf16_autocast_stays_near_full_precision(distill: str) -> None:
         ({"dropout": 1}, "model option dropout is 1; it must be at least 0 and less than 1"),
     ],
 )
-def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+def test_an_invalid_option_is_refused_in_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         models.build("dtfd", DIM, 2, **options)
     assert str(refusal.value) == message

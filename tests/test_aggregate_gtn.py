@@ -1,4 +1,4 @@
-"""The graph transformer against dense matrices: every pair of patches looked at, every matrix N x N."""
+"""The graph transformer against dense matrices: every pair of patches compared, every matrix N x N."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLACES: dict[str, Positions] = {
     "square": [(x, y) for y in range(5) for x in range(4)],
     "row": [(x, 0) for x in range(6)],
     "alone": [(0, 0), (2, 0), (0, 2), (50, 7)],
-    "row ends": [(0, 0), (1, 0), (9, 0), (0, 1), (9, 1), (0, 2), (9, 2)],  # no row runs on into the next
+    "row ends": [(0, 0), (1, 0), (9, 0), (0, 1), (9, 1), (0, 2), (9, 2)],  # the ends of rows are not neighbours
     "one place": [(4, 4)] * 5,
     "duplicates": [(0, 0), (1, 0), (1, 0), (2, 1), (1, 0), (9, 9), (9, 9)],
     "off the grid": [(0.3, 0.1), (1.2, 0.4), (1.9, 1.3), (0.5, 2.5), (40.75, 0.0), (41.6, 1.1), (2.5, 2.5)],
@@ -35,7 +35,7 @@ def build(classes: int = 2, **options: Any) -> GraphTransformer:
     small = {"hidden": HIDDEN, "heads": HEADS, "nodes": NODES, "mlp": 8, "layers": 2} | options
     model = models.build("gtn", DIM, classes, **small)
     assert isinstance(model, GraphTransformer)
-    with torch.no_grad():  # a class token that looks somewhere, and firmer nodes than the initial weights give
+    with torch.no_grad():  # a class token other than 0, and sharper assignments than the initial weights give
         model.cls_token.normal_()
         model.assign.weight.mul_(5)
     return model.double().eval()
@@ -117,27 +117,27 @@ def slow_gtn(model: GraphTransformer, features: Tensor, xy: Tensor) -> MILOutput
 # --- claims ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_neighbours_are_those_that_looking_at_every_pair_finds(place: str) -> None:
-    xy = at(PLACES[place])
-    one_each = torch.eye(len(xy), dtype=torch.float64)
-    assert torch.equal(patch_graph(xy).neighbour_sum(one_each), slow_adjacency(xy))
+def test_neighbours_equal_those_of_comparing_every_pair() -> None:
+    for place, positions in PLACES.items():
+        xy = at(positions)
+        one_each = torch.eye(len(xy), dtype=torch.float64)
+        assert torch.equal(patch_graph(xy).neighbour_sum(one_each), slow_adjacency(xy)), place
 
 
-def test_a_square_of_nine_has_the_neighbours_one_can_count() -> None:
+def test_a_square_of_nine_has_the_neighbours_counted_by_hand() -> None:
     xy = at([(x, y) for y in range(3) for x in range(3)])
     degrees = patch_graph(xy).neighbour_sum(torch.ones(9, 1))[:, 0]
     assert degrees.tolist() == [4, 6, 4, 6, 9, 6, 4, 6, 4]
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_the_normalised_adjacency_is_the_dense_one(place: str) -> None:
-    xy = at(PLACES[place])
-    one_each = torch.eye(len(xy), dtype=torch.float64)
-    torch.testing.assert_close(patch_graph(xy).propagate(one_each), slow_normalised(xy), rtol=0, atol=1e-12)
+def test_the_normalised_adjacency_is_the_dense_one() -> None:
+    for place, positions in PLACES.items():
+        xy = at(positions)
+        found = patch_graph(xy).propagate(torch.eye(len(xy), dtype=torch.float64))
+        assert torch.allclose(found, slow_normalised(xy), rtol=0, atol=1e-12), place
 
 
-def test_scattered_patches_have_the_neighbours_of_every_pair() -> None:
+def test_neighbours_of_scattered_patches_equal_those_of_comparing_every_pair() -> None:
     _, xy = tissue(300)
     xy = xy + torch.rand(xy.shape, generator=torch.Generator().manual_seed(2))
     one_each = torch.eye(300, dtype=torch.float64)
@@ -150,14 +150,15 @@ def test_only_cells_are_stored_however_many_patches_share_one() -> None:
     assert float(graph.neighbour_sum(torch.ones(20_000, 1)).min()) == 20_000
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_the_cuts_losses_equal_the_dense_formula(place: str) -> None:
-    xy = at(PLACES[place])
-    s = torch.randn(len(xy), NODES, generator=torch.Generator().manual_seed(3), dtype=torch.float64).softmax(1)
-    torch.testing.assert_close(cut_losses(patch_graph(xy), s), slow_cut_losses(xy, s), rtol=0, atol=1e-12)
+def test_the_cut_losses_equal_the_dense_formula() -> None:
+    for place, positions in PLACES.items():
+        xy = at(positions)
+        s = torch.randn(len(xy), NODES, generator=torch.Generator().manual_seed(3), dtype=torch.float64).softmax(1)
+        found, expected = (torch.stack(losses) for losses in (cut_losses(patch_graph(xy), s), slow_cut_losses(xy, s)))
+        assert torch.allclose(found, expected, rtol=0, atol=1e-12), place
 
 
-def test_two_islands_cut_apart_lose_nothing() -> None:
+def test_separating_two_islands_has_the_smallest_cut_loss() -> None:
     xy = at([(0, 0), (1, 0), (9, 0), (10, 0)])
     apart = at([(1, 0), (1, 0), (0, 1), (0, 1)])
     assert [float(loss) for loss in cut_losses(patch_graph(xy), apart)] == pytest.approx([-1, 0], abs=1e-7)
@@ -165,23 +166,26 @@ def test_two_islands_cut_apart_lose_nothing() -> None:
     assert [float(loss) for loss in cut_losses(patch_graph(xy), across)] == pytest.approx([-0.5, 0], abs=1e-7)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_logits_and_attention_equal_the_written_out_definition(place: str) -> None:
-    model, xy = build(3), at(PLACES[place])
-    features = features_of(xy)
-    torch.testing.assert_close(model(features, xy), slow_gtn(model, features, xy), rtol=0, atol=1e-9)
+def test_logits_and_attention_equal_the_written_out_definition() -> None:
+    model = build(3)
+    for place, positions in PLACES.items():
+        xy = at(positions)
+        features = features_of(xy)
+        for found, expected in zip(model(features, xy), slow_gtn(model, features, xy), strict=True):
+            assert torch.allclose(found, expected, rtol=0, atol=1e-9), place
 
 
-@pytest.mark.parametrize("patches", [1, 2, 3, 17, 200])
-def test_bags_smaller_and_larger_than_the_nodes_give_one_number_a_patch(patches: int) -> None:
-    model, (features, xy) = build(1).float(), tissue(patches)
-    out: MILOutput = model(features.float(), xy.float())
-    assert out.logits.shape == (1,)
-    assert bool(out.logits.isfinite().all())
-    assert out.attention is not None
-    assert out.attention.shape == (patches,)
-    assert out.attention.min().item() >= 0
-    assert out.attention.sum().item() == pytest.approx(1, abs=1e-5)
+def test_bags_smaller_and_larger_than_the_nodes_have_one_weight_per_patch() -> None:
+    model = build(1).float()
+    for patches in (1, 2, 3, 17, 200):
+        features, xy = tissue(patches)
+        out: MILOutput = model(features.float(), xy.float())
+        assert out.logits.shape == (1,)
+        assert bool(out.logits.isfinite().all())
+        assert out.attention is not None
+        assert out.attention.shape == (patches,)
+        assert out.attention.min().item() >= 0
+        assert out.attention.sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_the_order_of_the_list_changes_nothing() -> None:
@@ -196,14 +200,14 @@ def test_the_order_of_the_list_changes_nothing() -> None:
     torch.testing.assert_close(again, loss, rtol=0, atol=1e-6)
 
 
-def test_positions_decide_and_where_the_slide_lies_does_not() -> None:
+def test_relative_positions_matter_and_a_shift_of_the_slide_does_not() -> None:
     model, (features, xy) = build(), tissue(40)
     before = model(features, xy).logits
     torch.testing.assert_close(model(features, xy + 1000).logits, before, rtol=0, atol=1e-9)
     assert not torch.allclose(model(features, 3 * xy).logits, before, atol=1e-4)
 
 
-def test_the_trace_holds_what_leads_from_patches_to_logits() -> None:
+def test_the_trace_connects_patches_to_logits() -> None:
     model, (features, xy) = build(), tissue(40)
     trace = model.trace(features, xy)
     assert torch.equal(trace.assignment, model.assignment(features, xy))
@@ -215,30 +219,30 @@ def test_the_trace_holds_what_leads_from_patches_to_logits() -> None:
         assert float(gradient[:, 0].abs().sum()) > 0
 
 
-@pytest.mark.parametrize("patches", [1, 3, 40])
-def test_training_adds_the_cuts_losses_to_one_stream(patches: int) -> None:
-    model, (features, xy) = build(), tissue(patches)
-    assert isinstance(model, OwnTraining)
-    out = model.training_output(features, xy, None)
-    assert [weight for weight, _ in out.streams] == [1.0]
-    torch.testing.assert_close(out.streams[0][1], model(features, xy).logits)
-    cut, orthogonality = slow_cut_losses(xy, model.assignment(features, xy))
-    torch.testing.assert_close(out.extra, cut + orthogonality)
-    (out.streams[0][1].sum() + out.extra).backward()
-    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+def test_training_adds_the_cut_losses_to_one_stream() -> None:
+    for patches in (1, 3, 40):
+        model, (features, xy) = build(), tissue(patches)
+        assert isinstance(model, OwnTraining)
+        out = model.training_output(features, xy, None)
+        assert [weight for weight, _ in out.streams] == [1.0]
+        torch.testing.assert_close(out.streams[0][1], model(features, xy).logits)
+        cut, orthogonality = slow_cut_losses(xy, model.assignment(features, xy))
+        torch.testing.assert_close(out.extra, cut + orthogonality)
+        (out.streams[0][1].sum() + out.extra).backward()
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
 def test_gradients_of_the_logits_and_the_losses_equal_finite_differences() -> None:
     model, (features, xy) = build(hidden=4, heads=2, nodes=3), tissue(6)
 
-    def outputs(given: Tensor) -> tuple[Tensor, Tensor]:
-        out = model.training_output(given, xy, 0)
+    def outputs(features: Tensor) -> tuple[Tensor, Tensor]:
+        out = model.training_output(features, xy, 0)
         return out.streams[0][1], out.extra
 
     assert torch.autograd.gradcheck(outputs, features.requires_grad_())
 
 
-def test_many_bags_of_one_patch_are_one_batch() -> None:
+def test_many_bags_of_one_patch_can_be_batched() -> None:
     model, (features, xy) = build(), tissue(6)
     together = torch.vmap(lambda x, at: model(x, at).logits)(features[:, None], xy[:, None])
     for k in range(6):
@@ -284,7 +288,7 @@ def test_the_default_is_the_published_size() -> None:
         ({"dropout": -0.1}, "model option dropout is -0.1; it must be at least 0 and less than 1"),
     ],
 )
-def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+def test_an_invalid_option_is_refused_in_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         models.build("gtn", DIM, 2, **options)
     assert str(refusal.value) == message

@@ -1,4 +1,4 @@
-"""Every registered model learns what it is for: a slide is positive where a few of its patches are."""
+"""Every registered model learns the MIL task: a slide is positive if a few of its patches are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean, max and attention pooling: each equals its definition, and is the sum of what its patches add."""
+"""Mean, max and attention pooling: each equals its definition, and its logits are the sum of bias and evidence."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bag(patches: int, seed: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def instance_logit(model: nn.Module, patch: Tensor, c: int) -> float:
-    """w_c · h_k, number by number, for one patch (D,)."""
+    """w_c · h_k of one patch (D,), as loops."""
     inner, shift = (model.get_parameter(f"embed.0.{part}").tolist() for part in ("weight", "bias"))
     outer = model.get_parameter("classify.weight").tolist()[c]
     x = patch.tolist()
@@ -49,13 +49,14 @@ def bias_of(model: nn.Module, c: int) -> float:
 
 
 @pytest.mark.parametrize(("name", "options"), ADDITIVE)
-@pytest.mark.parametrize("patches", [1, 2, 17, 400])
-def test_logits_are_the_bias_and_what_the_patches_add(name: str, options: dict[str, Any], patches: int) -> None:
-    model, (features, xy) = build(name, **options), bag(patches)
+def test_logits_are_the_sum_of_bias_and_evidence(name: str, options: dict[str, Any]) -> None:
+    model = build(name, **options)
     assert isinstance(model, Additive)
-    evidence = model.evidence(features, xy)
-    assert evidence.shape == (patches, CLASSES)
-    torch.testing.assert_close(model.bias() + evidence.sum(0), model(features, xy).logits, rtol=0, atol=1e-12)
+    for patches in (1, 2, 17, 400):
+        features, xy = bag(patches)
+        evidence = model.evidence(features, xy)
+        assert evidence.shape == (patches, CLASSES)
+        torch.testing.assert_close(model.bias() + evidence.sum(0), model(features, xy).logits, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "options"), ADDITIVE)
@@ -117,10 +118,10 @@ def test_abmil_is_the_formula_of_the_paper(gated: bool) -> None:
         h = (p["embed.0.weight"] @ patch + p["embed.0.bias"]).clamp(min=0)
         total = 0.0
         for unit in range(5):
-            hint = math.tanh(float(p["attend.0.weight"][unit] @ h + p["attend.0.bias"][unit]))
+            value = math.tanh(float(p["attend.0.weight"][unit] @ h + p["attend.0.bias"][unit]))
             if gated:
-                hint /= 1 + math.exp(-float(p["gate.0.weight"][unit] @ h + p["gate.0.bias"][unit]))
-            total += float(p["score.weight"][0, unit]) * hint
+                value /= 1 + math.exp(-float(p["gate.0.weight"][unit] @ h + p["gate.0.bias"][unit]))
+            total += float(p["score.weight"][0, unit]) * value
         raw.append(math.exp(total))
     weights = [value / sum(raw) for value in raw]
     out: MILOutput = model(features, xy)
@@ -131,7 +132,7 @@ def test_abmil_is_the_formula_of_the_paper(gated: bool) -> None:
         assert out.logits.tolist()[c] == pytest.approx(pooled + bias_of(model, c), abs=1e-12)
 
 
-def test_abmil_without_a_gate_has_no_parameters_of_one() -> None:
+def test_abmil_without_a_gate_has_no_gate_parameters() -> None:
     assert not [name for name, _ in build("abmil", gated=False).named_parameters() if "gate" in name]
 
 
@@ -169,7 +170,7 @@ def test_dropout_acts_in_training_only(name: str) -> None:
         ),
     ],
 )
-def test_a_bad_option_is_refused_in_one_line(name: str, options: dict[str, Any], line: str) -> None:
+def test_an_invalid_option_is_refused_in_one_line(name: str, options: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         models.build(name, DIM, CLASSES, **options)
     assert str(refusal.value) == line

@@ -19,6 +19,7 @@ from wsi_pipeline.errors import ArtifactError
 
 DIM, CLASSES, HIDDEN, HEADS, LANDMARKS, ITERATIONS = 7, 2, 24, 4, 10, 6
 FORMS = list(product(["nystrom", "exact"], ["sequence", "grid"]))
+SIZES = [1, 2, 9, 23, 40]
 Parameters = Mapping[str, Tensor]
 
 
@@ -104,7 +105,7 @@ def slow_square(tokens: Tensor, p: Parameters) -> Tensor:
 
 
 def slow_grid(tokens: Tensor, xy: Tensor, p: Parameters) -> Tensor:
-    """Every token looks at every other: a kernel's tap where it stands within reach, nothing where it does not."""
+    """Every pair of tokens: a kernel's tap where the other is within reach, nothing where it is not."""
     rows = []
     for i, here in enumerate(xy):
         total = tokens[i].clone()
@@ -141,48 +142,51 @@ def slow_transmil(model: nn.Module, features: Tensor, xy: Tensor, attention: str
 
 
 @pytest.mark.parametrize(("attention", "position"), FORMS)
-@pytest.mark.parametrize("patches", [1, 2, 9, 23, 40])
-def test_logits_equal_the_written_out_definition(attention: str, position: str, patches: int) -> None:
-    model, (features, xy) = build(attention, position), bag(patches)
-    slow = slow_transmil(model, features, xy, attention, position)
-    torch.testing.assert_close(model(features, xy).logits, slow.logits, rtol=0, atol=1e-6)
+def test_logits_equal_the_written_out_definition(attention: str, position: str) -> None:
+    model = build(attention, position)
+    for patches in SIZES:
+        features, xy = bag(patches)
+        slow = slow_transmil(model, features, xy, attention, position)
+        torch.testing.assert_close(model(features, xy).logits, slow.logits, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("attention", "position"), FORMS)
-@pytest.mark.parametrize("patches", [1, 2, 9, 23, 40])
-def test_every_share_of_the_class_tokens_row_is_given_to_its_owner(attention: str, position: str, patches: int) -> None:
-    model, (features, xy) = build(attention, position), bag(patches)
-    row, padding = slow_transmil(model, features, xy, attention, position)[1:]
-    owned = row[padding + 1 :][:patches].tolist()
-    for source, copy in enumerate(row[padding + 1 + patches :].tolist()):
-        owned[source] += copy
-    shares: AttentionShares = model.attention_shares(features, xy)
-    assert shares.patches.tolist() == pytest.approx(owned, abs=1e-6)
-    assert float(shares.class_token) == pytest.approx(float(row[padding]), abs=1e-6)
-    assert float(shares.padding) == pytest.approx(float(row[:padding].sum()), abs=1e-6)
-    total = float(shares.patches.sum() + shares.class_token + shares.padding)
-    assert total == pytest.approx(float(row.sum()), abs=1e-9)
-    if attention == "exact":
-        assert total == pytest.approx(1, abs=1e-12)
-        assert float(shares.padding) == 0
+def test_every_share_of_the_class_tokens_row_is_assigned_to_its_owner(attention: str, position: str) -> None:
+    model = build(attention, position)
+    for patches in SIZES:
+        features, xy = bag(patches)
+        row, padding = slow_transmil(model, features, xy, attention, position)[1:]
+        owned = row[padding + 1 :][:patches].tolist()
+        for source, copy in enumerate(row[padding + 1 + patches :].tolist()):
+            owned[source] += copy
+        shares: AttentionShares = model.attention_shares(features, xy)
+        assert shares.patches.tolist() == pytest.approx(owned, abs=1e-6)
+        assert float(shares.class_token) == pytest.approx(float(row[padding]), abs=1e-6)
+        assert float(shares.padding) == pytest.approx(float(row[:padding].sum()), abs=1e-6)
+        total = float(shares.patches.sum() + shares.class_token + shares.padding)
+        assert total == pytest.approx(float(row.sum()), abs=1e-9)
+        if attention == "exact":
+            assert total == pytest.approx(1, abs=1e-12)
+            assert float(shares.padding) == 0
 
 
 @pytest.mark.parametrize(("attention", "position"), FORMS)
-@pytest.mark.parametrize("patches", [1, 2, 17, 1000])
-def test_one_number_a_patch_that_sum_to_one(attention: str, position: str, patches: int) -> None:
-    model, (features, xy) = build(attention, position).float(), bag(patches)
-    out: MILOutput = model(features.float(), xy.float())
-    assert out.attention is not None
-    assert out.attention.shape == (patches,)
-    assert not out.attention.requires_grad
-    assert float(out.attention.sum()) == pytest.approx(1, abs=1e-4)
-    assert bool(out.logits.isfinite().all())
-    if attention == "exact":
-        assert float(out.attention.min()) >= 0
+def test_attention_has_one_weight_per_patch_and_sums_to_one(attention: str, position: str) -> None:
+    model = build(attention, position).float()
+    for patches in (1, 2, 17, 1000):
+        features, xy = bag(patches)
+        out: MILOutput = model(features.float(), xy.float())
+        assert out.attention is not None
+        assert out.attention.shape == (patches,)
+        assert not out.attention.requires_grad
+        assert float(out.attention.sum()) == pytest.approx(1, abs=1e-4)
+        assert bool(out.logits.isfinite().all())
+        if attention == "exact":
+            assert float(out.attention.min()) >= 0
 
 
 @pytest.mark.parametrize(("attention", "position"), FORMS)
-def test_the_class_token_alone_equals_the_class_token_of_the_full_layer(attention: str, position: str) -> None:
+def test_computing_the_class_token_only_equals_the_full_layer(attention: str, position: str) -> None:
     layer = build(attention, position).layer2
     tokens = torch.randn(45, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(layer.first_token(tokens)[0], layer(tokens)[0], rtol=0, atol=1e-6)
@@ -206,7 +210,7 @@ def test_the_factored_form_equals_the_plain_product(dtype: torch.dtype, sharper:
 
 @pytest.mark.parametrize("exact", [False, True])
 @torch.no_grad()
-def test_the_class_token_alone_is_the_same_at_the_published_size_in_single_precision(exact: bool) -> None:
+def test_computing_the_class_token_only_is_exact_at_the_published_size_in_single_precision(exact: bool) -> None:
     torch.manual_seed(0)
     layer = TokenAttention(512, 8, exact=exact, landmarks=256, pinv_iterations=6, dropout=0.1).eval()
     tokens = F.layer_norm(torch.randn(1500, 512), (512,))
@@ -214,7 +218,7 @@ def test_the_class_token_alone_is_the_same_at_the_published_size_in_single_preci
 
 
 @pytest.mark.parametrize("position", ["sequence", "grid"])
-def test_training_keeps_a_few_numbers_a_token_and_none_for_each_pair_of_token_and_landmark(position: str) -> None:
+def test_training_memory_is_linear_in_tokens_without_a_token_by_landmark_matrix(position: str) -> None:
     patches, hidden, landmarks = 2000, 32, 256
     model = build("nystrom", position, hidden=hidden, landmarks=landmarks).float().train()
     features, xy = (x.float() for x in bag(patches))
@@ -226,10 +230,10 @@ def test_training_keeps_a_few_numbers_a_token_and_none_for_each_pair_of_token_an
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(features, xy).logits[0].backward()
-    sequence = (patches + 300) * hidden * 4  # bytes of one number a token and channel; 300: copies, zeros
+    sequence = (patches + 300) * hidden * 4  # bytes of one value per token and channel; 300: copies, zeros
     square = HEADS * landmarks**2 * 4
     assert max(kept.values()) <= max(sequence, square)
-    # Of F2's iteration all products are kept, in both layers: they do not grow with the bag.
+    # All products of the iteration for F2 are kept, in both layers: they do not grow with the bag.
     assert sum(size for size in kept.values() if size != square) < 18 * sequence
 
 
@@ -239,14 +243,14 @@ def test_gradients_of_the_logits_equal_finite_differences(attention: str, positi
     parameters = [model.cls_token, model.layer2.attn.to_qkv.weight, model.pos_layer.proj1.weight]
     names = ["cls_token", "layer2.attn.to_qkv.weight", "pos_layer.proj1.weight"]
 
-    def logits(given: Tensor, *values: Tensor) -> Tensor:
-        out: MILOutput = torch.func.functional_call(model, dict(zip(names, values, strict=True)), (given, xy))
+    def logits(features: Tensor, *values: Tensor) -> Tensor:
+        out: MILOutput = torch.func.functional_call(model, dict(zip(names, values, strict=True)), (features, xy))
         return out.logits
 
     assert torch.autograd.gradcheck(logits, (features.requires_grad_(), *parameters))
 
 
-def test_on_the_grid_only_the_value_convolution_knows_the_order_of_the_list() -> None:
+def test_on_the_grid_only_the_value_convolution_depends_on_the_order_of_the_list() -> None:
     model, (features, xy) = build("exact", "grid"), bag(30)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(3))
     before, shuffled = model(features, xy), model(features[order], xy[order])
@@ -259,14 +263,14 @@ def test_on_the_grid_only_the_value_convolution_knows_the_order_of_the_list() ->
     torch.testing.assert_close(shuffled.attention, before.attention[order], rtol=0, atol=1e-9)
 
 
-def test_positions_are_read_on_the_grid_and_not_in_the_sequence() -> None:
+def test_positions_matter_on_the_grid_and_not_in_the_sequence() -> None:
     features, xy = bag(30)
     for position, equal in (("sequence", True), ("grid", False)):
         model = build("exact", position)
         assert torch.equal(model(features, xy).logits, model(features, 5 * xy).logits) == equal
 
 
-def test_wide_gaps_between_pieces_of_tissue_cost_nothing_and_change_nothing() -> None:
+def test_wide_gaps_between_pieces_of_tissue_add_neither_memory_nor_changes() -> None:
     _, xy = bag(12)
     p = dict(build().named_parameters())
     tokens = torch.randn(12, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
@@ -278,7 +282,7 @@ def test_wide_gaps_between_pieces_of_tissue_cost_nothing_and_change_nothing() ->
             torch.testing.assert_close(build().pos_layer.on_grid(tokens, far), slow_grid(tokens, far, p))
 
 
-def test_a_raster_made_in_groups_of_channels_is_the_same_with_the_same_gradient(
+def test_a_raster_processed_in_groups_of_channels_has_the_same_values_and_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     features, xy = bag(23)
@@ -297,12 +301,12 @@ def test_patches_on_too_many_cells_are_refused(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ArtifactError) as refusal:
         build("exact", "grid")(*bag(12))
     assert str(refusal.value) == (
-        "the patches are strewn over 5 x 4 cells, too many for position='grid'; "
+        "the patches are spread over 5 x 4 cells, too many for position='grid'; "
         "train with position='sequence', or check that the bag's stride is right"
     )
 
 
-def test_patches_in_one_cell_show_their_mean_and_keep_themselves() -> None:
+def test_patches_in_one_cell_contribute_their_mean_and_keep_their_own_tokens() -> None:
     layer = build().pos_layer
     tokens = torch.randn(3, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
@@ -312,7 +316,7 @@ def test_patches_in_one_cell_show_their_mean_and_keep_themselves() -> None:
     torch.testing.assert_close(shared, apart[[0, 0, 1]])
 
 
-def test_positions_half_a_stride_off_stay_one_cell_apart() -> None:
+def test_positions_half_a_stride_apart_are_one_cell_apart() -> None:
     cells, size = ppeg.raster_cells(torch.tensor([[0.0, 0.0], [0.5, 0.0], [1.5, 0.0], [2.5, 1.0]]))
     assert size == (2, 4)
     assert cells.tolist() == [0, 1, 2, 7]

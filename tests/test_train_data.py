@@ -178,5 +178,5 @@ def test_bags_of_two_lengths_and_bags_of_no_use_are_refused(tmp_path: Path) -> N
         reader("b")
     with pytest.raises(ArtifactError, match=r"c.h5 holds no patch"):
         reader("c")
-    with pytest.raises(ArtifactError, match=r"d.h5 has features that are no numbers, first in row 3 of 40"):
+    with pytest.raises(ArtifactError, match=r"d.h5 has features that are not finite, first in row 3 of 40"):
         reader("d")

@@ -1,8 +1,8 @@
 """Slide models: one bag of patch features in, class logits out (multiple-instance learning, MIL).
 
-A model is built by name: ``models.build("abmil", dim, classes, **options)``, ``dim`` features a patch and ``classes``
-logits. It takes one whole bag a call, so there is no padding, mask or collate outside a model. Weights are drawn
-from torch's global generator: call ``torch.manual_seed`` before you build.
+A model is built by name: ``models.build("abmil", dim, classes, **options)``, with ``dim`` features per patch and
+``classes`` logits. Each call takes one whole bag, so nothing outside a model pads, masks or collates. Initial weights
+are drawn from torch's global generator: call ``torch.manual_seed`` before building a model.
 """
 
 from __future__ import annotations
@@ -17,33 +17,41 @@ models: Registry[nn.Module] = Registry("model", "wsi_pipeline.aggregate")
 
 
 class MILOutput(NamedTuple):
-    """What a model says of one bag."""
+    """Output of a model for one bag of N patches."""
 
     logits: Tensor  # (C,)
-    attention: Tensor | None  # (N,), or (C, N) where each class has its own; sums to 1 over N; None: there is none
+    attention: Tensor | None  # (N,), or (C, N) where each class has its own; sums to 1 over N; None: the model has none
 
 
 class MILModel(Protocol):
-    """What every factory of ``models`` returns, as an ``nn.Module``."""
+    """Interface of every module that a factory of ``models`` returns."""
 
     def __call__(self, features: Tensor, xy: Tensor) -> MILOutput:
-        """``features`` (N, D) float; ``xy`` (N, 2) float, positions in units of the patch stride. N is at least 1."""
+        """Run the model on one bag.
+
+        Parameters
+        ----------
+        features : Tensor, (N, D)
+            Floating point; N is at least 1.
+        xy : Tensor, (N, 2)
+            Positions of the patches in units of the patch stride.
+        """
         ...
 
 
 class TrainingOutput(NamedTuple):
-    """What a model with a training loss of its own gives for one bag."""
+    """Output for one bag of a model with a training loss of its own: sum of weight * task loss(logits), plus extra."""
 
-    streams: tuple[tuple[float, Tensor], ...]  # (weight, logits (C,)): each is given the task's loss; as many every bag
-    extra: Tensor  # () what is added to the loss as it is: an instance loss, a graph's cut; 0 where there is nothing
+    streams: tuple[tuple[float, Tensor], ...]  # (weight, logits (C,)); as many for every bag
+    extra: Tensor  # () added to the loss unchanged: an instance loss, a graph-cut loss; 0 where there is none
 
 
 @runtime_checkable
 class OwnTraining(Protocol):
-    """A model whose loss is not just the task's on its logits: sum of weight * task loss(logits) + extra."""
+    """A model whose training loss is more than the task's loss on its logits, see ``TrainingOutput``."""
 
     def training_output(self, features: Tensor, xy: Tensor, label: int | None) -> TrainingOutput:
-        """Like a call, in training. ``label``: the bag's class index; None where the task has no single class."""
+        """Run the model for training; ``label`` is the bag's class index, None where the task has no single class."""
         ...
 
 
@@ -51,31 +59,31 @@ class OwnTraining(Protocol):
 class Additive(Protocol):
     """A model whose logits are a sum over patches: ``logits == bias() + evidence(features, xy).sum(0)``.
 
-    Exact in eval mode; in training each call draws its own dropout.
+    Exact in eval mode; in training mode each call draws its own dropout.
     """
 
     def evidence(self, features: Tensor, xy: Tensor) -> Tensor:
-        """What each patch adds to each logit, (N, C), signed."""
+        """Signed contribution of each patch to each logit, (N, C)."""
         ...
 
     def bias(self) -> Tensor:
-        """What the logits are before any patch is seen, (C,)."""
+        """Logits without any patch, (C,)."""
         ...
 
 
 @runtime_checkable
 class InstanceLogits(Protocol):
-    """A model with a classifier of single patches beside that of the bag."""
+    """A model with a classifier of single patches in addition to that of the bag."""
 
     def instance_logits(self, features: Tensor, xy: Tensor) -> Tensor:
-        """What it says of each patch: (N, C), classes against each other, or (N, C, 2), each class absent, present."""
+        """Logits of each patch: (N, C) for classes that compete, or (N, C, 2) for each class absent or present."""
         ...
 
 
 class WeightedMean(NamedTuple):
     """Parts of ``logits_c = bias_c + sum_k softmax_k(log_weights)_kc values_kc`` for one bag."""
 
-    log_weights: Tensor  # (N, 1), or (N, C) where each class has its own; of a patch alone, whatever else is in the bag
+    log_weights: Tensor  # (N, 1), or (N, C) where each class has its own; each depends on its own patch only
     values: Tensor  # (N, C)
     bias: Tensor  # (C,)
 
@@ -84,7 +92,8 @@ class WeightedMean(NamedTuple):
 class HasWeightedMean(Protocol):
     """A model whose logits are a softmax-weighted mean of its patches.
 
-    Then a bag without some patches costs no further forward pass: a patch that is left out only changes two sums.
+    Removing patches then changes only two sums and needs no further forward pass. Explanations compare the statement
+    with the model's logits before they use it.
     """
 
     def weighted_mean(self, features: Tensor, xy: Tensor) -> WeightedMean | None:
@@ -94,9 +103,9 @@ class HasWeightedMean(Protocol):
 
 @runtime_checkable
 class EmbedsPatches(Protocol):
-    """A model with a layer that embeds each patch, regardless of the others."""
+    """A model with a layer that embeds each patch independently of the others."""
 
     @property
     def patch_embedding(self) -> nn.Module:
-        """The module whose output is h, (N, hidden)."""
+        """The module whose output is the embedding h, (N, hidden)."""
         ...

@@ -1,4 +1,4 @@
-"""Attention-based MIL: the bag is a weighted mean of its patches, and the weights are learnt."""
+"""Attention-based MIL: the bag is a weighted mean of its patches with learnt weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .model_options import check_counts, check_dropout, check_flag
 class AttentionMIL(nn.Module):
     """Ilse, Tomczak and Welling, "Attention-based Deep Multiple Instance Learning", ICML 2018.
 
-    With h_k the embedded patch, a = softmax_k(w · tanh(V h_k)), or with a gate w · (tanh(V h_k) * sigmoid(U h_k));
+    With h_k the embedded patch, a = softmax_k(w · tanh(V h_k)), or w · (tanh(V h_k) * sigmoid(U h_k)) with a gate;
     z = sum_k a_k h_k; logits = W z + b.
 
     Deviations: the patch encoder is fixed, so the embedding is one linear layer with ReLU (as in Lu et al., CLAM,
-    Nature Biomedical Engineering 2021) and dropout behind it; V and U have biases; one softmax logit for each class in
-    place of one sigmoid. w has no bias: softmax would not see it. ``hidden`` None: no embedding, h_k is the feature
-    itself (with dropout), as in models that others trained on features directly.
+    Nature Biomedical Engineering 2021), followed by dropout; V and U have biases; one logit per class instead of a
+    single sigmoid. w has no bias, to which the softmax is invariant. With ``hidden`` None there is no embedding: h_k
+    is the feature itself (with dropout), as in published models trained on features directly.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class AttentionMIL(nn.Module):
 
     @property
     def patch_embedding(self) -> nn.Module:
-        """Patches (N, D) -> (N, hidden), each alone."""
+        """Module that maps each patch independently, (N, D) -> (N, hidden)."""
         return self.embed
 
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:  # noqa: ARG002
@@ -43,7 +43,7 @@ class AttentionMIL(nn.Module):
         return MILOutput(self.classify(attention @ embedded), attention)
 
     def evidence(self, features: Tensor, xy: Tensor) -> Tensor:  # noqa: ARG002
-        """What each patch adds to each logit, (N, C): a_k w_c · h_k."""
+        """Contribution of each patch to each logit, (N, C): a_k w_c · h_k."""
         embedded, attention = self._attended(features)
         return attention[:, None] * (embedded @ self.classify.weight.T)
 
@@ -52,17 +52,17 @@ class AttentionMIL(nn.Module):
         return self.classify.bias
 
     def weighted_mean(self, features: Tensor, xy: Tensor) -> WeightedMean | None:  # noqa: ARG002
-        """The parts of the mean: scores of the patches, w_c · h_k, and the bias."""
+        """Parts of the mean: attention scores, w_c · h_k, and the bias."""
         embedded, scores = self._scored(features)
         return WeightedMean(scores, embedded @ self.classify.weight.T, self.classify.bias)
 
     def _scored(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Embedded patches (N, hidden) and their scores (N, 1) before the softmax."""
         embedded: Tensor = self.embed(features)
-        hints: Tensor = self.attend(embedded)  # (N, attention_dim)
+        units: Tensor = self.attend(embedded)  # (N, attention_dim)
         if self.gate is not None:
-            hints = hints * self.gate(embedded)
-        scores: Tensor = self.score(hints)
+            units = units * self.gate(embedded)
+        scores: Tensor = self.score(units)
         return embedded, scores
 
     def _attended(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class AttentionMIL(nn.Module):
         return embedded, self.weigh(scores.squeeze(1))
 
     def weigh(self, scores: Tensor) -> Tensor:
-        """Attention from scores, (N,) -> (N,)."""
+        """Turn scores (N,) into attention (N,)."""
         return scores.softmax(0)
 
 
@@ -84,9 +84,20 @@ def abmil(
     attention_dim: int = 128,
     dropout: float = 0.25,
 ) -> nn.Module:
-    """Attention-based MIL, plain or gated: an exact sum of what its patches contribute.
+    """Attention-based MIL, plain or gated: an exact sum of its patches' contributions.
 
-    ``hidden``: units of the embedding; null for none.
+    Parameters
+    ----------
+    dim, classes : int
+        Features per patch, and number of logits.
+    gated : bool
+        Gated attention, tanh times sigmoid, instead of tanh alone.
+    hidden : int or None
+        Units of the embedding; None for no embedding.
+    attention_dim : int
+        Units of the attention network.
+    dropout : float
+        Dropout behind the embedding.
     """
     check_flag("gated", gated)
     check_counts(attention_dim=attention_dim, **({} if hidden is None else {"hidden": hidden}))

@@ -1,4 +1,4 @@
-"""Additive MIL: each patch speaks for itself, and the slide's logits are the sum of what they say."""
+"""Additive MIL: every patch is classified, and the slide's logits are the sum of the patches' logits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class AdditiveMIL(nn.Module):
     """Javed et al., "Additive MIL: Intrinsically Interpretable Multiple Instance Learning for Pathology", NeurIPS
     2022 (https://arxiv.org/abs/2206.01794).
 
-    Attention a as in ``abmil``, then a classifier psi on each weighted patch, before they are added:
-    p_k = psi(a_k h_k), logits = sum_k p_k. psi is a linear layer, ReLU and a linear layer, so unlike in ``abmil`` the
-    evidence of a patch need not be proportional to its weight.
+    Attention a as in ``abmil``, then a classifier psi on each weighted patch before the sum:
+    p_k = psi(a_k h_k), logits = sum_k p_k. psi is a linear layer, ReLU and a linear layer, so that, unlike in
+    ``abmil``, the evidence of a patch need not be proportional to its weight.
 
-    Deviation, ``centred``: p_k = psi(a_k h_k) - psi(0), and the last layer's bias is added once. Published, every
-    patch adds psi(0) whatever its weight, so the logits drift with the number of patches, and a model trained on
-    samples of slides answers otherwise on whole ones. Centred, a patch of weight 0 adds exactly 0. Both are exact sums.
-    The embedding in front is ``abmil``'s, since the patch encoder is fixed.
+    Deviation, ``centred``: p_k = psi(a_k h_k) - psi(0), and the last layer's bias is added once. In the published form
+    every patch adds psi(0) whatever its weight, so the logits drift with the number of patches, and a model trained on
+    sampled patches gives other logits on whole slides. Centred, a patch of weight 0 adds exactly 0. Both forms are
+    exact sums. The embedding in front is that of ``abmil``, as the patch encoder is fixed.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class AdditiveMIL(nn.Module):
 
     @property
     def patch_embedding(self) -> nn.Module:
-        """Patches (N, D) -> (N, hidden), each alone."""
+        """Module that maps each patch independently, (N, D) -> (N, hidden)."""
         return self.embed
 
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:  # noqa: ARG002
@@ -55,19 +55,19 @@ class AdditiveMIL(nn.Module):
         return MILOutput(self.bias() + self._evidence(embedded, attention).sum(0), attention)
 
     def evidence(self, features: Tensor, xy: Tensor) -> Tensor:  # noqa: ARG002
-        """What each patch adds to each logit, p (N, C)."""
+        """Contribution of each patch to each logit, p (N, C)."""
         return self._evidence(*self._attended(features))
 
     def bias(self) -> Tensor:
-        """The last layer's bias, (C,); 0 where it is in every patch's evidence (not ``centred``)."""
+        """The last layer's bias, (C,); 0 where it is part of every patch's evidence (not ``centred``)."""
         return self.outer.bias if self.centred else self.outer.bias.new_zeros(len(self.outer.bias))
 
     def _attended(self, features: Tensor) -> tuple[Tensor, Tensor]:
         embedded: Tensor = self.embed(features)  # (N, hidden)
-        hints: Tensor = self.attend(embedded)  # (N, attention_dim)
+        units: Tensor = self.attend(embedded)  # (N, attention_dim)
         if self.gate is not None:
-            hints = hints * self.gate(embedded)
-        scores: Tensor = self.score(hints)  # (N, 1)
+            units = units * self.gate(embedded)
+        scores: Tensor = self.score(units)  # (N, 1)
         return embedded, scores.squeeze(1).softmax(0)
 
     def _evidence(self, embedded: Tensor, attention: Tensor) -> Tensor:
@@ -90,9 +90,20 @@ def additive(
     classifier_dim: int = 256,
     dropout: float = 0.25,
 ) -> nn.Module:
-    """Additive MIL: a classifier on each weighted patch, and the slide is their sum.
+    """Additive MIL: a classifier on each weighted patch; the slide's logits are their sum.
 
-    ``centred``: a patch of no weight adds nothing; false is the published form, in which each adds a constant.
+    Parameters
+    ----------
+    dim, classes : int
+        Features per patch, and number of logits.
+    gated : bool
+        Gated attention, as in ``abmil``.
+    centred : bool
+        A patch of weight 0 adds nothing; False is the published form, in which every patch adds a constant.
+    hidden, attention_dim, classifier_dim : int
+        Units of the embedding, of the attention network and of the patch classifier.
+    dropout : float
+        Dropout behind the embedding.
     """
     check_flag("gated", gated)
     check_flag("centred", centred)

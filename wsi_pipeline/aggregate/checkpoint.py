@@ -1,12 +1,13 @@
-"""A trained model on disk: ``model.safetensors`` and, written last, ``model.json`` that says what it is.
+"""A trained model on disk: ``model.safetensors`` and, written last, the card ``model.json`` that describes it.
 
-A folder without ``model.json`` holds no model, so half-written ones are never met.
+A folder without ``model.json`` counts as empty, so a half-written model is never loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ Task = Literal["classification", "multilabel", "regression", "survival"]
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a trained model is, and which bags it can read. The last class is the positive one of two."""
+    """Description of a trained model and of the bags that it can read. Of two classes, the last one is positive."""
 
     model: str  # registered name
     options: dict[str, Any]
@@ -40,23 +41,38 @@ class ModelCard:
     encoder: str
     encoder_options: dict[str, Any]
     weights_digest: str  # of the encoder
-    dim: Annotated[int, Field(ge=1)]  # features a patch
+    dim: Annotated[int, Field(ge=1)]  # features per patch
     target_mpp: Annotated[float, Field(gt=0)]  # µm per pixel of the patches
     side_px: Annotated[int, Field(ge=1)]
     threshold: float | None  # on the positive class's probability, from validation; None for more than two classes
-    trained: dict[str, Any]  # fold, seed, patients held out and the like; anything JSON can hold
+    trained: dict[str, Any]  # fold, seed, patients seen, held out and so on; any JSON value
     weights_sha256: str = ""  # of model.safetensors; filled in by save_model
     task: Task = "classification"
-    bag: Literal["slide", "patient"] = "slide"  # what one bag of its training was
+    bag: Literal["slide", "patient"] = "slide"  # what one bag was in training
     scale: tuple[float, float] = (0.0, 1.0)  # regression: value = scale[0] + scale[1] * output
-    temperature: Annotated[float, Field(gt=0)] | None = None  # what logits are divided by, from validation
+    temperature: Annotated[float, Field(gt=0)] | None = None  # divisor of the logits, from validation
     calibration: tuple[float, ...] = ()  # nonconformity of validation patients, for prediction sets
 
 
 def save_model(folder: Path, model: nn.Module, card: ModelCard, key: str) -> None:
-    """Write weights and card into ``folder``, made where absent. Same model, card and key: same bytes.
+    """Write weights and card into ``folder``, which is created if absent. Same model, card and key: same bytes.
 
-    The old card goes first and the new one comes last. Raises ``StorageError`` where the disk is full or forbidden.
+    The old card is removed first and the new one is written last.
+
+    Parameters
+    ----------
+    folder : Path
+    model : nn.Module
+        As built from ``card.model`` and ``card.options``.
+    card : ModelCard
+        Its ``weights_sha256`` is filled in.
+    key : str
+        Content key of the training.
+
+    Raises
+    ------
+    StorageError
+        Where the disk is full or must not be written.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     data = safetensors.torch.save(state)
@@ -69,9 +85,9 @@ def save_model(folder: Path, model: nn.Module, card: ModelCard, key: str) -> Non
     write_text(folder / CARD, text + "\n")
 
 
-def load_card(folder: Path) -> ModelCard:
-    """The card of the model in ``folder``; raises ``ArtifactError`` where there is none or it cannot be used."""
-    path = folder / CARD
+def load_card(folder: str | os.PathLike[str]) -> ModelCard:
+    """Read the card of the model in ``folder``; raises ``ArtifactError`` where it is absent or unusable."""
+    path = Path(folder) / CARD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -95,11 +111,27 @@ def load_card(folder: Path) -> ModelCard:
         raise ArtifactError(f"{path}: {where}: {first['msg']}; train again, or copy the model again") from error
 
 
-def load_model(folder: Path, device: torch.device | str) -> tuple[nn.Module, ModelCard]:
-    """The model in ``folder``, in eval mode on ``device``, and its card. Draws nothing from the caller's generator.
+def load_model(folder: str | os.PathLike[str], device: torch.device | str) -> tuple[nn.Module, ModelCard]:
+    """Load a model and its card. The caller's random generator is left as it was.
 
-    Raises ``ArtifactError`` where the weights are missing, are not those the card was written for, or do not fit.
+    Parameters
+    ----------
+    folder : str or path-like
+        Holds ``model.safetensors`` and ``model.json``.
+    device : torch.device or str
+
+    Returns
+    -------
+    nn.Module
+        In eval mode on ``device``.
+    ModelCard
+
+    Raises
+    ------
+    ArtifactError
+        Where the weights are missing, are not those of the card, or do not fit the model.
     """
+    folder = Path(folder)
     card = load_card(folder)
     path = folder / WEIGHTS
     try:
@@ -128,7 +160,7 @@ def load_model(folder: Path, device: torch.device | str) -> tuple[nn.Module, Mod
 
 
 def _misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """The first parameter that is missing, unknown or of another shape, in words; empty where all fit."""
+    """Describe the first parameter that is missing, unknown or of another shape; empty where all fit."""
     for name in sorted(wanted.keys() | given.keys()):
         if name not in given:
             return f"it lacks {name}"
@@ -139,8 +171,25 @@ def _misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def model_folders(path: Path) -> list[Path]:
-    """``path`` itself where it holds a model, else every folder below that does, sorted: one model or an ensemble."""
+def model_folders(path: str | os.PathLike[str]) -> list[Path]:
+    """Folders of a single model or of an ensemble.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A folder with a model, or one above such folders.
+
+    Returns
+    -------
+    list of Path
+        ``path`` itself if it holds a model, else every folder below it that does, sorted; hidden ones are left out.
+
+    Raises
+    ------
+    ArtifactError
+        Where there is no model.
+    """
+    path = Path(path)
     if (path / CARD).is_file():
         return [path]
     below = {found.parent for found in path.rglob(CARD)}
@@ -151,9 +200,21 @@ def model_folders(path: Path) -> list[Path]:
 
 
 def check_fits(card: ModelCard, bag: FeatureBag, where: str) -> None:
-    """Raise ``ArtifactError`` unless ``bag`` holds what the model was trained on; ``where`` names the bag.
+    """Check that ``bag`` holds the kind of features that the model was trained on.
 
-    Compared are encoder, its weights, feature length, mpp (to 1 %) and patch side.
+    Compared are the encoder, its weights, the feature length, mpp (to 1 %) and the side of the patches.
+
+    Parameters
+    ----------
+    card : ModelCard
+    bag : FeatureBag
+    where : str
+        Name of the bag in the message.
+
+    Raises
+    ------
+    ArtifactError
+        Names every difference and the config key that removes it.
     """
     dim, grid = bag.features.shape[1], bag.grid
     differences = []

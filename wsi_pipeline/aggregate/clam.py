@@ -1,4 +1,4 @@
-"""CLAM: attention-based MIL that also learns to tell the patches it looks at from those it does not."""
+"""CLAM: attention-based MIL that also learns to separate patches of high attention from patches of low attention."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .model_options import check_choice, check_counts, check_dropout, check_flag
 
 
 class PlainScores(nn.Module):
-    """Scores W tanh(V h) + b for each branch. Parameter names are those of the published implementation."""
+    """Scores W tanh(V h) + b of each branch. Parameter names are those of the published implementation."""
 
     def __init__(self, hidden: int, attention_dim: int, branches: int, dropout: float) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class PlainScores(nn.Module):
 
 
 class GatedScores(nn.Module):
-    """Scores W (tanh(V h) * sigmoid(U h)) + b for each branch. Parameter names: the published implementation's."""
+    """Scores W (tanh(V h) * sigmoid(U h)) + b of each branch. Parameter names: the published implementation's."""
 
     def __init__(self, hidden: int, attention_dim: int, branches: int, dropout: float) -> None:
         super().__init__()
@@ -45,18 +45,19 @@ class CLAM(nn.Module):
     """Lu et al., "Data-efficient and weakly supervised computational pathology on whole-slide images", Nat Biomed Eng
     5, 555-570, 2021 (https://doi.org/10.1038/s41551-020-00682-w).
 
-    h_k the embedded patch; a = softmax over k of gated scores, of one branch for all classes (SB) or of one for each
-    (MB); logits y_c = w_c · sum_k a_ck h_k + b_c. In training, the classifier of instances of the slide's class is
-    taught that the ``k_sample`` patches with the most attention belong to it and those with the least do not; with
-    ``subtyping`` (classes that exclude each other) the other classes' are taught that their most attended do not
-    belong to them. Loss: ``bag_weight`` * task loss + (1 - ``bag_weight``) * instance loss.
+    h_k the embedded patch; a = softmax over k of gated scores, from one branch for all classes (SB) or one branch per
+    class (MB); logits y_c = w_c · sum_k a_ck h_k + b_c. In training, the instance classifier of the slide's class
+    learns that the ``k_sample`` patches of highest attention belong to the class and those of lowest attention do
+    not; with ``subtyping`` (mutually exclusive classes) the other classes' instance classifiers learn that their
+    patches of highest attention do not belong to them. Loss: ``bag_weight`` * task loss + (1 - ``bag_weight``) *
+    instance loss.
 
     Parameter names and shapes are those of the published implementation (its "small" model: hidden 512, attention 256;
     "big": 384), in the layout with dropout.
 
-    Deviations: a bag of fewer than 2 ``k_sample`` patches has half of them taught as in the class and as many as not,
-    so none is taught both (published: an error below ``k_sample`` patches); a single patch is taught as in the class.
-    ``dropout`` is that of the embedding and of the attention alike. Without a label (a task with no single class)
+    Deviations: in a bag of fewer than 2 ``k_sample`` patches, half count as in the class and as many as not in it, so
+    that no patch counts as both (published: an error below ``k_sample`` patches); a single patch counts as in the
+    class. ``dropout`` applies to the embedding and to the attention. Without a label (a task with no single class)
     there is no instance loss.
     """
 
@@ -92,11 +93,11 @@ class CLAM(nn.Module):
 
     @property
     def patch_embedding(self) -> nn.Module:
-        """Patches (N, D) -> (N, hidden), each alone."""
+        """Module that maps each patch independently, (N, D) -> (N, hidden)."""
         return self.attention_net[2]
 
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:  # noqa: ARG002
-        """Logits (C,) and the attention a: (N,) for a single branch, (C, N) for one a class."""
+        """Logits (C,) and the attention a: (N,) with a single branch, (C, N) with one branch per class."""
         embedded, attention = self._attended(features)
         return MILOutput(self._logits(embedded, attention), attention if self.multi else attention[0])
 
@@ -110,7 +111,7 @@ class CLAM(nn.Module):
         return TrainingOutput(((self.bag_weight, logits),), extra)
 
     def evidence(self, features: Tensor, xy: Tensor) -> Tensor:  # noqa: ARG002
-        """What each patch adds to each logit, (N, C): a_ck w_c · h_k."""
+        """Contribution of each patch to each logit, (N, C): a_ck w_c · h_k."""
         embedded, attention = self._attended(features)
         return attention.T * (embedded @ self.class_weight().T)
 
@@ -121,17 +122,17 @@ class CLAM(nn.Module):
         return torch.cat([layer.get_parameter("bias") for layer in self.classifiers])
 
     def weighted_mean(self, features: Tensor, xy: Tensor) -> WeightedMean:  # noqa: ARG002
-        """The parts of the mean: scores of each branch, w_c · h_k, and the biases."""
+        """Parts of the mean: scores of each branch, w_c · h_k, and the biases."""
         embedded = self.attention_net[:3](features)  # (N, hidden)
         return WeightedMean(self.attention_net[3](embedded), embedded @ self.class_weight().T, self.bias())
 
     def instance_logits(self, features: Tensor, xy: Tensor) -> Tensor:  # noqa: ARG002
-        """What each class's instance classifier says of each patch, (N, C, 2): not in the class, in it."""
+        """Logits of each class's instance classifier, (N, C, 2): not in the class, in the class."""
         embedded, _ = self._attended(features)
         return torch.stack([classify(embedded) for classify in self.instance_classifiers], dim=1)
 
     def instance_probabilities(self, features: Tensor, xy: Tensor) -> Tensor:
-        """Each patch's probability of each class by that class's instance classifier, (N, C); rows sum to nothing."""
+        """Probability of each class by its own instance classifier, (N, C); rows do not sum to 1."""
         return self.instance_logits(features, xy).softmax(2)[..., 1]
 
     def _attended(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +152,7 @@ class CLAM(nn.Module):
         return torch.cat([layer.get_parameter("weight") for layer in self.classifiers])
 
     def _instance_loss(self, embedded: Tensor, attention: Tensor, label: int) -> Tensor:
-        """Sum over the classes that are taught; with ``subtyping`` all are, and it is their mean."""
+        """Loss of the instance classifier of ``label``; with ``subtyping`` the mean over all classes."""
         total = embedded.new_zeros(())
         for c, classify in enumerate(self.instance_classifiers):
             ranked = attention[c if self.multi else 0].detach().argsort(descending=True, stable=True)  # (N,)
@@ -172,11 +173,11 @@ class CLAM(nn.Module):
 def smooth_svm(logits: Tensor, targets: Tensor) -> Tensor:
     """Smooth top-1 SVM loss of Berrada, Zisserman and Kumar, ICLR 2018, margin 1 and temperature 1; mean, ().
 
-    log sum_j exp(s_j + [j != y] - s_y), here for two classes: softplus(1 + s_other - s_y). ``logits`` (n, 2),
-    ``targets`` (n,) of 0 and 1.
+    log sum_j exp(s_j + [j != y] - s_y), for two classes softplus(1 + s_other - s_y). ``logits`` (n, 2), ``targets``
+    (n,) of 0 and 1.
     """
-    ahead = (logits[:, 1] - logits[:, 0]) * (2 * targets - 1)  # (n,) s_y - s_other
-    return functional.softplus(1 - ahead).mean()
+    margin = (logits[:, 1] - logits[:, 0]) * (2 * targets - 1)  # (n,) s_y - s_other
+    return functional.softplus(1 - margin).mean()
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -203,9 +204,26 @@ def clam_sb(
     inst_loss: str = "svm",
     subtyping: bool = False,
 ) -> nn.Module:
-    """CLAM with a single attention branch: gated attention, and a clustering loss on the patches at its two ends.
+    """CLAM with a single attention branch, and a loss on the patches of highest and lowest attention.
 
-    ``inst_loss``: "svm" or "ce". ``subtyping``: the classes exclude each other in a patch, too.
+    Parameters
+    ----------
+    dim, classes : int
+        Features per patch, and number of logits.
+    gated : bool
+        Gated attention, tanh times sigmoid, instead of tanh alone.
+    hidden, attention_dim : int
+        Units of the embedding and of the attention network.
+    dropout : float
+        Dropout of both.
+    k_sample : int
+        Patches of highest, and of lowest, attention in the instance loss.
+    bag_weight : float
+        Weight of the task's loss, above 0 and at most 1; the instance loss has the rest.
+    inst_loss : str
+        "svm" (smooth top-1 SVM) or "ce" (cross-entropy).
+    subtyping : bool
+        The classes are mutually exclusive within a patch as well.
     """
     _check(gated, hidden, attention_dim, dropout, k_sample, bag_weight, inst_loss, subtyping)
     return CLAM(
@@ -237,10 +255,7 @@ def clam_mb(
     inst_loss: str = "svm",
     subtyping: bool = False,
 ) -> nn.Module:
-    """CLAM with an attention branch for each class, and a clustering loss on the patches at each one's two ends.
-
-    ``inst_loss``: "svm" or "ce". ``subtyping``: the classes exclude each other in a patch, too.
-    """
+    """CLAM with one attention branch per class, and a loss on each branch's highest and lowest; options of clam_sb."""
     _check(gated, hidden, attention_dim, dropout, k_sample, bag_weight, inst_loss, subtyping)
     return CLAM(
         dim,

@@ -1,4 +1,4 @@
-"""DSMIL: each class finds its most convincing patch, and all others count by how like that one they are."""
+"""DSMIL: each class selects its most convincing patch; the others are weighted by their similarity to it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class InstanceClassifier(nn.Module):
 
 
 class BagClassifier(nn.Module):
-    """The second stream: queries q, values v, and a classifier that sees every class's mean value."""
+    """The second stream: queries q, values v, and a classifier of all classes' mean values."""
 
     def __init__(self, dim: int, classes: int, *, query_dim: int, nonlinear: bool, values: str, dropout: float) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class BagClassifier(nn.Module):
         self.fcc = nn.Conv1d(classes, classes, kernel_size=dim)
 
     def attend(self, features: Tensor, instance_logits: Tensor) -> Tensor:
-        """Each class's attention, (C, N): how like its critical patch's query the others' are."""
+        """Each class's attention, (C, N), from the similarity of the patches' queries to the critical patch's."""
         queries: Tensor = self.q(features)  # (N, Q)
         critical = queries[instance_logits.argmax(0)]  # (C, Q)
         scores: Tensor = critical @ queries.T / math.sqrt(queries.shape[1])
@@ -49,17 +49,17 @@ class DSMIL(nn.Module):
     """Li, Li and Eliceiri, "Dual-stream Multiple Instance Learning Network for Whole Slide Image Classification with
     Self-supervised Contrastive Learning", CVPR 2021 (https://arxiv.org/abs/2011.08939).
 
-    First stream: instance logits s_k = W x_k + b, and the critical patch m_c = argmax_k s_kc of each class. Second:
-    A_ck = softmax_k(q_k · q_{m_c} / sqrt(Q)), B_c = sum_k A_ck v_k, logits y_c = sum_{c'} w_cc' · B_c' + b_c, which
-    is a convolution as long as the features are wide. Loss: half the task's on y, half on max_k s_k.
+    First stream: instance logits s_k = W x_k + b, and the critical patch m_c = argmax_k s_kc of each class. Second
+    stream: A_ck = softmax_k(q_k · q_{m_c} / sqrt(Q)), B_c = sum_k A_ck v_k, logits y_c = sum_{c'} w_cc' · B_c' + b_c,
+    a convolution over all D features. Loss: half the task's loss on y, half on max_k s_k.
 
-    Parameter names and shapes are those of the published implementation. Its q is two layers, ``nonlinear``, or one;
+    Parameter names and shapes are those of the published implementation. Its q has two layers (``nonlinear``) or one;
     its v is the feature itself ("identity"), dropout, linear layer and ReLU ("relu", there ``passing_v``), or the same
     without ReLU ("linear", its first versions).
 
-    The logits are the bag prediction y alone, as the published code's default at test is; where it averages the
-    probabilities of y and max_k s_k, ``instance_logits`` has the rest. Deviations: the task's loss (for classes that
-    exclude each other a softmax) in place of one sigmoid a class; torch's own initial weights.
+    The logits are the bag prediction y alone, the published code's default at test time; where that code averages the
+    probabilities of y and max_k s_k, ``instance_logits`` gives the second. Deviations: the task's loss (for mutually
+    exclusive classes a softmax) instead of one sigmoid per class; torch's default initial weights.
     """
 
     def __init__(self, dim: int, classes: int, *, query_dim: int, nonlinear: bool, values: str, dropout: float) -> None:
@@ -75,24 +75,24 @@ class DSMIL(nn.Module):
         return MILOutput(self._logits(features, attention), attention)
 
     def training_output(self, features: Tensor, xy: Tensor, label: int | None) -> TrainingOutput:  # noqa: ARG002
-        """Two streams of weight 1/2: the bag's logits, and of each class the largest instance logit."""
+        """Two streams of weight 1/2: the bag's logits, and each class's largest instance logit."""
         instance_logits = self.instance_logits(features, xy)
         logits = self._logits(features, self.b_classifier.attend(features, instance_logits))
         return TrainingOutput(((0.5, logits), (0.5, instance_logits.max(0).values)), logits.new_zeros(()))
 
     def instance_logits(self, features: Tensor, xy: Tensor) -> Tensor:  # noqa: ARG002
-        """What the first stream says of each patch, s (N, C)."""
+        """Logits of the first stream, s (N, C)."""
         logits: Tensor = self.i_classifier(features)
         return logits
 
     def evidence(self, features: Tensor, xy: Tensor) -> Tensor:
-        """What each patch adds to each logit, (N, C): sum_c' A_c'k w_cc' · v_k."""
+        """Contribution of each patch to each logit, (N, C): sum_c' A_c'k w_cc' · v_k."""
         attention = self.b_classifier.attend(features, self.instance_logits(features, xy))
         values: Tensor = self.b_classifier.v(features)  # (N, D)
         weight = self.b_classifier.fcc.weight  # (C, C', D)
         evidence = values.new_zeros(len(values), len(weight))
-        for c, looked in enumerate(attention):
-            evidence = evidence + looked[:, None] * (values @ weight[:, c].T)
+        for c, of_class in enumerate(attention):
+            evidence = evidence + of_class[:, None] * (values @ weight[:, c].T)
         return evidence
 
     def bias(self) -> Tensor:
@@ -115,10 +115,20 @@ def dsmil(
     values: str = "identity",
     dropout: float = 0.0,
 ) -> nn.Module:
-    """DSMIL: attention by likeness to each class's critical patch, which a second stream of instances finds.
+    """DSMIL: attention by similarity to each class's critical patch, which a patch classifier selects.
 
-    ``nonlinear``: two layers of queries, not one. ``values``: "identity", "linear" or "relu". ``dropout`` stands
-    before the values' layer; the identity has none.
+    Parameters
+    ----------
+    dim, classes : int
+        Features per patch, and number of logits.
+    query_dim : int
+        Length of the queries.
+    nonlinear : bool
+        Two query layers instead of one.
+    values : str
+        "identity", "linear" or "relu": what the values are of a feature.
+    dropout : float
+        Dropout before the value layer; "identity" has none.
     """
     check_counts(query_dim=query_dim)
     check_flag("nonlinear", nonlinear)

@@ -1,4 +1,4 @@
-"""DTFD-MIL: a slide is split into pseudo-bags, and what they distil is a second, small bag."""
+"""DTFD-MIL: a slide is split into pseudo-bags, and features distilled from them form a second, small bag."""
 
 from __future__ import annotations
 
@@ -68,35 +68,35 @@ class SecondTier(nn.Module):
 
 
 class FirstTier(NamedTuple):
-    """What the first tier says of P pseudo-bags."""
+    """Intermediate values of the first tier for P pseudo-bags."""
 
     embedded: Tensor  # (N, hidden)
     split: Tensor  # (P, N) bool: which patches are in which pseudo-bag
-    attention: Tensor  # (P, N) each row sums to 1 over its pseudo-bag; 0 elsewhere
+    attention: Tensor  # (P, N) each row sums to 1 over its pseudo-bag and is 0 elsewhere
     pooled: Tensor  # (P, hidden) attention-weighted means
 
 
 class DTFD(nn.Module):
     """Zhang et al., "DTFD-MIL: Double-Tier Feature Distillation Multiple Instance Learning", CVPR 2022.
 
-    Tier 1 is gated attention-based MIL in each of M pseudo-bags, which all carry the slide's label. Tier 2 is gated
-    attention-based MIL over what they distil: "afs" the attention-weighted mean of each; "maxs" the embedded patch
-    surest to be of the last class by its instance probability; "maxmins" that one and the least sure. The logits are
-    tier 2's. Parameter names: the published checkpoint's four dictionaries, each under its own name.
+    Tier 1 is gated attention-based MIL in each of M pseudo-bags, which all have the slide's label. Tier 2 is gated
+    attention-based MIL over the distilled features: "afs", the attention-weighted mean of each pseudo-bag; "maxs", the
+    embedded patch with the highest instance probability of the last class; "maxmins", that one and the one with the
+    lowest. The logits are tier 2's. Parameter names: the published checkpoint's four dictionaries, each under its name.
 
-    Every form is an exact sum over patches: with A_k tier 2's weight on patch k (for "afs" times tier 1's in its
+    Every form is an exact sum over patches: with A_k tier 2's weight of patch k (for "afs" times tier 1's in its
     pseudo-bag; for the others 0 where k is not distilled), logits = sum_k A_k w_c · h_k + b_c. A is the attention.
 
     Training draws a random split from torch's global generator. Otherwise the split is fixed: patches sorted by row,
-    then column, are dealt to the pseudo-bags in turn. So the order of the list changes nothing (but patches in one
-    place keep theirs), and each pseudo-bag is spread over the tissue, as a random one is.
+    then column, are dealt to the pseudo-bags in turn. So the order of the list does not matter (ties in position keep
+    theirs), and each pseudo-bag is spread over the tissue, as a random one is.
 
     Tier 2's loss does not reach tier 1: the published code clears such gradients before a step uses them, and
-    ``training_output`` detaches what tier 2 is given. A call keeps the whole graph, for explanations.
+    ``training_output`` detaches the input of tier 2. A plain call keeps the whole graph, for explanations.
 
-    Deviations: the published test shuffles, here it is fixed. N < M patches make N pseudo-bags, and their streams are
-    repeated in turn. Patches are ranked with the paper's factor K, which the published code leaves out: with up to
-    two outputs the order is the same. One output has no probability, so the logit itself ranks.
+    Deviations: the published test shuffles, here the split is fixed. N < M patches make N pseudo-bags, whose streams
+    are repeated in turn. Patches are ranked with the paper's factor K, which the published code leaves out: with up to
+    two outputs the order is the same. A single output has no probability, so its logit ranks.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class DTFD(nn.Module):
 
     @property
     def patch_embedding(self) -> nn.Module:
-        """Patches (N, D) -> (N, hidden), each alone."""
+        """Module that maps each patch independently, (N, D) -> (N, hidden)."""
         return self.dim_reduction
 
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:
@@ -120,16 +120,16 @@ class DTFD(nn.Module):
         return MILOutput(*self._second_tier(self._first_tier(features, xy)))
 
     def training_output(self, features: Tensor, xy: Tensor, label: int | None) -> TrainingOutput:  # noqa: ARG002
-        """M streams of tier 1, each of weight 1 / M, and tier 2's of weight 1."""
+        """M streams of tier 1, each of weight 1 / M, and tier 2's stream of weight 1."""
         tier = self._first_tier(features, xy)
-        said = self.classifier(tier.pooled)  # (P, C)
-        first = tuple((1 / self.pseudo_bags, said[m % len(said)]) for m in range(self.pseudo_bags))
-        given = FirstTier(tier.embedded.detach(), tier.split, tier.attention.detach(), tier.pooled.detach())
-        logits, _ = self._second_tier(given)
+        of_bags = self.classifier(tier.pooled)  # (P, C)
+        first = tuple((1 / self.pseudo_bags, of_bags[m % len(of_bags)]) for m in range(self.pseudo_bags))
+        detached = FirstTier(tier.embedded.detach(), tier.split, tier.attention.detach(), tier.pooled.detach())
+        logits, _ = self._second_tier(detached)
         return TrainingOutput((*first, (1.0, logits)), logits.new_zeros(()))
 
     def evidence(self, features: Tensor, xy: Tensor) -> Tensor:
-        """What each patch adds to each logit, (N, C): A_k w_c · h_k with tier 2's w."""
+        """Contribution of each patch to each logit, (N, C): A_k w_c · h_k with tier 2's w."""
         tier = self._first_tier(features, xy)
         _, attention = self._second_tier(tier)  # (N,)
         return attention[:, None] * (tier.embedded @ self.att_classifier.classifier.fc.weight.T)
@@ -141,18 +141,18 @@ class DTFD(nn.Module):
     def instance_logits(self, features: Tensor, xy: Tensor) -> Tensor:
         """L_k^c = K a_k w_c · h_k of tier 1, (N, C), K the number of patches in k's pseudo-bag.
 
-        softmax_c is the paper's instance probability. The mean over a pseudo-bag plus tier 1's bias is what tier 1
-        says of it, ``pseudo_bag_logits``. The bias is in no L: the paper ranks without it.
+        softmax_c is the paper's instance probability. The mean of L over a pseudo-bag, plus tier 1's bias, is that
+        pseudo-bag's row of ``pseudo_bag_logits``. L contains no bias: the paper ranks without it.
         """
         return self._instance_logits(self._first_tier(features, xy))
 
     def pseudo_bag_logits(self, features: Tensor, xy: Tensor) -> Tensor:
-        """What tier 1 says of each pseudo-bag, (P, C), P = min(M, N)."""
+        """Tier 1's logits of each pseudo-bag, (P, C), P = min(M, N)."""
         logits: Tensor = self.classifier(self._first_tier(features, xy).pooled)
         return logits
 
     def split(self, xy: Tensor) -> Tensor:
-        """Which of N patches is in which pseudo-bag, (P, N) bool: random in training, else by position."""
+        """Membership of the N patches in the pseudo-bags, (P, N) bool: random in training, else by position."""
         turn = torch.randperm(len(xy)).to(xy.device) if self.training else _reading_order(xy).argsort()  # (N,)
         return turn % self.pseudo_bags == torch.arange(min(len(xy), self.pseudo_bags), device=xy.device)[:, None]
 
@@ -167,18 +167,18 @@ class DTFD(nn.Module):
         if self.distill == "afs":
             logits, weights = self.att_classifier(tier.pooled)
             return logits, weights @ tier.attention
-        picked = self._picked(tier)  # (J,)
-        logits, weights = self.att_classifier(tier.embedded[picked])
-        return logits, weights.new_zeros(len(tier.embedded)).index_add(0, picked, weights)
+        selected = self._selected(tier)  # (J,)
+        logits, weights = self.att_classifier(tier.embedded[selected])
+        return logits, weights.new_zeros(len(tier.embedded)).index_add(0, selected, weights)
 
     @torch.no_grad()
-    def _picked(self, tier: FirstTier) -> Tensor:
-        """The patches that are distilled, (P,) or (2 P,): the surest of each pseudo-bag, then the least sure."""
-        certainty = _log_odds(self._instance_logits(tier))  # (N,)
-        surest = certainty.masked_fill(~tier.split, -torch.inf).argmax(1)
+    def _selected(self, tier: FirstTier) -> Tensor:
+        """Distilled patches, (P,) or (2 P,): the most probable of each pseudo-bag, then the least probable."""
+        log_odds = _log_odds(self._instance_logits(tier))  # (N,)
+        most = log_odds.masked_fill(~tier.split, -torch.inf).argmax(1)
         if self.distill == "maxs":
-            return surest
-        return torch.cat([surest, certainty.masked_fill(~tier.split, torch.inf).argmin(1)])
+            return most
+        return torch.cat([most, log_odds.masked_fill(~tier.split, torch.inf).argmin(1)])
 
     def _instance_logits(self, tier: FirstTier) -> Tensor:
         scaled = (tier.split.sum(1, keepdim=True) * tier.attention).sum(0)  # (N,) K a_k
@@ -192,7 +192,7 @@ def _reading_order(xy: Tensor) -> Tensor:
 
 
 def _log_odds(logits: Tensor) -> Tensor:
-    """Of the last class against the others, (N, C) -> (N,): ranks as its probability does, and never saturates."""
+    """Log odds of the last class, (N, C) -> (N,): same order as its probability, without saturating."""
     last = logits[:, -1]
     return last if logits.shape[1] == 1 else last - logits[:, :-1].logsumexp(1)
 
@@ -208,10 +208,21 @@ def dtfd(
     attention_dim: int = 128,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """DTFD-MIL: attention-based MIL in pseudo-bags, and again over what they distil: "afs", "maxs" or "maxmins".
+    """DTFD-MIL: attention-based MIL in pseudo-bags, then over features distilled from them.
 
-    The last two rank patches by the last class, so more than two classes, or several at once, are better served by
-    "afs". ``dropout`` stands before both classifiers; the published code uses none.
+    Parameters
+    ----------
+    dim, classes : int
+        Features per patch, and number of logits.
+    distill : str
+        "afs", "maxs" or "maxmins". The last two rank patches by the last class, so "afs" suits more than two classes
+        and multilabel tasks better.
+    pseudo_bags : int
+        Number M of pseudo-bags.
+    hidden, attention_dim : int
+        Units of the embedding and of the attention networks.
+    dropout : float
+        Dropout before both classifiers; the published code uses none.
     """
     check_choice("distill", distill, ("afs", "maxs", "maxmins"))
     check_counts(pseudo_bags=pseudo_bags, hidden=hidden, attention_dim=attention_dim)

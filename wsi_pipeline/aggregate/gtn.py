@@ -1,4 +1,4 @@
-"""The graph transformer: patches that touch share what they see, are pooled to a few nodes, and these attend."""
+"""Graph transformer: touching patches exchange features and are pooled to a few nodes, which attend to each other."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .model_options import check_counts, check_dropout
 
 
 class GraphTrace(NamedTuple):
-    """One bag's way through the model, all of it in the autograd graph."""
+    """Intermediate values of one bag's forward pass, all part of the autograd graph."""
 
     logits: Tensor  # (C,)
-    maps: tuple[Tensor, ...]  # a layer each, (heads, 1 + nodes, 1 + nodes), class token first; rows sum to 1
+    maps: tuple[Tensor, ...]  # per layer (heads, 1 + nodes, 1 + nodes), class token first; rows sum to 1
     assignment: Tensor  # S (N, nodes), rows sum to 1
     graph: PatchGraph
 
@@ -49,15 +49,15 @@ class Block(nn.Module):
 class GraphTransformer(nn.Module):
     """Zheng et al., "A graph-transformer for whole slide image classification", IEEE TMI 2022.
 
-    On the graph of patches that touch: H = relu(norm(Ã X W + b)); S = softmax of a linear layer on H, (N, nodes);
+    On the graph of touching patches: H = relu(norm(Ã X W + b)); S = softmax of a linear layer on H, (N, nodes);
     pooled nodes Sᵀ H (min-cut pooling of Bianchi, Grattarola and Alippi, ICML 2020); class token; pre-norm
-    transformer; LayerNorm; class token; linear. Only S is dense: no matrix is N x N. The order of the list changes
-    nothing. The loss gains ``cut_losses``, each with weight 1.
+    transformer; LayerNorm; class token; linear. Only S is dense: no matrix is N x N. The order of the list does not
+    matter. ``cut_losses`` are added to the loss, each with weight 1.
 
-    Deviations: the published code adds up neighbours as they are, then scales each row to length 1 and normalises it
-    over the batch; here the symmetric normalisation of the paper's formula, and LayerNorm, as there is one bag at a
-    time. Nodes are scaled by nodes / N, so that bags of all sizes are on one scale. The losses are those of Bianchi et
-    al. on the normalised adjacency Ã, self-loops included, so that a patch without neighbours has a cut.
+    Deviations: the published code sums neighbours without weights, then scales each row to length 1 and normalises it
+    over the batch; here the symmetric normalisation of the paper's formula and LayerNorm are used, as a call takes one
+    bag. Nodes are scaled by nodes / N, so that bags of all sizes are on one scale. The losses are those of Bianchi et
+    al. on the normalised adjacency Ã with self-loops, so that the cut is defined for a patch without neighbours.
     """
 
     def __init__(
@@ -75,26 +75,26 @@ class GraphTransformer(nn.Module):
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:
         """Logits (C,) and attention (N,): S r over its sum.
 
-        r: how the class token of the last layer looks at each node, mean over heads. A node is a weighted sum of
-        patches, so S r is the weight of each patch in what the class token looks at; its look at itself is left out.
+        r: attention of the last layer's class token to each node, mean over heads. A node is a weighted sum of
+        patches, so S r is the weight of each patch in what the class token reads; its attention to itself is left out.
         """
         trace = self.trace(features, xy)
-        looks = trace.maps[-1][:, 0, 1:].mean(0)  # (nodes,)
-        attention = trace.assignment @ looks  # (N,)
+        of_nodes = trace.maps[-1][:, 0, 1:].mean(0)  # r (nodes,)
+        attention = trace.assignment @ of_nodes  # (N,)
         return MILOutput(trace.logits, attention / attention.sum())
 
     def training_output(self, features: Tensor, xy: Tensor, label: int | None) -> TrainingOutput:  # noqa: ARG002
-        """One stream of weight 1; ``extra`` is the cut's loss plus that of orthogonality."""
+        """One stream of weight 1; ``extra`` is the cut loss plus the orthogonality loss."""
         trace = self.trace(features, xy)
         cut, orthogonality = cut_losses(trace.graph, trace.assignment)
         return TrainingOutput(((1.0, trace.logits),), cut + orthogonality)
 
     def assignment(self, features: Tensor, xy: Tensor) -> Tensor:
-        """S, (N, nodes): how much of each patch goes to each node. Rows sum to 1."""
+        """S, (N, nodes): the fraction of each patch assigned to each node. Rows sum to 1."""
         return self._pooled(features, patch_graph(xy))[0]
 
     def trace(self, features: Tensor, xy: Tensor) -> GraphTrace:
-        """Logits, with what led to them: relevance of nodes (from ``maps``) goes back to patches by S (GraphCAM)."""
+        """Logits with the values that lead to them; GraphCAM maps the nodes' relevance back to patches by S."""
         graph = patch_graph(xy)
         assignment, pooled = self._pooled(features, graph)
         tokens = torch.cat([self.cls_token, pooled])  # (1 + nodes, hidden)
@@ -113,9 +113,21 @@ class GraphTransformer(nn.Module):
 
 
 def cut_losses(graph: PatchGraph, assignment: Tensor) -> tuple[Tensor, Tensor]:
-    """Bianchi et al., ICML 2020: -tr(Sᵀ Ã S) / tr(Sᵀ D̃ S), and |SᵀS / |SᵀS| - I / sqrt(K)| in the Frobenius norm.
+    """Min-cut pooling losses of Bianchi et al., ICML 2020.
 
-    ``assignment``: S (N, K). D̃ holds the row sums of Ã. The first is at least -1, the second at most sqrt(2); both ().
+    Parameters
+    ----------
+    graph : PatchGraph
+        Gives the normalised adjacency Ã; D̃ holds its row sums.
+    assignment : Tensor, (N, K)
+        S, rows sum to 1.
+
+    Returns
+    -------
+    cut : Tensor, ()
+        -tr(Sᵀ Ã S) / tr(Sᵀ D̃ S), at least -1.
+    orthogonality : Tensor, ()
+        |SᵀS / |SᵀS| - I / sqrt(K)| in the Frobenius norm, at most sqrt(2).
     """
     degrees = graph.propagate(assignment.new_ones(len(assignment), 1))  # (N, 1)
     kept = (assignment * graph.propagate(assignment)).sum()
@@ -137,7 +149,19 @@ def gtn(
     mlp: int = 128,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """Graph transformer: touching patches exchange features, are pooled to ``nodes``, and a small ViT attends."""
+    """Graph transformer: touching patches exchange features and are pooled to nodes that a small ViT reads.
+
+    Parameters
+    ----------
+    dim, classes : int
+        Features per patch, and number of logits.
+    nodes : int
+        Pooled nodes.
+    hidden, layers, heads, mlp : int
+        Width, depth, heads and perceptron units of the transformer; ``hidden`` is a multiple of ``heads``.
+    dropout : float
+        Dropout of the transformer.
+    """
     check_counts(nodes=nodes, hidden=hidden, layers=layers, heads=heads, mlp=mlp)
     check_dropout(dropout)
     if hidden % heads:

@@ -1,7 +1,7 @@
-"""Models that others trained with the authors' own code, as models of ours: same features, same logits and attention.
+"""Import models trained with the authors' own code: for the same features, the same logits and attention.
 
-The file is read as tensors and plain containers only. Of everything else that a pickle can name, numpy's numbers are
-let in, because training loops save their best score beside the weights; nothing else is looked up, and none is run.
+Only tensors and plain containers are read from the file. Of everything else that a pickle can name, only numpy's
+number types are allowed, because training loops save their best score beside the weights; no code is looked up or run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..artifacts import content_key, file_digest, read_key, read_made_by
 from ..errors import ArtifactError, ConfigError
 from . import models
 from .checkpoint import CARD, ModelCard, save_model
-from .checkpoint_converters import FAMILIES, State, Translation, Unread
+from .checkpoint_converters import FAMILIES, ConvertedModel, RemainingTensors, State
 
 Task = Literal["classification", "multilabel"]
 
@@ -32,7 +32,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 @dataclass(frozen=True)
 class Features:
-    """The features that the model was trained on, as bags say it."""
+    """The features that the model was trained on, described as in the attributes of a bag."""
 
     encoder: str
     weights_digest: str
@@ -51,19 +51,39 @@ def import_model(
     options: Mapping[str, Any] | None = None,
     task: Task | None = None,
     seen: Sequence[str] = (),
-) -> tuple[ModelCard, Translation]:
-    """Write the model in ``path`` into ``out`` as ``model.safetensors`` and ``model.json``; returns card and sizes.
+) -> tuple[ModelCard, ConvertedModel]:
+    """Convert the model in ``path`` and write it into ``out`` as ``model.safetensors`` and ``model.json``.
 
-    ``classes`` in the order of the authors' outputs. ``options``: what the file cannot say, where it is not the
-    repository's default. ``task``: where it is not the authors' own. ``seen``: patients or slides it was trained on.
-    Raises ``ArtifactError`` where the file is not that model or ``out`` holds another, ``ConfigError`` for a choice
-    that does not fit it.
+    Parameters
+    ----------
+    path : Path
+        File written by ``torch.save``.
+    family : str
+        Key of ``FAMILIES``: the authors' model.
+    features : Features
+    classes : sequence of str
+        In the order of the authors' outputs.
+    out : Path
+        Folder of the new model.
+    options : mapping, optional
+        Values that the file does not contain, where they differ from the repository's defaults.
+    task : str, optional
+        Where it differs from the authors' own.
+    seen : sequence of str
+        Patients or slides that the model was trained on.
+
+    Raises
+    ------
+    ArtifactError
+        Where the file is not that model, or ``out`` holds another one.
+    ConfigError
+        For an option or a task that does not fit the file.
     """
     if family not in FAMILIES:
         raise ConfigError(f"--from {family}: known are {', '.join(sorted(FAMILIES))}")
     if not all(classes) or len(set(classes)) != len(classes):
-        raise ConfigError(f"--classes {','.join(classes)}: give each class one name of its own")
-    found = translate(read_weights(path), str(path), family, classes, options or {})
+        raise ConfigError(f"--classes {','.join(classes)}: give each class a name of its own")
+    found = convert(read_weights(path), str(path), family, classes, options or {})
     task = task or ("multilabel" if found.sigmoid else "classification")
     if task == "classification" and len(classes) < 2:
         raise ConfigError(f"--classes {classes[0]}: classification needs two classes; or give --task multilabel")
@@ -78,7 +98,7 @@ def import_model(
         dim=found.dim,
         target_mpp=features.target_mpp,
         side_px=features.side_px,
-        threshold=0.5 if task == "classification" and len(classes) == 2 else None,  # the authors take the likelier
+        threshold=0.5 if task == "classification" and len(classes) == 2 else None,  # as in the authors' code
         trained={
             "imported": {"from": family, "file": path.name, "sha256": digest},
             "seen_patients": sorted(set(seen)),
@@ -93,29 +113,25 @@ def import_model(
     return card, found
 
 
-def translate(
+def convert(
     state: Mapping[str, Tensor], where: str, family: str, classes: Sequence[str], options: Mapping[str, Any]
-) -> Translation:
-    """``state`` under our names, nothing of it left over; ``where`` names the file.
-
-    Raises ``ArtifactError`` where a tensor is missing, unknown or of an impossible shape, or where the file does not
-    have as many outputs as there are classes.
-    """
-    left = Unread(state, where, family)
+) -> ConvertedModel:
+    """Convert all tensors of ``state``; ``where`` names the file. Parameters and errors as in ``import_model``."""
+    left = RemainingTensors(state, where, family)
     found = FAMILIES[family](left, len(classes), options)
     left.done()
     if found.outputs != len(classes):
         raise ArtifactError(
             f"{where} has {found.outputs} outputs, but --classes names {len(classes)} ({', '.join(classes)}); "
-            f"name one class an output, in the order of the authors' labels"
+            f"name one class per output, in the order of the authors' labels"
         )
     return found
 
 
 def read_weights(path: Path) -> State:
-    """Name -> float32 tensor of a file that ``torch.save`` wrote; wrappers and DataParallel's marks are taken off.
+    """Read a file of ``torch.save`` as name -> float32 tensor, without wrappers and DataParallel's prefixes.
 
-    Nested dictionaries give names with dots. Raises ``ArtifactError`` where the file cannot be read as weights alone.
+    Nested dictionaries give dotted names. Raises ``ArtifactError`` where the file does not hold weights only.
     """
     content = _read(path)
     for name in _WRAPPERS:
@@ -125,11 +141,13 @@ def read_weights(path: Path) -> State:
     for full, value in _flat(content, path, ""):
         name = ".".join(part for part in full.split(".") if part != "module").removeprefix("model.")
         if not isinstance(value, Tensor):
-            raise ArtifactError(f"{path} is no state_dict: {full} is a {type(value).__name__}; save the weights alone")
+            raise ArtifactError(
+                f"{path} is not a state_dict: {full} is of type {type(value).__name__}; save only the weights"
+            )
         if name in state:
-            raise ArtifactError(f"{path} holds {name} twice, with and without a prefix; save one model alone")
+            raise ArtifactError(f"{path} holds {name} twice, with and without a prefix; save a single model")
         if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ArtifactError(f"{path}: {full} holds values that are no numbers; take another checkpoint")
+            raise ArtifactError(f"{path}: {full} holds values that are not finite; use another checkpoint")
         state[name] = value.detach().to(torch.float32)
     if not state:
         raise ArtifactError(f"{path} holds no weights; give the file that torch.save(model.state_dict(), …) wrote")
@@ -137,7 +155,7 @@ def read_weights(path: Path) -> State:
 
 
 def features_of_bag(path: Path) -> Features:
-    """Encoder, digest, resolution and patch size as a bag of the same features says them."""
+    """Encoder, digest, resolution and patch size, read from a bag of the same features."""
     from ..store import read_bag
 
     bag = read_bag(path)
@@ -149,11 +167,11 @@ def features_of_bag(path: Path) -> Features:
 def features_of_encoder(name: str, mpp: float, side_px: int, weights_digest: str | None) -> Features:
     """Features of a registered encoder with its published weights, whose digest is taken from the file on this disk.
 
-    Asks no network. ``weights_digest``: what the bags say, where the weights are others or not here.
-    Raises ``UnknownNameError`` for an unknown encoder, ``ConfigError`` where there are no weights to look at.
+    Uses no network. ``weights_digest``: as in the bags, where the weights are others or not on this machine. Raises
+    ``UnknownNameError`` for an unknown encoder, ``ConfigError`` where there are no weights to compute a digest of.
     """
     if not mpp > 0 or side_px < 1:
-        raise ConfigError(f"--mpp {mpp:g} --side-px {side_px}: both must be above 0, as your bags say them")
+        raise ConfigError(f"--mpp {mpp:g} --side-px {side_px}: both must be above 0, as in your bags")
     if weights_digest is None:
         from ..embed.identity import at_hand
         from ..embed.weights import digest
@@ -171,10 +189,10 @@ def features_of_encoder(name: str, mpp: float, side_px: int, weights_digest: str
 def pick_features(
     bag: Path | None, encoder: str | None, mpp: float | None, side_px: int | None, weights_digest: str | None
 ) -> Features:
-    """Features as a bag says them, or as the user does; raises ``ConfigError`` for both or too little."""
+    """Features of a bag, or of the command's options; raises ``ConfigError`` for both or too few options."""
     if bag is not None:
         if not (encoder is None and mpp is None and side_px is None and weights_digest is None):
-            raise ConfigError("--bag says encoder, digest, mpp and side_px; leave the other four out")
+            raise ConfigError("--bag contains encoder, digest, mpp and side_px; leave the other four options out")
         return features_of_bag(bag)
     if encoder is None or mpp is None or side_px is None:
         raise ConfigError("give --bag FILE.h5, or all of --encoder NAME --mpp UM_PER_PX --side-px PIXELS")
@@ -182,7 +200,7 @@ def pick_features(
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """``["landmarks=128"]`` as ``{"landmarks": 128}``; raises ``ConfigError`` for another form."""
+    """Parse ``["landmarks=128"]`` into ``{"landmarks": 128}``; raises ``ConfigError`` for another form."""
     options: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -196,50 +214,50 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def pick_task(name: str | None) -> Task | None:
-    """The task that the user names; None: the authors' own."""
+    """Check the task that the user names; None: the authors' own."""
     if name is not None and name not in ("classification", "multilabel"):
-        raise ConfigError(f"--task {name}: an imported model does classification or multilabel")
+        raise ConfigError(f"--task {name}: the task of an imported model is classification or multilabel")
     return name  # type: ignore[return-value]
 
 
 def read_names(path: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
+    """Read the non-empty lines of a text file."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"--seen {path} cannot be read ({error}); give a text file, one patient or slide a line"
+            f"--seen {path} cannot be read ({error}); give a text file with one patient or slide per line"
         ) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def summary(out: Path, card: ModelCard, found: Translation) -> list[str]:
-    """Lines for the user: what was read, and all that was taken for granted."""
+def summary(out: Path, card: ModelCard, found: ConvertedModel) -> list[str]:
+    """Lines for the user: what was read from the file, and every assumption."""
 
     def words(options: Mapping[str, Any]) -> str:
         return " ".join(f"{name}={value}" for name, value in options.items())
 
     lines = [
-        f"model      {out}: {card.model}, {card.dim} features a patch, {card.task} of {', '.join(card.classes)}",
+        f"model      {out}: {card.model}, {card.dim} features per patch, {card.task} of {', '.join(card.classes)}",
         f"from file  {words(found.options)}",
     ]
     if found.assumed:
-        lines.append(f"assumed    {words(found.assumed)} (the file does not say; else give --option NAME=VALUE)")
+        lines.append(f"assumed    {words(found.assumed)} (not in the file; to change it, --option NAME=VALUE)")
     lines += [f"assumed    {note}" for note in found.notes]
     if not card.trained["seen_patients"]:
-        lines.append("assumed    no patient of yours was in its training; else list them in a file and give --seen")
+        lines.append("assumed    none of your patients was in its training set; else list them in a file for --seen")
     return [*lines, f"apply      wsi predict --model {out} --slides 'incoming/*.svs' --out run"]
 
 
-def _module(found: Translation, path: Path) -> torch.nn.Module:
-    """Our model with the weights in it; raises ``ArtifactError`` for the first shape that does not fit."""
+def _module(found: ConvertedModel, path: Path) -> torch.nn.Module:
+    """Build the model and load its weights; raises ``ArtifactError`` for the first shape that does not fit."""
     with torch.random.fork_rng(devices=[]):
         module = models.build(found.model, found.dim, found.outputs, **found.options, **found.assumed)
     for name, wanted in module.state_dict().items():
         if found.state[name].shape != wanted.shape:
             raise ArtifactError(
-                f"{path} does not fit together: its {name} would be {tuple(found.state[name].shape)}, "
-                f"but the other sizes ask for {tuple(wanted.shape)}; is it whole, and trained with the authors' code?"
+                f"{path} is inconsistent: its {name} is {tuple(found.state[name].shape)}, but the other sizes "
+                f"require {tuple(wanted.shape)}; is it complete, and trained with the authors' code?"
             )
     module.load_state_dict(found.state)
     return module.eval()
@@ -247,7 +265,7 @@ def _module(found: Translation, path: Path) -> torch.nn.Module:
 
 def _read(path: Path) -> Any:
     kinds = [type(np.dtype(character)) for character in _NUMBERS]
-    scalar = np.float64(0).__reduce__()[0]  # how numpy rebuilds a number
+    scalar = np.float64(0).__reduce__()[0]  # numpy's function that rebuilds a number
     names = ["numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"]  # numpy 1 and 2
     allowed: list[Any] = [*((scalar, name) for name in names), np.dtype, *kinds]
     try:
@@ -260,8 +278,8 @@ def _read(path: Path) -> Any:
         if code is None:
             raise _not_weights(path) from error
         raise ArtifactError(
-            f"{path} names {code[1]}, which is code and not weights, so nothing of it was loaded; where it was made, "
-            f"save the weights alone: torch.save(model.state_dict(), FILE), of a Lightning file its 'state_dict'"
+            f"{path} names {code[1]}, which is code and not weights, so nothing was loaded; on the machine that made "
+            f"it, save only the weights: torch.save(model.state_dict(), FILE), or a Lightning file's 'state_dict'"
         ) from error
     except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _not_weights(path) from error
@@ -269,14 +287,14 @@ def _read(path: Path) -> Any:
 
 def _not_weights(path: Path) -> ArtifactError:
     return ArtifactError(
-        f"{path} is damaged or no file of torch.save; give the .pt, .pth or .ckpt that the training wrote"
+        f"{path} is damaged or was not written by torch.save; give the .pt, .pth or .ckpt that the training wrote"
     )
 
 
 def _flat(content: Any, path: Path, prefix: str) -> list[tuple[str, Any]]:
     """(dotted name, value) of nested dictionaries."""
     if not isinstance(content, Mapping):
-        raise ArtifactError(f"{path} holds a {type(content).__name__} and no state_dict; save the weights alone")
+        raise ArtifactError(f"{path} holds a {type(content).__name__}, not a state_dict; save only the weights")
     pairs: list[tuple[str, Any]] = []
     for name, value in content.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""One bag through one model, the same way in training, prediction and explanation."""
+"""Run one model on one bag, identically in training, prediction and explanation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from ..types import FeatureBag, Float32, Float64, Int64
 from . import MILOutput
 
-GAP = 16.0  # strides between the slides of one bag: wider than any kernel that looks at neighbours
+GAP = 16.0  # strides between the slides of one bag: wider than any kernel over neighbouring patches
 
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` CPU threads inside: sums are split by threads, so their number decides the last bits."""
+    """Limit torch to ``count`` CPU threads: sums are split over threads, so their number changes the last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -27,13 +27,13 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 def fault(bag: FeatureBag) -> str:
-    """Why no model can say anything of ``bag``, as the end of a message; empty where all is well."""
+    """Why a model cannot be run on ``bag``, as the end of a message; empty if it can."""
     if not len(bag.grid):
         return "holds no patch; look at the slide's tissue mask"
     broken = np.flatnonzero(~np.isfinite(bag.features).all(axis=1))
     if len(broken):
         return (
-            f"has features that are no numbers, first in row {broken[0]} of {len(bag.grid)}; delete it and embed "
+            f"has features that are not finite, first in row {broken[0]} of {len(bag.grid)}; delete it and embed "
             f"again, with embed.precision=fp32 or embed.dtype=float32 if they overflowed"
         )
     return ""
@@ -42,10 +42,22 @@ def fault(bag: FeatureBag) -> str:
 def bag_tensors(
     bag: FeatureBag | Sequence[FeatureBag], device: torch.device | str = "cpu", rows: Int64 | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What a model is given: features (n, D) as stored (cast them with ``.float()``) and positions (n, 2) float32.
+    """Input of a model for one bag.
 
-    Positions are in units of the patch stride. Several slides make one bag side by side, ``GAP`` strides apart.
-    ``rows``: ascending indices of the patches; None: all N.
+    Parameters
+    ----------
+    bag : FeatureBag or sequence of FeatureBag
+        Several slides become one bag, side by side, ``GAP`` strides apart.
+    device : torch.device or str
+    rows : int64 array (n,), optional
+        Ascending indices of the patches; by default all.
+
+    Returns
+    -------
+    features : Tensor, (n, D)
+        In the stored type; cast them with ``.float()``.
+    xy : Tensor, (n, 2)
+        float32 positions in units of the patch stride.
     """
     bags = [bag] if isinstance(bag, FeatureBag) else bag
     features, xy = bags[0].features, bags[0].grid.xy_stride
@@ -58,7 +70,7 @@ def bag_tensors(
 
 
 def side_by_side(positions: Sequence[Float32]) -> Float32:
-    """Positions (n_i, 2) of several slides on one plane (n, 2), left to right; slides are no neighbours."""
+    """Place several slides' positions (n_i, 2) on one plane (n, 2), left to right, too far apart to be neighbours."""
     placed, left = [], 0.0
     for xy in positions:
         placed.append(xy - xy.min(0) + np.array([left, 0], np.float32))
@@ -67,7 +79,7 @@ def side_by_side(positions: Sequence[Float32]) -> Float32:
 
 
 def bag_output(model: nn.Module, bag: FeatureBag | Sequence[FeatureBag], device: torch.device | str) -> MILOutput:
-    """What ``model``, as it stands on ``device``, says of the whole bag. No gradients."""
+    """Run ``model``, which is on ``device``, on the whole bag, in its current mode and without gradients."""
     features, xy = bag_tensors(bag, device)
     with torch.inference_mode():
         output: MILOutput = model(features.float(), xy)
@@ -75,7 +87,7 @@ def bag_output(model: nn.Module, bag: FeatureBag | Sequence[FeatureBag], device:
 
 
 def logits_of(output: MILOutput) -> Float64:
-    """The logits (C,) in double precision."""
+    """Logits (C,) in double precision."""
     values: Float64 = np.asarray(output.logits.detach().double().cpu().numpy(), np.float64)
     return values
 

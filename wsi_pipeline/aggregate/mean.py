@@ -13,7 +13,8 @@ class MeanPooling(nn.Module):
     """Mean of embedded instances, then a linear classifier.
 
     The embedding-level approach with the mean as pooling in Ilse, Tomczak and Welling, "Attention-based Deep
-    Multiple Instance Learning", ICML 2018. The embedding is the one of ``abmil``, so the two differ by attention only.
+    Multiple Instance Learning", ICML 2018. The embedding is that of ``abmil``, so the two models differ in attention
+    only.
     """
 
     def __init__(self, dim: int, classes: int, hidden: int, dropout: float) -> None:
@@ -23,16 +24,16 @@ class MeanPooling(nn.Module):
 
     @property
     def patch_embedding(self) -> nn.Module:
-        """Patches (N, D) -> (N, hidden), each alone."""
+        """Module that maps each patch independently, (N, D) -> (N, hidden)."""
         return self.embed
 
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:  # noqa: ARG002
-        """Logits (C,). There is no attention: every patch weighs 1/N."""
+        """Logits (C,), and no attention: every patch has weight 1/N."""
         embedded: Tensor = self.embed(features)  # (N, hidden)
         return MILOutput(self.classify(embedded.mean(0)), None)
 
     def evidence(self, features: Tensor, xy: Tensor) -> Tensor:  # noqa: ARG002
-        """What each patch adds to each logit, (N, C): w_c · h_k / N."""
+        """Contribution of each patch to each logit, (N, C): w_c · h_k / N."""
         embedded: Tensor = self.embed(features)  # (N, hidden)
         return embedded @ self.classify.weight.T / len(features)
 
@@ -41,14 +42,24 @@ class MeanPooling(nn.Module):
         return self.classify.bias
 
     def weighted_mean(self, features: Tensor, xy: Tensor) -> WeightedMean:  # noqa: ARG002
-        """The parts of the mean: equal weights, w_c · h_k, and the bias."""
+        """Parts of the mean: equal weights, w_c · h_k, and the bias."""
         values = self.embed(features) @ self.classify.weight.T  # (N, C)
         return WeightedMean(torch.zeros_like(values[:, :1]), values, self.classify.bias)
 
 
 @models.register("mean", paper="Ilse et al., ICML 2018", class_specific_attention=False)
 def mean(dim: int, classes: int, *, hidden: int = 512, dropout: float = 0.25) -> nn.Module:
-    """Mean of the embedded patches; every patch weighs the same."""
+    """Mean pooling of the embedded patches: all patches have equal weight.
+
+    Parameters
+    ----------
+    dim, classes : int
+        Features per patch, and number of logits.
+    hidden : int
+        Units of the embedding.
+    dropout : float
+        Dropout behind the embedding.
+    """
     check_counts(hidden=hidden)
     check_dropout(dropout)
     return MeanPooling(dim, classes, hidden, dropout)

@@ -1,8 +1,8 @@
 """PPEG, TransMIL's pyramid position encoding generator: three depthwise convolutions, as one, on a raster of tokens.
 
 Shao et al., "TransMIL: Transformer based Correlated Multiple Instance Learning for Whole Slide Image Classification",
-NeurIPS 2021: x + conv7(x) + conv5(x) + conv3(x). Convolution is linear in its kernel, so the three kernels are laid
-over each other and one pass is made.
+NeurIPS 2021: x + conv7(x) + conv5(x) + conv3(x). Convolution is linear in its kernel, so the three kernels are summed
+and applied in one pass.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import ArtifactError
 
 RADIUS = 3  # of the widest kernel, in cells
-RASTER_VALUES = 2**26  # most numbers of a raster held at once (256 MB of float32)
+RASTER_VALUES = 2**26  # largest raster that is held at once, in values (256 MB of float32)
 
 
 class PPEG(nn.Module):
@@ -28,24 +28,34 @@ class PPEG(nn.Module):
         self.proj2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def on_square(self, tokens: Tensor) -> Tensor:
-        """The published form: tokens (side², dim) laid row by row on a square. Returns (side², dim)."""
+        """The published form: tokens (side², dim), placed row by row on a square, -> (side², dim)."""
         side = round(len(tokens) ** 0.5)
         image = tokens.view(1, side, side, -1).permute(0, 3, 1, 2)  # (1, dim, side, side), channels last
         around = F.conv2d(image, *self.summed_kernel(), padding=RADIUS, groups=image.shape[1])
         return tokens + around.permute(0, 2, 3, 1).reshape(tokens.shape)
 
     def on_grid(self, tokens: Tensor, xy: Tensor) -> Tensor:
-        """Tokens (N, dim) at their own positions ``xy`` (N, 2), units of the stride; no tissue is zero.
+        """Encode tokens at their own positions; cells without tissue are zero.
 
-        Tokens that fall into one cell (a grid of its own for each piece of tissue gives such) show their neighbours
-        their mean. Empty rows and columns that no kernel can bridge are left out, which changes no number. A raster
-        of more than ``RASTER_VALUES`` numbers is made a group of channels at a time, made again for the gradient.
-        Raises ``ArtifactError`` where one channel alone is larger.
+        Tokens in one cell (which occur where pieces of tissue have their own grids) contribute their mean to their
+        neighbours. Empty rows and columns wider than a kernel's reach are left out, which changes no result. A raster
+        of more than ``RASTER_VALUES`` values is processed in groups of channels, recomputed for the gradient.
+
+        Parameters
+        ----------
+        tokens : Tensor, (N, dim)
+        xy : Tensor, (N, 2)
+            Positions in units of the patch stride.
+
+        Raises
+        ------
+        ArtifactError
+            Where a single channel is larger than ``RASTER_VALUES``.
         """
         cell, (rows, columns) = raster_cells(xy)
         if rows * columns > RASTER_VALUES:
             raise ArtifactError(
-                f"the patches are strewn over {rows} x {columns} cells, too many for position='grid'; "
+                f"the patches are spread over {rows} x {columns} cells, too many for position='grid'; "
                 f"train with position='sequence', or check that the bag's stride is right"
             )
         dim = tokens.shape[1]
@@ -63,16 +73,16 @@ class PPEG(nn.Module):
         return tokens + torch.cat(around, dim=1)
 
     def summed_kernel(self) -> tuple[Tensor, Tensor]:
-        """One 7 x 7 kernel (dim, 1, 7, 7) and bias (dim,) for the three."""
+        """Sum of the three convolutions as one 7 x 7 kernel (dim, 1, 7, 7) and bias (dim,)."""
         weight = self.proj.weight + F.pad(self.proj1.weight, (1,) * 4) + F.pad(self.proj2.weight, (2,) * 4)
         biases = [conv.bias for conv in (self.proj, self.proj1, self.proj2)]
         return weight, torch.stack([b for b in biases if b is not None]).sum(0)
 
 
 def raster_cells(xy: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Row-major cell (N,) of each position on its bounding raster without wide gaps, and the raster's (rows, columns).
+    """Row-major cell (N,) of each position on the bounding raster without wide gaps, and the raster's (rows, columns).
 
-    Half a cell rounds up, so that tokens half a stride off the first stay one cell apart.
+    Half a cell rounds up, so that tokens half a stride away from the first stay one cell apart.
     """
     at = (xy - xy.amin(0) + 0.5).floor().long()  # (N, 2) column, row
     column, columns = _without_gaps(at[:, 0])
@@ -81,14 +91,14 @@ def raster_cells(xy: Tensor) -> tuple[Tensor, tuple[int, int]]:
 
 
 def _without_gaps(index: Tensor) -> tuple[Tensor, int]:
-    """Indices (N,) with each step beyond a kernel's reach cut to the shortest such step, and their extent."""
+    """Indices (N,) with each gap beyond a kernel's reach cut to the shortest such gap, and their extent."""
     used, which = index.unique(return_inverse=True)  # ascending
     closer = F.pad(used.diff().clamp(max=RADIUS + 1).cumsum(0), (1, 0))
     return closer[which], int(closer[-1]) + 1
 
 
 def _convolve(tokens: Tensor, cell: Tensor, rows: int, columns: int, kernel: Tensor, bias: Tensor) -> Tensor:
-    """What the raster's kernel sees at each token: (N, g) -> (N, g)."""
+    """Convolution of the raster, read at each token: (N, g) -> (N, g)."""
     raster = tokens.new_zeros(rows * columns, tokens.shape[1]).index_add(0, cell, tokens)  # (cells, g)
     image = raster.view(1, rows, columns, -1).permute(0, 3, 1, 2)  # (1, g, rows, columns), channels last
     around = F.conv2d(image, kernel, bias, padding=RADIUS, groups=image.shape[1])

@@ -1,4 +1,4 @@
-"""Sparse attention: attention-based MIL in which most patches weigh exactly nothing."""
+"""Sparse attention: attention-based MIL in which most patches have weight exactly 0."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class SparseAttentionMIL(AttentionMIL):
     """The aggregator of Lu et al., "SMILE: Sparse-Attention based Multiple Instance Contrastive Learning for Glioma
     Sub-Type Classification Using Pathological Images", MICCAI Workshop on Computational Pathology, PMLR 156, 2021.
 
-    Attention-based MIL as ``abmil`` has it, with a = sparsemax of the scores (Martins and Astudillo, ICML 2016) or
-    their 1.5-entmax (Peters, Niculae and Martins, ACL 2019) in place of softmax: a_k >= 0, they sum to 1, and
-    patches with low scores have exactly 0, in training and at test. Those patches get no gradient.
+    Attention-based MIL as in ``abmil``, with a = sparsemax of the scores (Martins and Astudillo, ICML 2016) or their
+    1.5-entmax (Peters, Niculae and Martins, ACL 2019) instead of softmax: the a_k are at least 0 and sum to 1, and
+    patches with low scores have exactly 0, in training and at test. Those patches receive no gradient.
 
-    Deviations: the paper's contrastive learning of the patch encoder is the encoder's matter; the sparse map is an
-    option, and so is the gate.
+    Deviations: the paper's contrastive learning of the patch encoder is left out, as the encoder is fixed; the sparse
+    function and the gate are options.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class SparseAttentionMIL(AttentionMIL):
         self.normalise = _NORMALISERS[normalise]
 
     def weigh(self, scores: Tensor) -> Tensor:
-        """Attention from scores, (N,) -> (N,), most of it 0."""
+        """Turn scores (N,) into attention (N,), most of it 0."""
         return self.normalise(scores)
 
     def weighted_mean(self, features: Tensor, xy: Tensor) -> WeightedMean | None:  # noqa: ARG002
-        """None: a sparse weight depends on which other patches are there, not only on their sum."""
+        """None: a sparse weight depends on the other patches' scores, not only on a sum over them."""
         return None
 
 
@@ -58,9 +58,16 @@ def smile(
     attention_dim: int = 128,
     dropout: float = 0.25,
 ) -> nn.Module:
-    """Attention-based MIL with sparse weights: low scores weigh exactly 0.
+    """Attention-based MIL with sparse weights: patches with low scores have weight exactly 0.
 
-    ``normalise``: "sparsemax", or "entmax15", which lies between it and softmax.
+    Parameters
+    ----------
+    dim, classes : int
+        Features per patch, and number of logits.
+    normalise : str
+        "sparsemax", or "entmax15", which lies between sparsemax and softmax.
+    gated, hidden, attention_dim, dropout : bool, int, int, float
+        As in ``abmil``.
     """
     check_choice("normalise", normalise, tuple(_NORMALISERS))
     check_flag("gated", gated)

@@ -16,14 +16,14 @@ from .ppeg import PPEG
 
 
 class AttentionShares(NamedTuple):
-    """Where the class token looks in the last layer, mean over heads. The parts add up to the whole row.
+    """Attention of the last layer's class token, mean over heads, by owner; the parts add up to the whole row.
 
-    The row's sum is 1 with exact attention; with Nystrom it is near 1, and single shares may be slightly negative.
+    The row sums to 1 with exact attention; with Nystrom it sums to about 1, and shares may be slightly negative.
     """
 
-    patches: Tensor  # (N,) a repeated patch has its copies' shares
-    class_token: Tensor  # () what it gives to itself
-    padding: Tensor  # () what zero padding in front of the sequence takes
+    patches: Tensor  # (N,) a repeated patch includes its copies' shares
+    class_token: Tensor  # () the class token itself
+    padding: Tensor  # () zero padding in front of the sequence
 
 
 class TransLayer(nn.Module):
@@ -49,13 +49,13 @@ class TransMIL(nn.Module):
     """Shao et al., "TransMIL: Transformer based Correlated MIL for Whole Slide Image Classification", NeurIPS 2021.
 
     Linear and ReLU; class token; attention layer; PPEG; attention layer; LayerNorm; class token; linear. The default
-    options are the published model, parameter names included. The published square is filled up with the first
-    patches again and follows the order of the list, not the tissue.
+    options are the published model, parameter names included. The published square is filled up with copies of the
+    first patches and follows the order of the list, not the tissue.
 
-    Deviations: ``position="grid"`` runs PPEG on the patches' own positions and repeats no patch (the attention's value
-    convolution still runs along the list); ``attention="exact"`` is softmax attention with the same parameters, its
-    value convolution kept. Same function, other arithmetic: attention is factored into fused calls, PPEG's kernels
-    are added up first, and the last layer computes the class token only, since nothing else of it is read, without
+    Deviations: ``position="grid"`` applies PPEG at the patches' own positions and repeats no patch (the attention's
+    value convolution still runs along the list); ``attention="exact"`` is softmax attention with the same parameters
+    and value convolution. Same function, other arithmetic: attention is factored into fused calls, PPEG's kernels are
+    summed first, and the last layer computes the class token only, as nothing else of it is read, without explicit
     values, which are linear in the tokens.
     """
 
@@ -73,7 +73,7 @@ class TransMIL(nn.Module):
         self._fc2 = nn.Linear(hidden, classes)
 
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:
-        """Logits (C,) and attention (N,), without gradient: the patches' shares over their sum.
+        """Logits (C,), and attention (N,) without gradient: the patches' shares over their sum.
 
         With Nystrom attention the entries approximate softmax attention and may be slightly negative.
         """
@@ -82,13 +82,13 @@ class TransMIL(nn.Module):
         return MILOutput(self._fc2(self.norm(class_token)), shares.patches / shares.patches.sum())
 
     def attention_shares(self, features: Tensor, xy: Tensor) -> AttentionShares:
-        """The class token's row of the last layer, part by part, as it is: nothing is normalised or clamped."""
+        """Attention row of the last layer's class token by owner, neither normalised nor clamped."""
         _, row = self._class_token(features, xy)
         return self.fold_shares(row, len(features))
 
     @property
     def patch_embedding(self) -> nn.Module:
-        """Patches (N, D) -> (N, hidden), each alone."""
+        """Module that maps each patch independently, (N, D) -> (N, hidden)."""
         return self._fc1
 
     @property
@@ -97,27 +97,27 @@ class TransMIL(nn.Module):
         return self._fc2
 
     def _class_token(self, features: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
-        """The class token (hidden,) behind the last layer, and its attention row (P,)."""
+        """The class token (hidden,) after the last layer, and its attention row (P,)."""
         tokens = self._encoded(features, xy)
         return self.layer2.first_token(tokens)
 
     def _encoded(self, features: Tensor, xy: Tensor) -> Tensor:
-        """What the last layer is given, (T, hidden): class token, patches, copies."""
+        """Input of the last layer, (T, hidden): class token, patches, copies."""
         tokens: Tensor = self.layer1(self._sequence(features))  # (T, hidden)
         around = self.pos_layer.on_grid(tokens[1:], xy) if self.grid else self.pos_layer.on_square(tokens[1:])
         return torch.cat([tokens[:1], around])
 
     def _sequence(self, features: Tensor) -> Tensor:
-        """The sequence (T, hidden): class token, patches, copies."""
+        """Input of the first layer, (T, hidden): class token, patches, copies."""
         patches: Tensor = self._fc1(features)  # (N, hidden)
         return torch.cat([self.cls_token[0], patches, patches[: self.copies(len(features))]])
 
     def copies(self, patches: int) -> int:
-        """How many of the first patches are repeated to fill the square."""
+        """Number of patches, from the first, that are repeated to fill the square."""
         return 0 if self.grid else (math.isqrt(patches - 1) + 1) ** 2 - patches
 
     def fold_shares(self, row: Tensor, count: int) -> AttentionShares:
-        """Give each key's share (P,) back to what it stands for."""
+        """Assign each key's share (P,) to its owner: one of ``count`` patches, the class token, or padding."""
         copies = self.copies(count)
         padding, class_token, patches, repeated = row.split([len(row) - 1 - count - copies, 1, count, copies])
         folded = torch.cat([patches[:copies] + repeated, patches[copies:]])  # (N,)
@@ -139,8 +139,21 @@ def transmil(
 ) -> nn.Module:
     """TransMIL; attention "nystrom" (published; CPU) or "exact" (new training on a GPU), position "sequence" or "grid".
 
-    ``nystrom`` is linear in the number of patches, ``exact`` quadratic in time; on a CPU they cost the same at two
-    to three thousand patches. ``landmarks`` and ``pinv_iterations`` mean nothing to ``exact``.
+    Parameters
+    ----------
+    dim, classes : int
+        Features per patch, and number of logits.
+    attention : str
+        "nystrom", linear in the number of patches, or "exact", quadratic in time; on a CPU both take the same time at
+        two to three thousand patches.
+    position : str
+        "sequence": PPEG on the list laid on a square, as published; "grid": on the patches' own positions.
+    hidden, heads : int
+        Width and attention heads; ``hidden`` is a multiple of ``heads``.
+    landmarks, pinv_iterations : int
+        Of "nystrom"; "exact" ignores both.
+    dropout : float
+        Dropout of the attention's output.
     """
     check_choice("attention", attention, ("nystrom", "exact"))
     check_choice("position", position, ("sequence", "grid"))

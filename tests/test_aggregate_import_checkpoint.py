@@ -1,4 +1,4 @@
-"""Imported models: a file as the authors' code writes it, and the logits and attention of their paper, by loops."""
+"""Imported models: files as the authors' code writes them, against the papers' logits and attention as loops."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TWO = ("normal", "tumour")
 
 
 def weights(*layers: tuple[str, int, int], seed: int = 0, bias: bool = True) -> State:
-    """name -> (out, in) linear layers, in the layout of torch."""
+    """State dict of linear layers (name, out, in), in the layout of torch."""
     generator = torch.Generator().manual_seed(seed)
     state: State = {}
     for name, out, into in layers:
@@ -98,7 +98,7 @@ def abmil_plain() -> tuple[Given, Any]:
 
 
 def abmil_gated() -> tuple[Given, Any]:
-    """Gated, on features directly, behind DataParallel; the one sigmoid told apart as two classes."""
+    """Gated, on features directly, saved from DataParallel; the single sigmoid becomes two classes."""
     state = weights(
         ("attention_V.0", ATTENTION, DIM),
         ("attention_U.0", ATTENTION, DIM),
@@ -179,8 +179,8 @@ def clam(kind: str, *, gate: bool = True, at: tuple[int, int] = (3, 3), classes:
     if gate:
         state |= weights((u, ATTENTION, HIDDEN), seed=6)
     state |= weights(*((f"instance_classifiers.{c}", 2, HIDDEN) for c in range(classes)), seed=7)
-    says = [f"classifiers.{c}" for c in range(classes)] if kind == "mb" else ["classifiers"]
-    state |= weights(*((name, 1 if kind == "mb" else classes, HIDDEN) for name in says), seed=8)
+    names = [f"classifiers.{c}" for c in range(classes)] if kind == "mb" else ["classifiers"]
+    state |= weights(*((name, 1 if kind == "mb" else classes, HIDDEN) for name in names), seed=8)
     file = {name.replace("attention_net.", "attention_net.module."): value for name, value in state.items()}
     file["instance_loss_fn.labels"] = torch.arange(2)  # a buffer of the smooth top-1 SVM loss
 
@@ -190,13 +190,13 @@ def clam(kind: str, *, gate: bool = True, at: tuple[int, int] = (3, 3), classes:
         shares = [softmax([float(score[k]) for score in scores]) for k in range(heads)]
         if kind == "sb":
             return line(state, "classifiers", weighted(shares[0], h)).tolist(), shares[0]
-        return [float(line(state, says[c], weighted(shares[c], h))) for c in range(classes)], shares
+        return [float(line(state, names[c], weighted(shares[c], h))) for c in range(classes)], shares
 
     return (file, tuple("abcdef"[:classes]), {}), expected
 
 
 def dsmil(form: str, *, classes: int = 2) -> tuple[Given, Any]:
-    """Li et al., in the forms that their repository has had: layers of q, and what stands for v.
+    """Li et al., in the forms that their repository has had: layers of q, and form of v.
 
     "mlp": q of two layers, no v. "mlp-v": v linear with ReLU. "linear": q linear, v linear, the first form.
     "linear-v": q linear, v linear with ReLU, which has the same names. "plain": q linear, no v.
@@ -213,7 +213,7 @@ def dsmil(form: str, *, classes: int = 2) -> tuple[Given, Any]:
     state["b_classifier.fcc.weight"] = torch.randn(classes, classes, DIM, generator=generator) / DIM**0.5
     state["b_classifier.fcc.bias"] = torch.randn(classes, generator=generator)
 
-    def ask(x: Tensor) -> Tensor:
+    def query_of(x: Tensor) -> Tensor:
         y = line(state, query[0], x)
         return line(state, query[1], y.clamp(min=0)).tanh() if query[1] else y
 
@@ -225,7 +225,7 @@ def dsmil(form: str, *, classes: int = 2) -> tuple[Given, Any]:
 
     def expected(features: Tensor, xy: Tensor) -> tuple[list[float], list[list[float]]]:
         scores = [line(state, instance, x).tolist() for x in features]
-        queries, shares, pooled = [ask(x) for x in features], [], []
+        queries, shares, pooled = [query_of(x) for x in features], [], []
         for c in range(classes):
             critical = max(range(len(scores)), key=lambda i: float(scores[i][c]))
             shares.append(softmax([float(q @ queries[critical]) / ATTENTION**0.5 for q in queries]))
@@ -245,7 +245,7 @@ def dtfd(distill: str) -> tuple[Given, Any]:
         ("attention_weights", 1, ATTENTION),
     )
     reduction = weights(("module.fc1", HIDDEN, DIM), seed=1, bias=False)
-    first, first_says = weights(*heads, seed=2), weights(("fc", 2, HIDDEN), seed=3)
+    first, first_classifier = weights(*heads, seed=2), weights(("fc", 2, HIDDEN), seed=3)
     second = weights(*((f"attention.{n}", o, i) for n, o, i in heads), ("classifier.fc", 2, HIDDEN), seed=4)
     names = ("attention_V.0", "attention_U.0", "attention_weights")
 
@@ -260,10 +260,10 @@ def dtfd(distill: str) -> tuple[Given, Any]:
                 distilled.append(weighted(a, [h[i] for i in members]))
                 made_of.append(dict(zip(members, a, strict=True)))
                 continue
-            cam = [first_says["fc.weight"].double() @ (share * h[i]) for share, i in zip(a, members, strict=True)]
-            sure = {i: softmax(c.tolist())[-1] for i, c in zip(members, cam, strict=True)}
-            chosen = [max(sure, key=lambda i: sure[i]), min(sure, key=lambda i: sure[i])]
-            for i in chosen[: 1 if distill == "maxs" else 2]:
+            cam = [first_classifier["fc.weight"].double() @ (share * h[i]) for share, i in zip(a, members, strict=True)]
+            likely = {i: softmax(c.tolist())[-1] for i, c in zip(members, cam, strict=True)}
+            selected = [max(likely, key=lambda i: likely[i]), min(likely, key=lambda i: likely[i])]
+            for i in selected[: 1 if distill == "maxs" else 2]:
                 distilled.append(h[i])
                 made_of.append({i: 1.0})
         b = softmax([float(gated(second, [f"attention.{n}" for n in names], x)) for x in distilled])
@@ -273,7 +273,12 @@ def dtfd(distill: str) -> tuple[Given, Any]:
                 shares[i] += share * part
         return line(second, "classifier.fc", weighted(b, distilled)).tolist(), shares
 
-    file: Any = {"classifier": first_says, "dim_reduction": reduction, "attention": first, "att_classifier": second}
+    file: Any = {
+        "classifier": first_classifier,
+        "dim_reduction": reduction,
+        "attention": first,
+        "att_classifier": second,
+    }
     return (file, TWO, {"distill": distill, "pseudo_bags": 3}), expected
 
 
@@ -315,20 +320,20 @@ def imported(tmp_path: Path, case: str) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("patches", [3, 40])
-def test_logits_and_attention_are_those_of_the_authors(tmp_path: Path, case: str, patches: int) -> None:
+def test_logits_and_attention_are_those_of_the_authors(tmp_path: Path, case: str) -> None:
     expected = CASES[case]()[1]
     module, _ = load_model(imported(tmp_path, case), "cpu")
-    features, xy = bag(patches)
-    with torch.no_grad():
-        out: MILOutput = module(features, xy)
-    logits, attention = expected(features, xy)
-    assert out.logits.tolist() == pytest.approx(logits, abs=1e-5)
-    assert out.attention is not None
-    torch.testing.assert_close(out.attention.double(), torch.tensor(attention).double(), rtol=0, atol=1e-5)
+    for patches in (3, 40):
+        features, xy = bag(patches)
+        with torch.no_grad():
+            out: MILOutput = module(features, xy)
+        logits, attention = expected(features, xy)
+        assert out.logits.tolist() == pytest.approx(logits, abs=1e-5)
+        assert out.attention is not None
+        torch.testing.assert_close(out.attention.double(), torch.tensor(attention).double(), rtol=0, atol=1e-5)
 
 
-def test_the_card_says_what_the_file_and_the_user_said(tmp_path: Path) -> None:
+def test_the_card_has_the_values_of_the_file_and_of_the_user(tmp_path: Path) -> None:
     card = load_card(imported(tmp_path, "transmil"))
     assert card.model == "transmil"
     assert card.options == {"hidden": 16, "heads": 8, "landmarks": 8, "pinv_iterations": 6}
@@ -343,7 +348,7 @@ def test_the_card_says_what_the_file_and_the_user_said(tmp_path: Path) -> None:
     assert card.trained["imported"]["from"] == "transmil"
 
 
-def test_one_sigmoid_is_one_label_or_two_classes(tmp_path: Path) -> None:
+def test_a_single_sigmoid_becomes_one_label_or_two_classes(tmp_path: Path) -> None:
     state = abmil_plain()[0][0]
     torch.save(state, tmp_path / "f.pt")
     one, _ = import_model(tmp_path / "f.pt", "abmil", FEATURES, ("tumour",), tmp_path / "one")
@@ -356,7 +361,7 @@ def test_one_sigmoid_is_one_label_or_two_classes(tmp_path: Path) -> None:
     torch.testing.assert_close(softmax_[1:], sigmoid, rtol=0, atol=1e-6)
 
 
-def test_the_same_import_gives_the_same_bytes_and_another_needs_another_folder(tmp_path: Path) -> None:
+def test_the_same_import_gives_the_same_bytes_and_another_model_needs_another_folder(tmp_path: Path) -> None:
     folder = imported(tmp_path, "abmil-plain")
     before = [(folder / name).read_bytes() for name in ("model.json", "model.safetensors")]
     imported(tmp_path, "abmil-plain")
@@ -365,7 +370,7 @@ def test_the_same_import_gives_the_same_bytes_and_another_needs_another_folder(t
         imported(tmp_path, "abmil-softmax")
 
 
-def test_numbers_of_numpy_beside_the_weights_are_let_in(tmp_path: Path) -> None:
+def test_numpy_numbers_beside_the_weights_are_allowed(tmp_path: Path) -> None:
     state = {"a.weight": torch.ones(2, 3, dtype=torch.float64)}
     torch.save({"state_dict": state, "best": np.float64(0.9), "epoch": np.int64(3)}, tmp_path / "f.ckpt")
     (read,) = read_weights(tmp_path / "f.ckpt").items()
@@ -374,7 +379,7 @@ def test_numbers_of_numpy_beside_the_weights_are_let_in(tmp_path: Path) -> None:
 
 
 class Evil:
-    """What a pickle can do where one lets it."""
+    """A pickle that runs code when it is loaded without restrictions."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("evil",)
@@ -382,12 +387,12 @@ class Evil:
 
 @pytest.mark.parametrize("content", [Evil(), {"state_dict": {}, "callbacks": Evil()}, {"scores": np.zeros(3)}])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_a_file_names_beside_weights_is_refused_and_not_run(
+def test_a_file_with_anything_but_weights_is_refused_and_runs_no_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object, zipped: bool
 ) -> None:
     torch.save(content, tmp_path / "f.pt", _use_new_zipfile_serialization=zipped)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ArtifactError, match=r"f\.pt names \S+, which is code and not weights.* save the weights alone"):
+    with pytest.raises(ArtifactError, match=r"f\.pt names \S+, which is code and not weights.* save only the weights"):
         read_weights(Path("f.pt"))
     assert not Path("evil").exists()
 
@@ -395,30 +400,30 @@ def test_what_a_file_names_beside_weights_is_refused_and_not_run(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (torch.zeros(3), "holds a Tensor and no state_dict"),
+        (torch.zeros(3), "holds a Tensor, not a state_dict"),
         ({}, "holds no weights"),
-        ({"a": 3}, "a is a int; save the weights alone"),
-        ({"a": torch.tensor([math.nan])}, "a holds values that are no numbers"),
+        ({"a": 3}, "a is of type int; save only the weights"),
+        ({"a": torch.tensor([math.nan])}, "a holds values that are not finite"),
         ({"a": torch.zeros(1), "module.a": torch.zeros(1)}, "holds a twice"),
     ],
 )
-def test_what_holds_no_weights_is_refused(tmp_path: Path, content: object, message: str) -> None:
+def test_a_file_without_usable_weights_is_refused(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "f.pt")
     with pytest.raises(ArtifactError, match=message):
         read_weights(tmp_path / "f.pt")
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04 torn"])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "f.pt").write_bytes(data)
-    with pytest.raises(ArtifactError, match=r"f\.pt is damaged or no file of torch\.save"):
+    with pytest.raises(ArtifactError, match=r"f\.pt is damaged or was not written by torch\.save"):
         read_weights(tmp_path / "f.pt")
     with pytest.raises(ArtifactError, match="cannot be read"):
         read_weights(tmp_path / "absent.pt")
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_tensor_more_or_less_is_refused_by_name(tmp_path: Path, case: str) -> None:
+def test_an_extra_or_missing_tensor_is_refused_by_name(tmp_path: Path, case: str) -> None:
     state, classes, options = CASES[case]()[0]
     more = {**state, "norm9.weight": torch.ones(2)}
     torch.save(more, tmp_path / "f.pt")
@@ -435,14 +440,14 @@ def test_a_tensor_more_or_less_is_refused_by_name(tmp_path: Path, case: str) -> 
     ("case", "change", "error", "message"),
     [
         ("transmil", {"classes": ("a", "b", "c")}, ArtifactError, r"has 2 outputs, but --classes names 3 \(a, b, c\)"),
-        ("transmil", {"classes": ("a", "a")}, ConfigError, "--classes a,a: give each class one name"),
-        ("transmil", {"options": {"heads": 4}}, ConfigError, "--option heads: .* open: landmarks, pinv_iterations"),
+        ("transmil", {"classes": ("a", "a")}, ConfigError, "--classes a,a: give each class a name"),
+        ("transmil", {"options": {"heads": 4}}, ConfigError, "--option heads: .* set: landmarks, pinv_iterations"),
         ("transmil", {"family": "abmil"}, ArtifactError, r"lacks attention\.0\.weight, so it is not the abmil model"),
         ("transmil", {"family": "resnet"}, ConfigError, "--from resnet: known are abmil, clam, dsmil, dtfd, transmil"),
         ("abmil-plain", {"task": "classification"}, ConfigError, "--classes tumour: classification needs two classes"),
     ],
 )
-def test_choices_that_do_not_fit_the_file_are_refused(
+def test_arguments_that_do_not_fit_the_file_are_refused(
     tmp_path: Path, case: str, change: dict[str, Any], error: type[WsiError], message: str
 ) -> None:
     state, classes, options = CASES[case]()[0]
@@ -454,32 +459,32 @@ def test_choices_that_do_not_fit_the_file_are_refused(
     assert not (tmp_path / "m").exists()
 
 
-def test_tensors_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+def test_tensors_of_inconsistent_shapes_are_refused(tmp_path: Path) -> None:
     state = transmil()[0][0]
     state["model.pos_layer.proj1.bias"] = torch.zeros(3)
     torch.save(state, tmp_path / "f.pt")
-    with pytest.raises(ArtifactError, match=r"its pos_layer\.proj1\.bias would be \(3,\), but .* ask for \(16,\)"):
+    with pytest.raises(ArtifactError, match=r"its pos_layer\.proj1\.bias is \(3,\), but .* require \(16,\)"):
         import_model(tmp_path / "f.pt", "transmil", FEATURES, TWO, tmp_path / "m")
     state = abmil_gated()[0][0]
     state["module.attention_U.0.weight"] = torch.zeros(5, DIM)
     torch.save(state, tmp_path / "f.pt")
-    with pytest.raises(ArtifactError, match=r"has attention_U\.0\.weight \(5, 32\), where \(6, 32\) belongs"):
+    with pytest.raises(ArtifactError, match=r"has attention_U\.0\.weight \(5, 32\), where \(6, 32\) is expected"):
         import_model(tmp_path / "f.pt", "abmil", FEATURES, TWO, tmp_path / "m")
 
 
-def test_forms_of_dtfd_that_are_other_models_are_refused(tmp_path: Path) -> None:
+def test_forms_of_dtfd_that_are_different_models_are_refused(tmp_path: Path) -> None:
     state, _, _ = dtfd("afs")[0]
     nested: Any = {name: dict(part) for name, part in state.items()}
     nested["dim_reduction"]["resBlocks.0.block.0.weight"] = torch.zeros(HIDDEN, HIDDEN)
     torch.save(nested, tmp_path / "f.pt")
-    with pytest.raises(ArtifactError, match="has residual blocks behind dim_reduction"):
+    with pytest.raises(ArtifactError, match="has residual blocks after dim_reduction"):
         import_model(tmp_path / "f.pt", "dtfd", FEATURES, TWO, tmp_path / "m")
     torch.save(state, tmp_path / "f.pt")
     with pytest.raises(ConfigError, match="only distill=afs can be imported"):
         import_model(tmp_path / "f.pt", "dtfd", FEATURES, ("a", "b", "c"), tmp_path / "m", options={"distill": "maxs"})
 
 
-def test_the_instance_classifiers_of_clam_come_along(tmp_path: Path) -> None:
+def test_the_instance_classifiers_of_clam_are_imported(tmp_path: Path) -> None:
     state = clam("mb", classes=3)[0][0]
     module, card = load_model(imported(tmp_path, "clam-mb"), "cpu")
     assert card.model == "clam_mb"
@@ -490,16 +495,16 @@ def test_the_instance_classifiers_of_clam_come_along(tmp_path: Path) -> None:
     torch.testing.assert_close(module.instance_logits(features, xy).double(), slow, rtol=0, atol=1e-5)
 
 
-def test_dsmil_says_one_sigmoid_a_class_unless_told_otherwise(tmp_path: Path) -> None:
+def test_dsmil_has_one_sigmoid_per_class_unless_a_task_is_given(tmp_path: Path) -> None:
     assert load_card(imported(tmp_path, "dsmil-one-output")).task == "multilabel"
     torch.save(dsmil("mlp")[0][0], tmp_path / "f.pt")
     card, _ = import_model(tmp_path / "f.pt", "dsmil", FEATURES, TWO, tmp_path / "m", task="classification")
     assert (card.task, card.threshold) == ("classification", 0.5)
 
 
-def test_what_dsmil_leaves_open_has_to_be_said(tmp_path: Path) -> None:
+def test_what_a_dsmil_file_leaves_open_has_to_be_given(tmp_path: Path) -> None:
     torch.save(dsmil("linear")[0][0], tmp_path / "f.pt")
-    with pytest.raises(ConfigError, match=r"not whether ReLU stands .* give --option values=linear or --option"):
+    with pytest.raises(ConfigError, match=r"not whether ReLU follows .* give --option values=linear or --option"):
         import_model(tmp_path / "f.pt", "dsmil", FEATURES, TWO, tmp_path / "m")
     torch.save(dsmil("mlp-v")[0][0], tmp_path / "f.pt")
     _, found = import_model(tmp_path / "f.pt", "dsmil", FEATURES, TWO, tmp_path / "m")
@@ -513,7 +518,7 @@ def test_what_dsmil_leaves_open_has_to_be_said(tmp_path: Path) -> None:
 
 
 def wsi(*arguments: object) -> str:
-    """What the command prints; its refusal as an exception."""
+    """Output of the command; an error is raised as an exception."""
     done = CliRunner().invoke(app, [str(a) for a in arguments])
     if done.exception is not None:
         raise done.exception
@@ -521,8 +526,8 @@ def wsi(*arguments: object) -> str:
 
 
 @pytest.mark.parametrize(("case", "task"), [("transmil", "classification"), ("dsmil-two", "multilabel")])
-def test_the_command_takes_a_model_to_predictions_on_matching_bags(tmp_path: Path, case: str, task: str) -> None:
-    """Bags of a run, a file of the authors', one command; then predict as the run does it."""
+def test_an_imported_model_predicts_on_matching_bags(tmp_path: Path, case: str, task: str) -> None:
+    """The bags of a run, a file of the authors, and one command; then the run's predict stage."""
     (state, _, options), expected = CASES[case]()
     torch.save(state, tmp_path / "authors.ckpt")
     folder = tmp_path / "model"
@@ -530,21 +535,21 @@ def test_the_command_takes_a_model_to_predictions_on_matching_bags(tmp_path: Pat
     rows = tuple(replace(slide, label=None) for slide in project.slides)
     project = replace(project, slides=rows, cohort=rows)
     (tmp_path / "seen.txt").write_text("s02\n")
-    said = wsi(
+    output = wsi(
         *("import-model", tmp_path / "authors.ckpt", "--from", family(case), "--classes", "normal,tumour"),
         *("--bag", project.folder.bag("s00"), "--out", folder, "--seen", tmp_path / "seen.txt"),
         *(part for name, value in options.items() for part in ("--option", f"{name}={value}")),
     )
-    assert f"{case.partition('-')[0]}, 32 features a patch, {task} of normal, tumour" in said
+    assert f"{case.partition('-')[0]}, 32 features per patch, {task} of normal, tumour" in output
     if case == "transmil":
-        assert "assumed    landmarks=8 pinv_iterations=6" in said
+        assert "assumed    landmarks=8 pinv_iterations=6" in output
     with Engine(project.config.engine, project.config.out) as engine:
         stage.run(project, engine)
         assert engine.failures == []
     header, lines = read_csv(project.folder.predictions)
     found = {values[0]: dict(zip(header, values, strict=True)) for values in lines}
     assert [(name, row["held_out"]) for name, row in found.items()] == [
-        ("s00", "false"),  # of the patient of s02
+        ("s00", "false"),  # same patient as s02
         ("s01", "true"),
         ("s02", "false"),
     ]
@@ -555,7 +560,7 @@ def test_the_command_takes_a_model_to_predictions_on_matching_bags(tmp_path: Pat
         assert float(row["prob_tumour"]) == pytest.approx(share, abs=1e-5)
 
 
-def test_without_a_bag_the_encoder_says_its_digest_or_the_user_does(tmp_path: Path) -> None:
+def test_without_a_bag_the_digest_is_the_encoders_or_given_by_the_user(tmp_path: Path) -> None:
     torch.save(abmil_plain()[0][0], tmp_path / "f.pt")
     command: tuple[object, ...] = (
         "import-model",
@@ -579,16 +584,19 @@ def test_without_a_bag_the_encoder_says_its_digest_or_the_user_does(tmp_path: Pa
     ("arguments", "message"),
     [
         (("--encoder", "lite0"), "give --bag FILE.h5, or all of --encoder NAME --mpp UM_PER_PX --side-px PIXELS"),
-        (("--bag", "b.h5", "--mpp", "1"), "--bag says encoder, digest, mpp and side_px; leave the other four out"),
+        (("--bag", "b.h5", "--mpp", "1"), "--bag contains encoder, digest, mpp and side_px; leave the other"),
         (("--bag", "b.h5"), "the bag b.h5 is not there"),
         (("--encoder", "lite0", "--mpp", "0", "--side-px", "224"), "both must be above 0"),
         (("--encoder", "lite9", "--mpp", "1", "--side-px", "224"), "there is no encoder called 'lite9'"),
-        (("--encoder", "lite0", "--mpp", "1", "--side-px", "9", "--task", "survival"), "--task survival: an imported"),
+        (
+            ("--encoder", "lite0", "--mpp", "1", "--side-px", "9", "--task", "survival"),
+            "--task survival: the task of an imported",
+        ),
         (("--encoder", "lite0", "--mpp", "1", "--side-px", "9", "--option", "a"), "--option a: write it as name=value"),
         (("--encoder", "lite0", "--mpp", "1", "--side-px", "9", "--seen", "x.txt"), "--seen x.txt cannot be read"),
     ],
 )
-def test_arguments_that_cannot_be_used_get_one_line(
+def test_unusable_arguments_are_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
