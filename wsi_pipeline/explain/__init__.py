@@ -1,1 +1,1 @@
-"""Why the slide model says what it says: one score per patch, for one class."""
+"""Explanations of the slide model's output: one score per patch, for one class."""

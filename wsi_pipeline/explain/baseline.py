@@ -1,4 +1,4 @@
-"""What a patch is where it is taken away but its place is kept."""
+"""Features that replace a patch which is removed but whose position is kept."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ BASELINES = ("zero", "mean")
 
 
 def baseline_row(features: Tensor, kind: str) -> Tensor:
-    """(1, D) in place of each patch of ``features`` (N, D): "zero", or "mean", the mean of the bag."""
+    """Row (1, D) that replaces patches of ``features`` (N, D): "zero", or "mean", the mean of the bag."""
     mean = features.detach().mean(0, keepdim=True)
     return mean if kind == "mean" else mean.new_zeros(mean.shape)

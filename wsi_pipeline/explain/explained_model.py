@@ -1,16 +1,16 @@
-"""A model as the explanations see it: what it predicts, and the one number that a method explains.
+"""A model with its task: what it predicts, and the target, the one number t that a method explains.
 
-=============== ======== =====================================================================================
-task            link     target t(x) of class c with logits y
-=============== ======== =====================================================================================
-classification  softmax  y_c less the mean of the other classes' logits; of two classes the log odds of c
-multilabel      sigmoid  y_c, the label's own log odds: another label that is present is no evidence against it
+=============== ======== ===========================================================================================
+task            link     target t(x) of class c, with logits y
+=============== ======== ===========================================================================================
+classification  softmax  y_c less the mean of the other classes' logits; for two classes the log odds of c
+multilabel      sigmoid  y_c, the label's own log odds: the presence of another label is not evidence against it
 regression      value    y, the predicted value in standard deviations of the training labels
 survival        risk     y, the log hazard of Cox's model, up to a constant that all slides share
-=============== ======== =====================================================================================
+=============== ======== ===========================================================================================
 
-t is affine in the logits. A logit of a softmax is arbitrary up to a constant that all classes share, so there the
-contrast is explained; the logits of the other links mean something on their own.
+t is linear in the logits. The logits of a softmax are defined up to a constant that all classes share, so there the
+contrast between classes is explained; with the other links each logit has a meaning of its own.
 """
 
 from __future__ import annotations
@@ -40,13 +40,21 @@ LINKS: Mapping[Task, Link] = {
 
 @dataclass(frozen=True)
 class Target:
-    """The number t that is explained, as a linear function of the logits."""
+    """The number t that is explained, a linear function of the logits.
 
-    index: int  # of the class
+    Parameters
+    ----------
+    index : int
+        Of the class.
+    link : str
+        "softmax", "sigmoid", "value" or "risk".
+    """
+
+    index: int
     link: Link = "softmax"
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Logits, or evidence per class, (..., C) -> (...)."""
+        """t of logits, or of evidence per class, (..., C) -> (...)."""
         return contrast(logits, self.index) if self.link == "softmax" else logits[..., self.index]
 
 
@@ -56,10 +64,14 @@ class ExplainedModel:
 
     Parameters
     ----------
-    module : takes features (N, D) and positions (N, 2) in units of the patch stride, gives ``MILOutput``
-    task : decides the link, and so what is explained
-    classes : names of the logits, in order; of regression and survival one name
-    scale : of regression, mean and standard deviation of the training labels
+    module : nn.Module
+        Takes features (N, D) and positions (N, 2) in units of the patch stride, and returns a ``MILOutput``.
+    task : str
+        "classification", "multilabel", "regression" or "survival": decides the link, and so the target.
+    classes : tuple of str
+        Names of the logits, in order; a single name for regression and survival.
+    scale : tuple of float
+        For regression, mean and standard deviation of the training labels.
     """
 
     module: nn.Module
@@ -69,7 +81,7 @@ class ExplainedModel:
 
     @property
     def link(self) -> Link:
-        """What turns the logits into what is predicted."""
+        """Function that turns the logits into predictions."""
         return LINKS[self.task]
 
     @property
@@ -79,17 +91,17 @@ class ExplainedModel:
 
     @property
     def prediction_unit(self) -> Unit:
-        """Unit of ``predictions``: "probability", the label's own "value", or "risk"."""
+        """Unit of ``predictions``: "probability", "value" (in the label's unit) or "risk"."""
         if self.link == "value":
             return "value"
         return "risk" if self.link == "risk" else "probability"
 
     def target(self, index: int) -> Target:
-        """What is explained of class ``index``."""
+        """The target t of class ``index``."""
         return Target(index, self.link)
 
     def predictions(self, logits: Tensor) -> Tensor:
-        """What the model predicts, (..., C), from logits (..., C): probabilities, values in the label's unit, risks."""
+        """Predictions from logits, (..., C) -> (..., C): probabilities, values in the label's unit, or risks."""
         if self.link == "softmax":
             return logits.softmax(-1)
         if self.link == "sigmoid":
@@ -105,10 +117,18 @@ class ExplainedModel:
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """Per-patch scores plus the part assigned to inputs other than patches."""
+    """Per-patch scores plus the part assigned to inputs other than patches.
 
-    scores: Tensor  # (N,) in the model's precision
-    residual: Mapping[str, float] = field(default_factory=dict)  # e.g. "class token", "padding", "bias" -> its part
+    Parameters
+    ----------
+    scores : Tensor, (N,)
+        In the model's precision.
+    residual : mapping of str to float
+        Part of each other input, such as "class token", "padding", "bias" or "baseline".
+    """
+
+    scores: Tensor
+    residual: Mapping[str, float] = field(default_factory=dict)
 
     def numpy(self) -> Float32:
         """The scores (N,) as float32."""
@@ -117,10 +137,10 @@ class Attribution:
 
 
 def explained_model(module: nn.Module, card: ModelCard) -> ExplainedModel:
-    """``module`` with what its card says of the task."""
+    """``module`` with the task, classes and scale of its card."""
     return ExplainedModel(module, card.task, card.classes, card.scale)
 
 
 def load_explained(folders: Sequence[Path], device: str) -> list[ExplainedModel]:
-    """The members of an ensemble on ``device``, in the order of ``folders``."""
+    """Load the members of an ensemble on ``device``, in the order of ``folders``."""
     return [explained_model(module, card) for module, card in load_members(folders, device)]

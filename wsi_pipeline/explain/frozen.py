@@ -1,4 +1,4 @@
-"""Borrow a model for an explanation and give it back as it was."""
+"""Freeze a model for the time of an explanation, and restore it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import nn
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode, its parameters without gradient; both as before at the end, module by module."""
-    training = {module: module.training for module in model.modules()}
-    learning = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    """Put the model in eval mode, parameters without gradient; restore both at the end, module by module."""
+    modes = {module: module.training for module in model.modules()}
+    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.eval()
         model.requires_grad_(False)
         yield model
     finally:
-        for module, was in training.items():
-            module.training = was
-        for parameter, needed in learning.items():
-            parameter.requires_grad_(needed)
+        for module, training in modes.items():
+            module.training = training
+        for parameter, required in requires_grad.items():
+            parameter.requires_grad_(required)

@@ -1,4 +1,4 @@
-"""The embedded patches h inside a model's own forward pass."""
+"""The embedded patches h within a model's own forward pass."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ..aggregate import EmbedsPatches
 
 
 def embedding(model: nn.Module) -> nn.Module | None:
-    """The module whose output is h (N, hidden), a row for each patch, of that patch alone; None: there is none."""
+    """The module whose output is h (N, hidden), each row from its own patch only; None if the model has none."""
     return model.patch_embedding if isinstance(model, EmbedsPatches) else None
 
 
 @contextlib.contextmanager
 def embedded_leaf(module: nn.Module) -> Iterator[list[Tensor]]:
-    """In a forward pass inside, the output of ``module`` is a leaf of the graph, with a gradient, and in the list."""
-    seen: list[Tensor] = []
+    """Make the output of ``module`` a leaf that requires a gradient, and collect it in the yielded list."""
+    outputs: list[Tensor] = []
 
     def leaf(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        seen.append(output.detach().requires_grad_())
-        return seen[-1]
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1]
 
     handle = module.register_forward_hook(leaf)
     try:
-        yield seen
+        yield outputs
     finally:
         handle.remove()

@@ -1,4 +1,4 @@
-"""Regions: square blocks of the patches' grid that are kept or taken away together, and linear fits over them."""
+"""Regions: square blocks of the patch grid that are kept or removed together, and linear fits over them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ from .explained_model import Attribution, ExplainedModel, Target
 from .frozen import frozen
 from .method_options import check_choice, check_whole
 
-MOST = 60  # regions, where the side is not given: a linear fit of so many needs some hundred samples
+MOST = 60  # regions, unless the side is given: a linear fit of that many needs a few hundred samples
 
 
 def regions(xy: Tensor, side: int | None) -> Tensor:
-    """The region 0 … R - 1 of each patch at ``xy`` (N, 2), units of the stride, as (N,) int64.
+    """Divide the patches into regions.
 
-    Blocks of ``side`` x ``side`` places, from the leftmost and topmost patch. None: the smallest side that gives at
-    most ``MOST`` regions.
+    Parameters
+    ----------
+    xy : Tensor, (N, 2)
+        Positions in units of the patch stride.
+    side : int or None
+        Blocks of ``side`` x ``side`` grid places, from the leftmost and topmost patch; None for the smallest side that
+        gives at most ``MOST`` regions.
+
+    Returns
+    -------
+    Tensor, (N,)
+        int64, the region 0 … R - 1 of each patch.
     """
     place = (xy - xy.amin(0) + 0.5).floor().long()  # (N, 2) column, row
     tried = side or 1
@@ -36,14 +46,14 @@ def regions(xy: Tensor, side: int | None) -> Tensor:
 
 
 class LeastSquares:
-    """Weighted linear regression with an intercept, in the place of captum's own, in double precision.
+    """Weighted linear regression with an intercept, in double precision, as an interpretable model for captum.
 
-    captum's keeps single precision, in which the large weights of KernelSHAP cost the coefficients four digits. Not
-    shrunk, so coefficients are in the contrast's units; of many solutions the smallest.
+    captum's own works in single precision, in which the large weights of KernelSHAP cost the coefficients four digits.
+    There is no shrinkage, so coefficients are in units of t; of several solutions the one of smallest norm.
     """
 
     def fit(self, train_data: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """``train_data``: one batch of S samples, kept or not (S, R), values (S,) and weights (S,)."""
+        """Fit one batch of S samples: kept or not (S, R), values (S,) and weights (S,)."""
         ((kept, values, weights),) = train_data
         root = weights.cpu().double().sqrt()[:, None]  # (S, 1)
         table = torch.cat([kept, torch.ones_like(kept[:, :1])], 1).cpu().double()  # (S, R + 1)
@@ -52,13 +62,13 @@ class LeastSquares:
         ]
 
     def representation(self) -> Tensor:
-        """Coefficients and, last, the intercept, (R + 1,)."""
+        """Coefficients, then the intercept, (R + 1,)."""
         return self.solution[:, 0]
 
 
 @dataclass(frozen=True)
 class RegionOptions:
-    """What the methods over regions have in common."""
+    """Options that LIME and KernelSHAP share; checked when built."""
 
     region: int | None  # side in patches
     samples: int
@@ -75,10 +85,10 @@ class RegionOptions:
 
 @dataclass(frozen=True)
 class RegionMethod:
-    """A method that scores a patch by its region; with what falls on none the scores add up to t, the contrast."""
+    """A method that scores regions; scores and residual add up to t, the target (see ``explained_model``)."""
 
     options: RegionOptions
-    method: Callable[[Callable[[Tensor], Tensor]], Any]  # captum's, see ``attribution_of_regions``
+    method: Callable[[Callable[[Tensor], Tensor]], Any]  # builds captum's method, see ``attribution_of_regions``
 
     unit: ClassVar[Unit] = "attribution"
     signed: ClassVar[bool] = True
@@ -102,10 +112,23 @@ def attribution_of_regions(
     options: RegionOptions,
     method: Callable[[Callable[[Tensor], Tensor]], Any],
 ) -> Attribution:
-    """A region's coefficient in equal shares on its patches, so that patches add up as regions do.
+    """Distribute each region's coefficient equally over its patches.
 
-    ``method``: captum's, fitted by ``LeastSquares``, for a function of a bag as a batch of one, (1, N, D) -> (1,). With
-    "intercept" and "fit error" the scores add up to t(x). One region alone needs no fit: it has t(x) - t(x0).
+    Parameters
+    ----------
+    model : nn.Module
+    features : Tensor, (N, D)
+    xy : Tensor, (N, 2)
+        Positions in units of the patch stride.
+    target : Target
+    options : RegionOptions
+    method : callable
+        Builds captum's method, fitted by ``LeastSquares``, for a function of a batch of one bag, (1, N, D) -> (1,).
+
+    Returns
+    -------
+    Attribution
+        With "intercept" and "fit error" the scores add up to t(x). A single region needs no fit: it has t(x) - t(x0).
     """
     region = regions(xy, options.region)  # (N,)
     sizes = region.bincount()  # (R,)
@@ -129,13 +152,13 @@ def attribution_of_regions(
             origin = value(start.expand_as(bag))
             coefficients, intercept = whole - origin, origin.item()
     scores = (coefficients / sizes)[region]  # (N,)
-    missed = whole.item() - intercept - coefficients.sum().item()
-    return Attribution(scores, {"intercept": intercept, "fit error": missed})
+    error = whole.item() - intercept - coefficients.sum().item()
+    return Attribution(scores, {"intercept": intercept, "fit error": error})
 
 
 @contextlib.contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
-    """Torch's global generator of the CPU, from which captum draws, begins at ``seed`` and is afterwards as before."""
+    """Seed torch's global CPU generator, from which captum draws, and restore it at the end."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

@@ -23,7 +23,7 @@ from ..project import AUTO, MethodSelection, Project
 from ..store import read_bag
 from ..types import Unit
 from .explained_model import Attribution, ExplainedModel, load_explained
-from .measures.random_baseline import RANDOM, chance
+from .measures.random_baseline import RANDOM, random_scores
 from .method_selection import Case, choose, validation_scores
 from .methods import Explainer, explainers
 
@@ -31,8 +31,8 @@ CASES = 12  # slides that decide; a fold's validation slides are judged by its o
 POINTS = 21  # of each flipping curve: steps of 5 %
 
 
-class Chance:
-    """Scores that know nothing, the same for the same bag: what a method has to beat."""
+class RandomBaseline:
+    """Random scores, the same for bags of the same size: the baseline that a method has to beat."""
 
     unit: Unit = "attribution"
     signed = False
@@ -42,7 +42,7 @@ class Chance:
         return None
 
     def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:  # noqa: ARG002
-        scores = chance(len(features), len(features)).astype("float32")
+        scores = random_scores(len(features), len(features)).astype("float32")
         return Attribution(torch.from_numpy(scores))
 
 
@@ -87,7 +87,7 @@ def select_method(
 ) -> int:
     """Write the choice as JSON; returns the number of slides that decided."""
     methods: dict[str, Explainer] = {name: explainers.build(name, **given) for name, given in options.items()}
-    methods[RANDOM] = Chance()
+    methods[RANDOM] = RandomBaseline()
     with cpu_threads(1):
         aupc = validation_scores(_cases(cases, str(pick_device(device))), methods, points=POINTS)
     of_chance = aupc.pop(RANDOM)

@@ -1,8 +1,8 @@
 """The model's logits for each patch as a bag of its own: ``model(features[k:k+1], xy[k:k+1])`` for every k, faster.
 
-Always the same function as that loop, to rounding. ``torch.vmap`` runs the model's own forward pass on many bags of
-one at a time; TransMIL, whose cost for one patch is that of its zero padding, has a closed form; a model that neither
-takes (its shapes depend on the data) is called patch by patch.
+The result equals that loop up to rounding. ``torch.vmap`` runs the model's own forward pass on many bags of one patch;
+TransMIL, whose cost for one patch is that of its zero padding, has a closed form; a model that allows neither (its
+shapes depend on the data) is called patch by patch.
 """
 
 from __future__ import annotations
@@ -15,18 +15,31 @@ from ..aggregate.nystrom import TAPS, TokenAttention
 from ..aggregate.ppeg import RADIUS
 from ..aggregate.transmil import TransMIL
 
-VMAP_BAGS = 64  # bags of one in a call: a model may need some ten megabytes for each
+VMAP_BAGS = 64  # bags of one patch per call: a model may need about ten megabytes for each
 CLOSED_FORM_BAGS = 1024
 _TOLERANCE = 1e-4
 
 
-def logits_alone(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
-    """(N, C) logits of each patch alone, for a model in eval mode."""
+def single_patch_logits(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
+    """Logits of each patch as a bag of its own.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode.
+    features : Tensor, (N, D)
+    xy : Tensor, (N, 2)
+        Positions in units of the patch stride.
+
+    Returns
+    -------
+    Tensor, (N, C)
+    """
     if type(model) is TransMIL and has_closed_form(model):
-        return torch.cat([transmil_alone(model, part) for part in features.split(CLOSED_FORM_BAGS)])
-    if batches(model, features[:2], xy[:2]):
+        return torch.cat([transmil_single_patch_logits(model, part) for part in features.split(CLOSED_FORM_BAGS)])
+    if can_be_batched(model, features[:2], xy[:2]):
         parts = zip(features.split(VMAP_BAGS), xy.split(VMAP_BAGS), strict=True)
-        return torch.cat([vmapped(model, *part) for part in parts])
+        return torch.cat([batched(model, *part) for part in parts])
     return one_by_one(model, features, xy)
 
 
@@ -35,40 +48,40 @@ def one_by_one(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
     return torch.stack([model(features[k : k + 1], xy[k : k + 1]).logits for k in range(len(features))])
 
 
-def vmapped(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
+def batched(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
     """The same in one batched call, (N, C)."""
 
     def logits(features: Tensor, xy: Tensor) -> Tensor:
-        answer: Tensor = model(features, xy).logits
-        return answer
+        found: Tensor = model(features, xy).logits
+        return found
 
-    # The fused attention kernels have no batched form on a CPU; the plain one is written in operators that have.
+    # The fused attention kernels have no batched form on a CPU; the plain one consists of operators that have.
     with sdpa_kernel(SDPBackend.MATH):
         return torch.vmap(logits)(features[:, None], xy[:, None])
 
 
-def batches(model: nn.Module, features: Tensor, xy: Tensor) -> bool:
-    """Whether the model can be batched and then says of these few patches what it says of each."""
+def can_be_batched(model: nn.Module, features: Tensor, xy: Tensor) -> bool:
+    """Whether the model can be batched and then gives the same logits for these few patches."""
     try:
-        together = vmapped(model, features, xy)
-    except RuntimeError:  # how torch says that an operator's shape depends on the data
+        together = batched(model, features, xy)
+    except RuntimeError:  # raised by torch where an operator's shape depends on the data
         return False
     return torch.allclose(together, one_by_one(model, features, xy), rtol=_TOLERANCE, atol=_TOLERANCE)
 
 
 def has_closed_form(model: TransMIL) -> bool:
-    """Whether each token is a landmark of its own when there are two tokens."""
+    """Whether each of two tokens is a landmark of its own."""
     attention = model.layer1.attn
     return attention.exact or attention.landmarks >= 2
 
 
-def transmil_alone(model: TransMIL, features: Tensor) -> Tensor:
-    """TransMIL's logits (B, C) for B bags of one patch; a patch alone has no position."""
+def transmil_single_patch_logits(model: TransMIL, features: Tensor) -> Tensor:
+    """TransMIL's logits (B, C) for B bags of one patch, where the position does not matter."""
     patches: Tensor = model.patch_embedding(features)  # (B, hidden)
     tokens = torch.stack([model.cls_token[0].expand_as(patches), patches], dim=1)  # (B, 2, hidden)
     tokens = tokens + pair_attention(model.layer1.attn, model.layer1.norm(tokens))
     kernel, bias = model.pos_layer.summed_kernel()
-    around = tokens[:, 1] * kernel[:, 0, RADIUS, RADIUS] + bias  # (B, hidden) a kernel sees the patch itself only
+    around = tokens[:, 1] * kernel[:, 0, RADIUS, RADIUS] + bias  # (B, hidden) a kernel reaches the patch itself only
     tokens = torch.stack([tokens[:, 0], tokens[:, 1] + around], dim=1)
     tokens = tokens + pair_attention(model.layer2.attn, model.layer2.norm(tokens))
     logits: Tensor = model.head(model.norm(tokens[:, 0]))
@@ -83,7 +96,7 @@ def pair_attention(attention: TokenAttention, tokens: Tensor) -> Tensor:
         attended = (queries @ keys.mT * queries.shape[-1] ** -0.5).softmax(-1) @ values
     else:
         attended = _padded_pair(queries, keys, values, attention.landmarks - 2, attention.pinv_iterations)
-    middle = attention.res_conv.weight[:, 0, TAPS // 2 - 1 : TAPS // 2 + 2, 0]  # (H, 3) the taps that two tokens meet
+    middle = attention.res_conv.weight[:, 0, TAPS // 2 - 1 : TAPS // 2 + 2, 0]  # (H, 3) taps within two tokens' reach
     before, own, after = middle.T[:, :, None, None]  # 3 x (H, 1, 1)
     first, second = values[:, :, :1], values[:, :, 1:]
     nearby = torch.cat([own * first + after * second, before * first + own * second], dim=2)  # (B, H, 2, d)
@@ -92,11 +105,11 @@ def pair_attention(attention: TokenAttention, tokens: Tensor) -> Tensor:
 
 
 def _padded_pair(queries: Tensor, keys: Tensor, values: Tensor, zeros: int, iterations: int) -> Tensor:
-    """Nystrom attention (B, H, 2, d) of two tokens behind ``zeros`` zero tokens, each token its own landmark.
+    """Nystrom attention (B, H, 2, d) of two tokens after ``zeros`` zero tokens, each token its own landmark.
 
-    All zero tokens are alike, so every matrix over the tokens is constant on the blocks (zero, first, second), and
-    so are products and transposes of such matrices. A matrix of blocks a_ts stands here as a_ts n_s, n the blocks'
-    sizes: then the product of the small matrices stands for the product of the large ones, identity included.
+    All zero tokens are equal, so every matrix over the tokens is constant on the blocks (zero, first, second), and so
+    are products and transposes of such matrices. A matrix of blocks a_ts is represented by a_ts n_s, n the blocks'
+    sizes: the product of these small matrices then represents that of the large ones, including the identity.
     """
     queries, keys, values = (torch.nn.functional.pad(x, (0, 0, 1, 0)) for x in (queries, keys, values))  # (B, H, 3, d)
     sizes = queries.new_tensor([zeros, 1, 1])
@@ -104,9 +117,9 @@ def _padded_pair(queries: Tensor, keys: Tensor, values: Tensor, zeros: int, iter
     weighted = similarity + sizes.log()
     blocks = (similarity - weighted.logsumexp(-1, keepdim=True)).exp()  # a_ts
     attention = weighted.softmax(-1)  # a_ts n_s
-    there = sizes > 0
-    rows = attention.sum(-1)[..., there].amax((1, 2))  # (B,) the largest over heads and tokens, bag by bag
-    columns = (blocks * sizes[:, None]).sum(-2)[..., there].amax((1, 2))
+    present = sizes > 0
+    rows = attention.sum(-1)[..., present].amax((1, 2))  # (B,) the largest over heads and tokens, bag by bag
+    columns = (blocks * sizes[:, None]).sum(-2)[..., present].amax((1, 2))
     inverse = blocks.mT * sizes / (rows * columns)[:, None, None, None]
     identity = torch.eye(3, dtype=queries.dtype, device=queries.device)
     for _ in range(iterations):

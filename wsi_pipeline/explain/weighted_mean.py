@@ -1,4 +1,4 @@
-"""Models whose logits are a softmax-weighted mean of their patches: their exact path, once the claim is checked."""
+"""Models whose logits are a softmax-weighted mean of their patches: the closed form, after the statement is checked."""
 
 from __future__ import annotations
 
@@ -13,10 +13,20 @@ _TOLERANCE = 1e-4
 
 
 def weighted_mean(model: nn.Module, features: Tensor, xy: Tensor) -> WeightedMean | None:
-    """The parts of the mean for ``features`` (N, D) at ``xy`` (N, 2), in double precision on the CPU.
+    """Parts of the mean for one bag.
 
-    None where the model states none, or where what it states is not what it computes, as of a subclass that changes
-    the forward pass and inherits the statement.
+    Parameters
+    ----------
+    model : nn.Module
+    features : Tensor, (N, D)
+    xy : Tensor, (N, 2)
+        Positions in units of the patch stride.
+
+    Returns
+    -------
+    WeightedMean or None
+        In double precision on the CPU. None where the model states no parts, or where they do not give its logits, as
+        for a subclass that changes the forward pass and inherits ``weighted_mean``.
     """
     if not isinstance(model, HasWeightedMean):
         return None
@@ -31,7 +41,7 @@ def weighted_mean(model: nn.Module, features: Tensor, xy: Tensor) -> WeightedMea
 
 
 def is_weighted_mean(model: nn.Module) -> bool:
-    """Whether ``model`` has the form, tried on a small bag."""
+    """Whether the logits of ``model`` are such a mean, tried on a small bag."""
     bag = small_bag(model)
     if bag is None:
         return isinstance(model, HasWeightedMean)

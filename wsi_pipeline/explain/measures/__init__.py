@@ -1,1 +1,1 @@
-"""How faithful an explanation is, and what it costs: the measures of one slide."""
+"""Measures of an explanation of one slide: faithfulness, sanity checks and cost."""

@@ -1,4 +1,4 @@
-"""What a call costs: seconds, and how much memory it took at its peak beyond what was taken before."""
+"""Cost of a call: seconds, and peak memory in addition to what was allocated before."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ _EVERY_S = 0.002
 
 
 class Cost(NamedTuple):
-    """Of one call on this machine; never the same twice."""
+    """Cost of one call on this machine; not reproducible."""
 
     seconds: float
     peak_bytes: int
 
 
 def measured(call: Callable[[], T], device: torch.device) -> tuple[T, Cost]:
-    """What ``call`` gives, and its cost.
+    """Result of ``call``, and its cost.
 
-    Memory: on CUDA, the peak of what torch had allocated on the device. Elsewhere the peak of the process's resident
-    memory, looked at every 2 ms: memory that an earlier call left to the allocator is not seen again, so small numbers
-    are a lower bound.
+    Memory: on CUDA, the peak of torch's allocations on the device. Elsewhere the peak of the process's resident memory,
+    sampled every 2 ms: memory that the allocator kept from an earlier call is not counted, so small numbers are a lower
+    bound.
     """
     if device.type == "cuda":
         return _on_cuda(call, device)
     process = psutil.Process()
     before = peak = process.memory_info().rss
-    over = threading.Event()
+    done = threading.Event()
 
-    def watch() -> None:
+    def sample() -> None:
         nonlocal peak
-        while not over.wait(_EVERY_S):
+        while not done.wait(_EVERY_S):
             peak = max(peak, process.memory_info().rss)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
     begin = time.perf_counter()
     try:
         result = call()
         seconds = time.perf_counter() - begin
     finally:
-        over.set()
-        watcher.join()
+        done.set()
+        sampler.join()
     return result, Cost(seconds, max(peak, process.memory_info().rss) - before)
 
 

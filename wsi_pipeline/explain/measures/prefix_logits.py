@@ -1,7 +1,7 @@
 """Logits of every prefix of a bag, in one pass, for models that are a weighted mean of their patches.
 
-logits_c = b_c + sum_k exp(s_kc) v_kc / sum_k exp(s_kc). A patch that is left out only changes the two sums, so the bag
-without its first 1, 2, 3 … patches costs no further forward pass.
+logits_c = b_c + sum_k exp(s_kc) v_kc / sum_k exp(s_kc). Removing a patch only changes the two sums, so the bag without
+its first 1, 2, 3 … patches needs no further forward pass.
 """
 
 from __future__ import annotations
@@ -18,10 +18,24 @@ from ...aggregate import WeightedMean
 def prefix_logits(
     found: WeightedMean, order: Tensor, sizes: Sequence[int], absent: WeightedMean | None = None
 ) -> Tensor:
-    """Logits (P, C) of the bags of the first n patches of ``order`` (N,), n in ascending ``sizes`` (P).
+    """Logits of the first n patches of an order, for several n.
 
-    ``absent``: the parts of one patch that stands in for each of those left out; None: they are gone, and n > 0.
-    Running means, so that neither large weights nor their cancelling cost digits.
+    Computed from running means, so that neither large weights nor cancellation cost digits.
+
+    Parameters
+    ----------
+    found : WeightedMean
+        Of the whole bag of N patches.
+    order : Tensor, (N,)
+        Indices of the patches.
+    sizes : sequence of int, (P)
+        Ascending n.
+    absent : WeightedMean, optional
+        Of the patch that replaces each one left out; by default they are dropped, and n > 0.
+
+    Returns
+    -------
+    Tensor, (P, C)
     """
     log_weights, values = found.log_weights[order], found.values[order]
     state = log_weights.new_full(log_weights.shape[1:], -torch.inf), torch.zeros_like(values[0])
@@ -40,6 +54,6 @@ def prefix_logits(
 
 
 def _merge(state: tuple[Tensor, Tensor], log_weight: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Log of the whole weight, and the weighted mean, with one more part."""
+    """Log of the total weight, and the weighted mean, after one more part is added."""
     total = torch.logaddexp(state[0], log_weight)
     return total, state[1] + (mean - state[1]) * (log_weight - total).exp()

@@ -1,4 +1,4 @@
-"""Measure every method on one slide, by the members that have not seen its patient: the torch half of evaluation."""
+"""Measure every method on one slide, on the members not trained on its patient: the torch part of evaluation."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from ..summary_maps.map_arithmetic import spearman
 from .cost import Cost, measured
 from .infidelity import Removals, infidelity, removals, squares
 from .patch_flipping import Flipping, flipping, mean_scores, perturbable
-from .random_baseline import RANDOM, chance
+from .random_baseline import RANDOM, random_scores
 from .sanity import likeness, max_sensitivity, redrawn
 
 
 @dataclass(frozen=True, eq=False)
 class MethodMeasures:
-    """One method on one slide."""
+    """Measures of one method on one slide."""
 
-    flips: Mapping[str, Flipping]  # "drop", "replace"
-    infidelity: float  # NaN: not measured, or no attribution
-    redrawn: float  # likeness of the redrawn model's map; NaN: not measured
+    flips: Mapping[str, Flipping]  # by kind of removal: "drop", "replace"
+    infidelity: float  # NaN: not measured, or the unit is not attribution
+    redrawn: float  # rank correlation with the redrawn model's map; NaN: not measured
     sensitivity: float  # NaN: not measured
     cost: Cost | None  # of the map, over all members
-    unit: Unit | None  # of its scores; None: random ones
-    maps: Mapping[str, Float64]  # class -> (N,), of the classes that were asked for
+    unit: Unit | None  # of the scores; None for random scores
+    maps: Mapping[str, Float64]  # class -> (N,), of the requested classes
 
 
 @dataclass(frozen=True, eq=False)
 class SlideMeasures:
-    """All methods on one slide, the random scores last."""
+    """Measures of all methods on one slide, random scores last."""
 
     grid: PatchGrid
-    target: str  # the class that is predicted, and whose probability is followed
+    target: str  # the predicted class, whose maps and output are measured
     methods: Mapping[str, MethodMeasures]
     spearman: Float64  # (M, M) rank correlation of the maps
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What the maps of one slide are made of."""
+class ExplainedSlide:
+    """One slide's bag, and the members of the ensemble that explain it."""
 
     members: Sequence[ExplainedModel]
     cards: Sequence[ModelCard]
@@ -65,7 +65,7 @@ class Subject:
     name: str  # of the slide
 
     def map(self, explainer: Explainer, target: int, members: Sequence[ExplainedModel] | None = None) -> Float64:
-        """The ensemble's scores (N,) of class ``target``; or those of other ``members``."""
+        """Mean scores (N,) of class ``target`` over the ensemble, or over other ``members``."""
         return mean_scores(explainer, members or self.members, self.features, self.xy, target)
 
 
@@ -77,9 +77,23 @@ def measure_slide(
     section: EvaluateConfig,
     shown: Collection[str],
 ) -> SlideMeasures:
-    """Flipping, sanity and cost of ``methods``, of the class that the ensemble predicts.
+    """Patch flipping, infidelity, sanity checks and cost of ``methods`` for the class that the ensemble predicts.
 
-    ``shown``: the classes whose maps come, too: those that an annotation of the slide can tell of.
+    Parameters
+    ----------
+    bag_path : Path
+    folders : sequence of Path
+        The ensemble's members that were not trained on the slide's patient.
+    methods : sequence of str
+        Each fits each member.
+    explain, section : ExplainConfig, EvaluateConfig
+    shown : collection of str
+        Classes whose maps are returned as well: classes with an annotation to compare with.
+
+    Raises
+    ------
+    SlideError
+        Where the bag cannot be used, or a method gives scores that are not finite.
     """
     device = pick_device(explain.device)
     bag = whole_bag(bag_path)
@@ -90,83 +104,82 @@ def measure_slide(
         features, xy = bag_tensors(bag, device)
         explained = [explained_model(module, of_model) for module, of_model in members]
         cards = [of_model for _, of_model in members]
-        subject = Subject(explained, cards, features.float(), xy, device, bag.grid.slide_id)
+        slide = ExplainedSlide(explained, cards, features.float(), xy, device, bag.grid.slide_id)
         target = predicted_class(members, bag, str(device))
         classes = cards[0].classes
         built = {name: explainers.build(name, **explain.options.get(name, {})) for name in methods}
-        maps = {name: measured(partial(subject.map, e, target), device) for name, e in built.items()}
-        _check({name: scores for name, (scores, _) in maps.items()}, subject.name)
-        blind = chance(len(bag.grid), section.seed, subject.name)
-        flips = _flips(subject, {**{n: s for n, (s, _) in maps.items()}, RANDOM: blind}, target, section)
-        removed, fresh = _removals(subject, target, section), _redrawn(subject, section)
+        maps = {name: measured(partial(slide.map, e, target), device) for name, e in built.items()}
+        _check({name: scores for name, (scores, _) in maps.items()}, slide.name)
+        noise = random_scores(len(bag.grid), section.seed, slide.name)
+        flips = _flips(slide, {**{n: s for n, (s, _) in maps.items()}, RANDOM: noise}, target, section)
+        removed, fresh = _removals(slide, target, section), _redrawn(slide, section)
         found = {
             name: MethodMeasures(
                 flips=flips[name],
                 infidelity=_infidelity(removed, built[name], scores),
-                redrawn=likeness(scores, subject.map(built[name], target, fresh)),
-                sensitivity=_sensitivity(subject, built[name], target, section),
+                redrawn=likeness(scores, slide.map(built[name], target, fresh)),
+                sensitivity=_sensitivity(slide, built[name], target, section),
                 cost=cost,
                 unit=unit_for(built[name], explained[0]),
-                maps={c: scores if c == classes[target] else subject.map(built[name], classes.index(c)) for c in shown},
+                maps={c: scores if c == classes[target] else slide.map(built[name], classes.index(c)) for c in shown},
             )
             for name, (scores, cost) in maps.items()
         }
     nan = float("nan")
-    found[RANDOM] = MethodMeasures(flips[RANDOM], nan, nan, nan, None, None, dict.fromkeys(shown, blind))
-    return SlideMeasures(bag.grid, classes[target], found, spearman([*(scores for scores, _ in maps.values()), blind]))
+    found[RANDOM] = MethodMeasures(flips[RANDOM], nan, nan, nan, None, None, dict.fromkeys(shown, noise))
+    return SlideMeasures(bag.grid, classes[target], found, spearman([*(scores for scores, _ in maps.values()), noise]))
 
 
 def _check(maps: Mapping[str, Float64], slide_id: str) -> None:
     for name, scores in maps.items():
         if not np.isfinite(scores).all():
             raise SlideError(
-                f"{name} gives scores that are no numbers for slide {slide_id!r}; "
+                f"{name} gives scores that are not finite for slide {slide_id!r}; "
                 f"train the model again, or take the method out of explain.methods"
             )
 
 
 def _flips(
-    subject: Subject, maps: Mapping[str, Float64], target: int, section: EvaluateConfig
+    slide: ExplainedSlide, maps: Mapping[str, Float64], target: int, section: EvaluateConfig
 ) -> dict[str, dict[str, Flipping]]:
-    """method -> way -> both curves."""
-    stand_in = {"drop": None, **({"replace": subject.features.mean(0)} if section.replacement else {})}
+    """method -> kind of removal -> both curves."""
+    stand_in = {"drop": None, **({"replace": slide.features.mean(0)} if section.replacement else {})}
     found: dict[str, dict[str, Flipping]] = {name: {} for name in maps}
-    for way, features in stand_in.items():
-        asked = perturbable(subject.members, subject.features, subject.xy, features)
+    for removal, features in stand_in.items():
+        perturbation = perturbable(slide.members, slide.features, slide.xy, features)
         for name, scores in maps.items():
-            found[name][way] = flipping(asked, scores, target, points=section.flipping_points)
+            found[name][removal] = flipping(perturbation, scores, target, points=section.flipping_points)
     return found
 
 
-def _removals(subject: Subject, target: int, section: EvaluateConfig) -> Removals | None:
+def _removals(slide: ExplainedSlide, target: int, section: EvaluateConfig) -> Removals | None:
     if not section.infidelity_samples:
         return None
-    gone = squares(
-        subject.xy.cpu().numpy(), section.infidelity_samples, generator_for("infidelity", section.seed, subject.name)
-    )
-    return removals(perturbable(subject.members, subject.features, subject.xy, subject.features.mean(0)), gone, target)
+    generator = generator_for("infidelity", section.seed, slide.name)
+    mask = squares(slide.xy.cpu().numpy(), section.infidelity_samples, generator)
+    return removals(perturbable(slide.members, slide.features, slide.xy, slide.features.mean(0)), mask, target)
 
 
 def _infidelity(removed: Removals | None, explainer: Explainer, scores: Float64) -> float:
     return infidelity(removed, scores) if removed and explainer.unit == "attribution" else float("nan")
 
 
-def _redrawn(subject: Subject, section: EvaluateConfig) -> list[ExplainedModel]:
-    """Each member with weights drawn anew, others for each slide, so that a chance likeness averages out."""
-    seeds = [seed_from("redrawn", section.seed, of_model.weights_sha256, subject.name) for of_model in subject.cards]
+def _redrawn(slide: ExplainedSlide, section: EvaluateConfig) -> list[ExplainedModel]:
+    """Each member with new initial weights, different for each slide, so that accidental similarity averages out."""
+    seeds = [seed_from("redrawn", section.seed, of_model.weights_sha256, slide.name) for of_model in slide.cards]
     return [
-        explained_model(redrawn(of_model, subject.device, seed), of_model)
-        for of_model, seed in zip(subject.cards, seeds, strict=True)
+        explained_model(redrawn(of_model, slide.device, seed), of_model)
+        for of_model, seed in zip(slide.cards, seeds, strict=True)
     ]
 
 
-def _sensitivity(subject: Subject, explainer: Explainer, target: int, section: EvaluateConfig) -> float:
+def _sensitivity(slide: ExplainedSlide, explainer: Explainer, target: int, section: EvaluateConfig) -> float:
     if not section.sensitivity_samples:
         return float("nan")
-    generator = torch.Generator().manual_seed(seed_from("sensitivity", section.seed, subject.name))
+    generator = torch.Generator().manual_seed(seed_from("sensitivity", section.seed, slide.name))
     return max_sensitivity(
-        lambda features: mean_scores(explainer, subject.members, features, subject.xy, target),
-        subject.features,
+        lambda features: mean_scores(explainer, slide.members, features, slide.xy, target),
+        slide.features,
         generator,
         samples=section.sensitivity_samples,
     )

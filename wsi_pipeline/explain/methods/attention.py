@@ -1,4 +1,4 @@
-"""Attention: how much the model looked at each patch."""
+"""Attention: the model's own weight of each patch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NEEDS = "gives no attention; this method needs a model whose patches have weigh
 
 
 class Attention:
-    """The model's own weights, summing to 1: a_k of attention-based MIL, the class token's row of a transformer.
+    """The model's own weights: a_k of attention-based MIL, the class token's row of a transformer.
 
-    They say where the model looked, not which way a patch pulled, so a patch that speaks against the class may score
-    highest (Jain and Wallace, "Attention is not Explanation", NAACL 2019). Where each class has weights of its own,
-    those of the target are taken.
+    Unsigned weights ("attention") that sum to 1. They do not explain t: they show which patches the model read, not in
+    which direction a patch changed t, so evidence against the class may score highest (Jain and Wallace, "Attention is
+    not Explanation", NAACL 2019). Where each class has its own weights, those of the requested class are used.
     """
 
     unit: Unit = "attention"
@@ -27,14 +27,14 @@ class Attention:
     class_specific = False
 
     def fits(self, explained: ExplainedModel) -> str | None:
-        """Asks the model for one patch of zeros, as wide as its first linear layer takes them."""
+        """Run the model on one patch of zeros, as wide as its first linear layer."""
         model = explained.module
         first = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
         if first is None:
             return None
         try:
             attention = _attention(model, first.weight.new_zeros(1, first.in_features), first.weight.new_zeros(1, 2))
-        except RuntimeError:  # its first linear layer is not the one that sees the features: the bag will tell
+        except RuntimeError:  # the first linear layer does not take the features: only a real bag can show a misfit
             return None
         return _NEEDS if attention is None else None
 
@@ -54,5 +54,5 @@ def _attention(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor | None:
 
 @explainers.register("attention", paper="Ilse et al., ICML 2018")
 def attention() -> Explainer:
-    """The model's own attention: where it looked, not which way a patch pulled."""
+    """The model's own attention: the weight of each patch, not the direction of its effect."""
     return Attention()

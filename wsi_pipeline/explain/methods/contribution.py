@@ -1,4 +1,4 @@
-"""Contribution: what each patch adds to the decision, exactly."""
+"""Contribution: each patch's summand in the target, exactly."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from . import Explainer, explainers
 
 
 class Contribution:
-    """c_k = a_k w · h_k of an additive model, of the contrast: the scores and the bias' contrast add up to it.
+    """t of an additive model's evidence, c_k = a_k w · h_k: the scores and t of the bias add up to t.
 
-    The decomposition of attention-based MIL that Javed et al., "Additive MIL: Intrinsically Interpretable Multiple
-    Instance Learning for Pathology", NeurIPS 2022, build their model on; a linear classifier behind a weighted sum
-    has it as it is. The weights a_k are taken as given: a patch's part in the others' softmax is not counted.
+    Signed, in units of t ("attribution"); t is the target of the task, see ``explained_model``. The decomposition of
+    attention-based MIL that Javed et al., "Additive MIL: Intrinsically Interpretable Multiple Instance Learning for
+    Pathology", NeurIPS 2022, build their model on; a linear classifier after a weighted sum has it as well. The weights
+    a_k are taken as given: the effect of a patch on the other patches' softmax weights is not counted.
     """
 
     unit: Unit = "attribution"
@@ -29,7 +30,7 @@ class Contribution:
     def fits(self, explained: ExplainedModel) -> str | None:
         if isinstance(explained.module, Additive):
             return None
-        return "is no sum over patches; this method needs a model with evidence() and bias(), as abmil has"
+        return "is not a sum over patches; this method needs a model with evidence() and bias(), as abmil has"
 
     def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
         additive = cast(Additive, explained.module)
@@ -40,5 +41,5 @@ class Contribution:
 
 @explainers.register("contribution", paper="Javed et al., NeurIPS 2022")
 def contribution() -> Explainer:
-    """What each patch adds to the class against the rest; with the bias, exactly the model's answer."""
+    """Contribution of each patch to the target; with the bias, they add up to it exactly."""
     return Contribution()

@@ -1,4 +1,4 @@
-"""Grad-CAM on attention: the last layer's heads, weighted by what they do for the class."""
+"""Grad-CAM on attention: the last layer's heads, weighted by the target's gradient."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from ..transformer.trace import last_gradient, trace
 from . import Explainer, explainers
 
 
-def weighted_heads(model: TransMIL, features: Tensor, xy: Tensor, target: Target) -> Tensor:
-    """relu(mean_h w_h A_h) of the class token's row (P,) in the last layer, w_h the mean gradient over the patches.
+def gradcam_row(model: TransMIL, features: Tensor, xy: Tensor, target: Target) -> Tensor:
+    """relu(mean_h w_h A_h) of the class token's row (P,) in the last layer, w_h the mean of dt/dA_h over the patches.
 
-    Selvaraju et al., "Grad-CAM", ICCV 2017, on attention as Chefer et al., CVPR 2021, have it among their baselines: a
-    head is a channel, the patches (copies included) are its picture. Nothing is stretched to [0, 1], so that no
-    evidence is zero everywhere and not a division by zero.
+    Unsigned ("attribution"); t is the target of the task, see ``explained_model``. Selvaraju et al., "Grad-CAM", ICCV
+    2017, on attention, as Chefer et al., CVPR 2021, use it as a baseline: a head is a channel, the patches (copies
+    included) are its pixels. Scores are not rescaled to [0, 1], so that no evidence gives zeros instead of a division
+    by zero.
     """
-    seen = trace(model, features, xy)
-    gradient = seen.last.times_values(last_gradient(model, seen, target))  # dt/dA (H, P)
-    weights = gradient[:, seen.last.padding + 1 :].mean(1)  # (H,)
-    return (weights[:, None] * seen.last.class_row).mean(0).relu()
+    traced = trace(model, features, xy)
+    gradient = traced.last.times_values(last_gradient(model, traced, target))  # dt/dA (H, P)
+    weights = gradient[:, traced.last.padding + 1 :].mean(1)  # (H,)
+    return (weights[:, None] * traced.last.class_row).mean(0).relu()
 
 
 @explainers.register("gradcam_attention", paper="Selvaraju et al., ICCV 2017")
 def gradcam_attention() -> Explainer:
-    """The last layer's attention, each head weighted by its mean gradient for the class; what is below zero is cut."""
-    return TokenExplainer(weighted_heads, unit="attribution", class_specific=True)
+    """The last layer's attention, heads weighted by their mean gradient, negative values set to 0; for transmil."""
+    return TokenExplainer(gradcam_row, unit="attribution", class_specific=True)

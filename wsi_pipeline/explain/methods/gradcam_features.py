@@ -1,4 +1,4 @@
-"""Grad-CAM on the embedded patches: how much of what speaks for the class each patch shows."""
+"""Grad-CAM on the embedded patches: each patch's features, weighted by the target's mean gradient."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..frozen import frozen
 from ..patch_embedding import embedded_leaf, embedding
 from . import Explainer, explainers
 
-_NEEDS = "has no layer that embeds each patch alone; this method needs one, as patch_embedding"
+_NEEDS = "has no layer that embeds each patch independently; this method needs one, as patch_embedding"
 
 
 class GradCAMFeatures:
-    """relu(sum_d w_d h_kd), w_d = mean over patches of dt/dh_kd, h the embedded patches, t the contrast.
+    """relu(sum_d w_d h_kd), w_d = mean over patches of dt/dh_kd, h the embedded patches.
 
-    Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017,
-    with the slide as the image: a patch is a place of the last feature map, a unit of the embedding is a channel. On
-    mean pooling it is CAM (Zhou et al., CVPR 2016), the part of ``contribution`` above zero. A patch that the
-    attention passes over still scores for what it shows, as w is one for all patches.
+    Unsigned ("attribution"); t is the target of the task, see ``explained_model``. Selvaraju et al., "Grad-CAM: Visual
+    Explanations from Deep Networks via Gradient-based Localization", ICCV 2017, with the slide as the image: a patch is
+    a pixel of the last feature map, a unit of the embedding is a channel. For mean pooling it is CAM (Zhou et al., CVPR
+    2016), the positive part of ``contribution``. A patch of low attention may still score high, as all patches share w.
     """
 
     unit: Unit = "attribution"
@@ -39,11 +39,11 @@ class GradCAMFeatures:
         with frozen(model), torch.enable_grad(), embedded_leaf(module) as seen:
             value = t(model(features, xy).logits)  # ()
             (embedded,) = seen  # (N, hidden)
-            (slopes,) = torch.autograd.grad(value, embedded)  # (N, hidden)
-        return Attribution((embedded.detach() @ slopes.mean(0)).relu())  # (N,)
+            (gradient,) = torch.autograd.grad(value, embedded)  # (N, hidden)
+        return Attribution((embedded.detach() @ gradient.mean(0)).relu())  # (N,)
 
 
 @explainers.register("gradcam_features", paper="Selvaraju et al., ICCV 2017")
 def gradcam_features() -> Explainer:
-    """Grad-CAM with patches as places and the embedding's units as channels; what speaks for the class only."""
+    """Grad-CAM with patches as pixels and the embedding's units as channels; evidence for the class only."""
     return GradCAMFeatures()

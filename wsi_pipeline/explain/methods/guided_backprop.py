@@ -1,4 +1,4 @@
-"""Guided backpropagation: the gradient on the ways that speak for the class at every ReLU."""
+"""Guided backpropagation: the gradient along paths that are positive at every ReLU."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from ...types import Unit
 from ..explained_model import Attribution, ExplainedModel, Target
 from ..frozen import frozen
-from ..propagation.traced_tensor import NoRuleError, trial
+from ..propagation.traced_tensor import NoRuleError, misfit_on_small_bag
 from . import Explainer, explainers
 
 
 class GuidedBackprop:
-    """Sum over d of |g_kd|, g the gradient of t, the contrast, of which a ReLU lets nothing below zero back.
+    """Sum over d of |g_kd|, g the gradient dt/dx whose negative values are set to zero at every ReLU.
 
-    Springenberg et al., "Striving for Simplicity: The All Convolutional Net", ICLR workshop 2015
-    (https://arxiv.org/abs/1412.6806), by ``captum``, which hooks nn.ReLU modules. They show g itself, as a picture;
-    a patch's features are no picture, so their sizes are added up, as in ``saliency``: how much t moves with a patch
-    on the ways that raise it. Attention, gates and LayerNorm have their own gradient. Adebayo et al., "Sanity Checks
-    for Saliency Maps", NeurIPS 2018, find that on images it hardly depends on the layers behind, and looks like what
-    an edge detector gives.
+    Unsigned ("attribution"); t is the target of the task, see ``explained_model``. Springenberg et al., "Striving for
+    Simplicity: The All Convolutional Net", ICLR workshop 2015 (https://arxiv.org/abs/1412.6806), by ``captum``, which
+    hooks nn.ReLU modules. They show g itself as an image; a patch's features are not an image, so their magnitudes are
+    summed, as in ``saliency``. Attention, gates and LayerNorm have their ordinary gradient. Adebayo et al., "Sanity
+    Checks for Saliency Maps", NeurIPS 2018, find that on images the result hardly depends on the later layers and
+    resembles the output of an edge detector.
 
     A ReLU that a model calls as a function cannot be hooked, and a map that is guided at some ReLUs and not at others
     would be neither this method nor a gradient: such models do not fit.
@@ -33,7 +33,7 @@ class GuidedBackprop:
     class_specific = True
 
     def fits(self, explained: ExplainedModel) -> str | None:
-        return trial(lambda features, xy: check_relus(explained.module, features, xy), explained.module)
+        return misfit_on_small_bag(lambda features, xy: check_relus(explained.module, features, xy), explained.module)
 
     def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
         if reason := self.fits(explained):
@@ -42,8 +42,8 @@ class GuidedBackprop:
         return Attribution(guided.abs().sum(1))
 
 
-class Answer(nn.Module):
-    """t of one bag, as ``captum`` asks for it: (1, N, D) -> (1,)."""
+class TargetModule(nn.Module):
+    """t of one bag, in the shapes that ``captum`` needs: (1, N, D) -> (1,)."""
 
     def __init__(self, model: nn.Module, xy: Tensor, target: Target) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ def guided_gradient(model: nn.Module, features: Tensor, xy: Tensor, target: Targ
     from captum.attr import GuidedBackprop as CaptumGuidedBackprop
 
     with frozen(model), torch.enable_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU")  # gone again at the end
+        warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU")  # captum removes them at the end
         bag = features.detach()[None].requires_grad_()  # (1, N, D)
-        gradient: Tensor = CaptumGuidedBackprop(Answer(model, xy, target)).attribute(bag)
+        gradient: Tensor = CaptumGuidedBackprop(TargetModule(model, xy, target)).attribute(bag)
     return gradient[0]
 
 
 def check_relus(model: nn.Module, features: Tensor, xy: Tensor) -> None:
-    """Raises ``NoRuleError`` where the logits rest on no ReLU, or on one that is no module."""
+    """Raise ``NoRuleError`` if the logits depend on no ReLU, or on one that is not a module."""
     called: list[nn.Module] = []
     hooks = [
         module.register_forward_hook(lambda module, _, __: called.append(module))
@@ -78,25 +78,25 @@ def check_relus(model: nn.Module, features: Tensor, xy: Tensor) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    relus = relus_behind(logits)
+    relus = count_relus(logits)
     if relus > len(called):
         raise NoRuleError("calls ReLU as a function, which cannot be hooked; this method needs modules, nn.ReLU")
     if not relus:
         raise NoRuleError("has no ReLU on the way to its logits; this method needs some, as modules, nn.ReLU")
 
 
-def relus_behind(value: Tensor) -> int:
-    """How many ReLUs stand in the graph of ``value``."""
-    seen, open_ = set(), [value.grad_fn]
-    while open_:
-        node = open_.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            open_ += [behind for behind, _ in node.next_functions]
-    return sum(node.name() == "ReluBackward0" for node in seen)
+def count_relus(value: Tensor) -> int:
+    """Number of ReLUs in the autograd graph of ``value``."""
+    visited, queue = set(), [value.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in visited:
+            visited.add(node)
+            queue += [earlier for earlier, _ in node.next_functions]
+    return sum(node.name() == "ReluBackward0" for node in visited)
 
 
 @explainers.register("guided_backprop", paper="Springenberg et al., ICLR workshop 2015")
 def guided_backprop() -> Explainer:
-    """Size of the gradient on the ways that raise the answer at every ReLU; for models whose ReLUs are modules."""
+    """Magnitude of the gradient along paths that are positive at every ReLU; for models whose ReLUs are modules."""
     return GuidedBackprop()

@@ -1,4 +1,4 @@
-"""Head-wise attribution: attention followed through all layers, each head with its importance, times the feedback."""
+"""Head-wise attribution: attention multiplied through all layers, heads weighted by importance, times the feedback."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from ..transformer.trace import Layer, first_gradient, last_gradient, trace
 from . import Explainer, explainers
 
 
-def perceived(model: TransMIL, features: Tensor, xy: Tensor, target: Target, steps: int) -> Tensor:
+def head_wise_row(model: TransMIL, features: Tensor, xy: Tensor, target: Target, steps: int) -> Tensor:
     """|r| W: r the class token's row (P,) of R, where R <- R + Σ_h I_h A_h R from the first layer to the last.
 
-    Chen et al., "Beyond Intuition: Rethinking Token Attributions inside Transformers", TMLR 2023. I_h is the mean of
-    |A_hᵀ ∇A_h| over all pairs of tokens, over the sum of these means: how much the class depends on the head. With one
-    head r is followed by plain attention. Where no head matters, all count the same.
+    Unsigned ("attribution"); ∇A is dt/dA, t the target of the task, see ``explained_model``. Chen et al., "Beyond
+    Intuition: Rethinking Token Attributions inside Transformers", TMLR 2023. W is ``reasoning_feedback``. I_h is the
+    mean of |A_hᵀ ∇A_h| over all pairs of tokens, over the sum of these means: how much t depends on the head. With one
+    head, R is the product of plain attention. Where no head matters, all heads count equally.
     """
-    seen = trace(model, features, xy)
-    rows = seen.last.class_row  # (H, P)
-    gradient = seen.last.times_values(last_gradient(model, seen, target))
-    only = rows[:, seen.last.padding :].abs().sum(1) * gradient.abs().sum(1)  # one row: |A_hᵀ ∇A_h| is a product
-    row = class_token(seen.last) + shares(only) @ rows
-    row = row + weighted_pull(seen.first, row, first_gradient(model, seen, target))
+    traced = trace(model, features, xy)
+    rows = traced.last.class_row  # (H, P)
+    gradient = traced.last.times_values(last_gradient(model, traced, target))
+    importance = rows[:, traced.last.padding :].abs().sum(1) * gradient.abs().sum(1)  # a product, as there is one row
+    row = class_token(traced.last) + shares(importance) @ rows
+    row = row + weighted_pull(traced.first, row, first_gradient(model, traced, target))
     return row.abs() * reasoning_feedback(model, features, xy, target, steps)
 
 
 def shares(importance: Tensor) -> Tensor:
-    """(H,) over its sum."""
+    """Importance (H,) over its sum; equal shares where the sum is 0."""
     total = importance.sum()
     return importance / total if total > 0 else torch.full_like(importance, 1 / len(importance))
 
 
 def weighted_pull(layer: Layer, row: Tensor, gradient: Tensor) -> Tensor:
-    """row · Σ_h I_h A_h of a row (P,), with dt/dO (H, T, d): (P,)."""
+    """row · Σ_h I_h A_h of a row (P,), given dt/dO (H, T, d): (P,)."""
     arriving = row[layer.padding :, None].expand(len(gradient), -1, 1)  # (H, T, 1)
     pulled = attention_map(layer).pull(torch.cat([gradient, arriving], 2))  # (H, P, d + 1)
     weights = shares(magnitude(pulled[:, layer.padding :, :-1], layer.values()[:, layer.padding :]))
@@ -49,9 +50,12 @@ def weighted_pull(layer: Layer, row: Tensor, gradient: Tensor) -> Tensor:
 
 @explainers.register("head_wise", paper="Chen et al., TMLR 2023")
 def head_wise(*, steps: int = 20) -> Explainer:
-    """Attention of all layers, each head by its importance, times the last layer's feedback for the class.
+    """Attention of all layers, heads weighted by importance, times the last layer's feedback; for transmil.
 
-    ``steps``: how many bags from nothing to the whole the feedback is averaged over; each costs a forward pass.
+    Parameters
+    ----------
+    steps : int
+        Scaled bags over which the feedback is averaged; each costs a forward pass.
     """
     check_whole("steps", steps)
-    return TokenExplainer(functools.partial(perceived, steps=steps), unit="attribution", class_specific=True)
+    return TokenExplainer(functools.partial(head_wise_row, steps=steps), unit="attribution", class_specific=True)

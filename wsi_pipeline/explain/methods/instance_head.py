@@ -1,4 +1,4 @@
-"""Instance head: what the model's own classifier of patches predicts for each."""
+"""Instance head: the prediction of the model's own classifier of patches."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from . import Explainer, ExplainerUnit, explainers
 
 
 class InstanceHead:
-    """Probability of the class by the model's instance classifier, in the slide's context.
+    """Probability of the class by the model's instance classifier, in the context of the slide.
 
     DTFD: Zhang et al., CVPR 2022, L_k^c = K a_k w_c · h_k of the first tier, p_k = softmax_c(L_k). CLAM: the class's
-    instance classifier (Lu et al., 2021), in or not. DSMIL: softmax of the instance stream (Li et al., 2021). For
-    labels that do not exclude each other the softmax over the classes becomes a sigmoid of each.
-    ``instance`` asks the bag's classifier instead, of a bag of one. An additive model's own numbers are not
-    probabilities: they are its ``contribution``. Values and risks have no probability, so this does not fit them.
+    instance classifier (Lu et al., 2021), in the class or not. DSMIL: softmax of the instance stream (Li et al., 2021).
+    For multilabel tasks, the softmax over the classes becomes a sigmoid of each label. ``instance`` instead applies the
+    bag's classifier to a bag of one. An additive model's evidence is not a probability: that is its ``contribution``.
+    Regression and survival have no probability, so this method does not fit them.
     """
 
     unit: ExplainerUnit = "probability"
@@ -44,7 +44,7 @@ class InstanceHead:
 
 
 def probabilities(logits: Tensor, explained: ExplainedModel) -> Tensor:
-    """(N, C) of (N, C), by the model's link; or of (N, C, 2), each class in or not, of the second of each."""
+    """(N, C) from (N, C) by the model's link, or from (N, C, 2), absent and present, as probability of present."""
     return logits.softmax(2)[..., 1] if logits.ndim == 3 else explained.predictions(logits)
 
 

@@ -1,4 +1,4 @@
-"""Integrated gradients: the gradient along the way from a slide of nothing to this one, times that way."""
+"""Integrated gradients: the gradient along the straight path from a baseline bag to this one, times the difference."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from . import Explainer, explainers
 
 
 class IntegratedGradients:
-    """Sum over d of (x_kd - x0_d) * integral over s of dt/dx_kd at x0 + s (x - x0), s from 0 to 1, t the contrast.
+    """Sum over d of (x_kd - x0_d) * integral over s of dt/dx_kd at x0 + s (x - x0), s from 0 to 1.
 
-    Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks", ICML 2017. The scores add up to
-    t(x) - t(x0); what the Gauss-Legendre rule of ``steps`` points misses stands in the account. x0 is a bag of as
-    many patches, all alike. ``captum`` does the sum. It is given one bag as a batch of one, (1, N, D), and one step a
-    call: given (N, D) it would mix steps into one bag, and given all steps at once hold them all in memory.
+    Signed, in units of t ("attribution"); t is the target of the task, see ``explained_model``. Sundararajan, Taly and
+    Yan, "Axiomatic Attribution for Deep Networks", ICML 2017. The scores add up to t(x) - t(x0); the error of the
+    Gauss-Legendre rule of ``steps`` points is reported as residual. x0 is a bag of as many patches, all equal.
+    ``captum`` computes the sum, with one bag as a batch of one, (1, N, D), and one step per call: with (N, D) it would
+    mix steps into one bag, and with all steps in one call it would hold them all in memory.
     """
 
     unit: Unit = "attribution"
@@ -50,16 +51,20 @@ class IntegratedGradients:
             integral: Any = Captum(value).attribute(bag, start, n_steps=self.steps, internal_batch_size=1)
             scores: Tensor = integral[0].detach().sum(1)  # (N,)
         with frozen(model), torch.no_grad():
-            there, origin = value(bag).item(), value(start).item()
-        return Attribution(scores, {"baseline": origin, "integration error": there - origin - scores.sum().item()})
+            end, origin = value(bag).item(), value(start).item()
+        return Attribution(scores, {"baseline": origin, "integration error": end - origin - scores.sum().item()})
 
 
 @explainers.register("integrated_gradients", paper="Sundararajan et al., ICML 2017")
 def integrated_gradients(*, steps: int = 50, baseline: str = "zero") -> Explainer:
-    """Gradients added up on the way from an empty slide: a sum that is the answer less that of the empty slide.
+    """Gradients summed along the path from a baseline bag; the scores add up to the change of the target.
 
-    ``steps``: points on the way, each a forward and a backward pass. ``baseline``, what every patch is at the start:
-    "zero" or "mean", the mean of the slide's patches.
+    Parameters
+    ----------
+    steps : int
+        Points on the path, each a forward and a backward pass.
+    baseline : str
+        Features of every patch of the baseline bag: "zero", or "mean", the mean of the slide's patches.
     """
     check_whole("steps", steps)
     check_choice("baseline", baseline, BASELINES)

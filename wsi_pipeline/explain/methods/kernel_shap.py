@@ -1,4 +1,4 @@
-"""KernelSHAP over regions: each region's fair share of the answer, by game theory."""
+"""KernelSHAP over regions: estimated Shapley values of the regions for the target."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import Tensor
 from ..regions import LeastSquares, RegionMethod, RegionOptions
 from . import Explainer, explainers
 
-_INFINITE = 1e10  # captum's million leaves a sum wrong by a ten-thousandth when samples are thousands
+_INFINITE = 1e10  # with captum's 1e6 the sum is off by 1e-4 when there are thousands of samples
 
 
 def captum_shap(value: Callable[[Tensor], Tensor]) -> Any:
-    """KernelSHAP of a function t of a bag: a region's Shapley value, what it changes in t, mean over orders of arrival.
+    """KernelSHAP of a function t of a bag: a region's Shapley value, its mean change of t over all orders of adding.
 
-    Lundberg and Lee, "A Unified Approach to Interpreting Model Predictions", NeurIPS 2017: the coefficients of a linear
-    fit of t over slides with some regions kept, the others become the baseline: k of R kept with probability as
-    1 / (k (R - k)), none and all once each, with weight 1e10 in place of infinity, so the scores add up to
-    t(x) - t(x0): "intercept" is t(x0), and "fit error" is near 0. Sampling is ``captum``'s. A patch scores its
-    region's value over the number of its patches.
+    Signed, in units of t ("attribution"); t is the target of the task, see ``explained_model``. Lundberg and Lee, "A
+    Unified Approach to Interpreting Model Predictions", NeurIPS 2017: the coefficients of a linear fit of t over slides
+    with some regions kept and the others replaced by the baseline: k of R kept with probability proportional to
+    1 / (k (R - k)), none and all once each, with weight 1e10 instead of infinity, so that the scores add up to
+    t(x) - t(x0): "intercept" is t(x0), and "fit error" is near 0. Sampling is ``captum``'s. A patch's score is its
+    region's value over the region's number of patches.
     """
     from captum.attr import KernelShap
 
@@ -32,9 +33,17 @@ def captum_shap(value: Callable[[Tensor], Tensor]) -> Any:
 
 @explainers.register("kernel_shap", paper="Lundberg and Lee, NeurIPS 2017")
 def kernel_shap(*, region: int | None = None, samples: int = 256, baseline: str = "zero", seed: int = 0) -> Explainer:
-    """Shapley values of square regions of the slide, estimated; they add up to the answer less an empty slide's.
+    """Estimated Shapley values of square regions; they add up to the change of the target from a baseline bag.
 
-    ``region``: side in patches; null for the smallest that gives at most 60 regions. ``samples``: forward passes.
-    ``baseline``, what the patches taken away become: "zero" or "mean", the mean of the slide's patches.
+    Parameters
+    ----------
+    region : int or None
+        Side of a region in patches; None for the smallest that gives at most 60 regions.
+    samples : int
+        Forward passes.
+    baseline : str
+        Features of removed patches: "zero", or "mean", the mean of the slide's patches.
+    seed : int
+        Of the sampling.
     """
     return RegionMethod(RegionOptions(region, samples, baseline, seed), captum_shap)

@@ -1,4 +1,4 @@
-"""Leave one out: how the decision changes when one patch was never there."""
+"""Leave one out: the change of the target when a patch is removed from the bag."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from ..weighted_mean import is_weighted_mean
 from . import Explainer, explainers
 
 _NEEDS = (
-    "would take a forward pass for each patch; this method needs a softmax-weighted or plain mean of patches, "
+    "would need one forward pass per patch; this method needs a softmax-weighted or plain mean of patches, "
     "as abmil, clam and mean are, or its option naive: true"
 )
 
 
 class LeaveOneOut:
-    """t(X) - t(X without k), t the contrast; the other patches share what k leaves, as they do in a slide without it.
+    """t(X) - t(X without k); the other patches take over the weight of k, as in a slide without it.
 
-    "One removed" of Early et al., "Model Agnostic Interpretability for Multiple Instance Learning", ICLR 2022; the
-    occlusion of Zeiler and Fergus, ECCV 2014, with the patch gone and not painted over. Two patches that say the same
-    stand in for each other, so many alike score low together. A slide of one patch is compared with what the model
-    says without evidence, its bias; with one patch of zeros where it has none.
+    Signed, in units of t ("attribution"); t is the target of the task, see ``explained_model``. "One removed" of Early
+    et al., "Model Agnostic Interpretability for Multiple Instance Learning", ICLR 2022; the occlusion of Zeiler and
+    Fergus, ECCV 2014, with the patch removed instead of covered. Similar patches replace each other, so a large group
+    of them scores low. A slide of one patch is compared with the model's bias, or with one patch of zeros where it has
+    none.
     """
 
     unit: Unit = "attribution"
@@ -50,15 +51,15 @@ class LeaveOneOut:
 
 
 def has_closed_form(model: nn.Module) -> bool:
-    """Whether the logits are a mean of patches whose weights are a softmax, each patch's score its own."""
+    """Whether the logits are a softmax-weighted mean of patches, see ``HasWeightedMean``."""
     return isinstance(model, Additive) and is_weighted_mean(model)
 
 
 def closed_form(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
-    """What each patch changes in the logits, (N, C), in O(N · D) for a model that has the form.
+    """Change of the logits by each patch, (N, C), in O(N · D), for a model with the closed form.
 
-    y = b + sum_j e_j with e_j = a_j v_j, and without k all others' a_j grow by 1 / (1 - a_k), so the change is
-    (e_k - a_k sum_j e_j) / (1 - a_k). A patch that weighs more than all others together is taken out for real.
+    y = b + sum_j e_j with e_j = a_j v_j, and without k all other a_j grow by 1 / (1 - a_k), so the change is
+    (e_k - a_k sum_j e_j) / (1 - a_k). A patch of more weight than all others together is removed explicitly.
     """
     assert isinstance(model, Additive)
     evidence = model.evidence(features, xy)  # (N, C)
@@ -72,13 +73,13 @@ def closed_form(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
 
 
 def one_by_one(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
-    """The definition, (N, C), in N + 1 forward passes."""
+    """The definition, (N, C): N + 1 forward passes."""
     logits: Tensor = model(features, xy).logits
     return torch.stack([logits - logits_without(model, features, xy, k) for k in range(len(features))])
 
 
 def logits_without(model: nn.Module, features: Tensor, xy: Tensor, k: int) -> Tensor:
-    """Logits (C,) of the bag without patch k; of an empty bag the bias, or what stands for it."""
+    """Logits (C,) of the bag without patch k; of an empty bag the bias, or those of a patch of zeros."""
     if len(features) == 1:
         return model.bias() if isinstance(model, Additive) else model(torch.zeros_like(features), xy).logits
     kept = torch.arange(len(features), device=features.device) != k  # (N,)
@@ -88,9 +89,12 @@ def logits_without(model: nn.Module, features: Tensor, xy: Tensor, k: int) -> Te
 
 @explainers.register("leave_one_out", paper="Early et al., ICLR 2022")
 def leave_one_out(*, naive: bool = False) -> Explainer:
-    """How the class against the rest changes when a patch is left out; exact and at once for abmil, clam, mean.
+    """Change of the target when a patch is left out; exact and in one pass for abmil, clam and mean.
 
-    ``naive``: other models, too, with a forward pass for each patch: hours for a large slide.
+    Parameters
+    ----------
+    naive : bool
+        Also explain other models, with one forward pass per patch: hours for a large slide.
     """
     check_flag("naive", naive)
     return LeaveOneOut(naive)

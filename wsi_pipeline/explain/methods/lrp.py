@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation: the answer handed back, layer by layer, to what it was added up from."""
+"""Layer-wise relevance propagation: the target redistributed, layer by layer, to the inputs of each sum."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from ...errors import ConfigError
 from ...types import Unit
 from ..explained_model import Attribution, ExplainedModel
 from ..frozen import frozen
-from ..propagation.lrp_rules import RULES, Relevance
-from ..propagation.traced_tensor import traced_logits, trial
+from ..propagation.lrp_rules import RULES, RelevanceRules
+from ..propagation.traced_tensor import misfit_on_small_bag, traced_logits
 from . import Explainer, explainers
 
 
 class LayerwiseRelevance:
-    """Sum over d of the relevance of x_kd: t, the contrast, handed back through the model.
+    """Sum over d of the relevance of x_kd, when t is redistributed through the model.
 
-    Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation",
-    PLOS ONE 2015, for linear layers and convolutions: z_j = sum_i x_i w_ij + b_j hands on R_j in proportion to its
-    parts, z_j enlarged by ``epsilon`` of its sign, and parts of z_j's sign counted (1 + ``gamma``) times (Montavon et
-    al., 2019, in the form for inputs of either sign). Ali et al., "XAI for Transformers: Better Explanations through
+    Signed, in units of t ("attribution"); t is the target of the task, see ``explained_model``. Bach et al., "On
+    Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation", PLOS ONE 2015, for
+    linear layers and convolutions: z_j = sum_i x_i w_ij + b_j passes R_j on in proportion to its summands, with
+    ``epsilon`` of z_j's sign added to z_j, and summands of z_j's sign counted 1 + ``gamma`` times (Montavon et al.,
+    2019, in the form for inputs of either sign). Ali et al., "XAI for Transformers: Better Explanations through
     Conservative Propagation", ICML 2022, for the rest: attention weights are constants, and so is the standard
-    deviation of a LayerNorm. ReLU and GELU hand on what they are given, of a maximum the winner takes all.
+    deviation of a LayerNorm. ReLU and GELU pass relevance on unchanged; for a maximum, the winner takes all.
 
-    Relevance is kept per unit, R_i / x_i, as a gradient, so the backward pass is the model's own with other slopes,
-    and epsilon may be 0. Conservation: the scores, "bias", "class token" and, where epsilon is not 0, "epsilon" add
-    up to t. Copies of a patch hand theirs to the patch; zero padding gets none.
+    Relevance is kept per unit of the value, R_i / x_i, as a gradient, so the backward pass is the model's own with
+    other slopes, and epsilon may be 0. Conservation: the scores, "bias", "class token" and, if epsilon is not 0,
+    "epsilon" add up to t. Copies of a patch pass theirs to the patch; zero padding receives none.
 
-    A patch's part in the weights of others is not counted. So with epsilon and gamma 0 a model that is a weighted sum
-    of linear embeddings without biases has exactly its contributions. How patches are pooled to nodes in a graph
-    transformer is a weight, too.
+    The effect of a patch on the weights of others is not counted. So with epsilon and gamma 0, a weighted sum of linear
+    embeddings without biases has exactly its contributions. The assignment of patches to the nodes of a graph
+    transformer is a constant weight as well.
     """
 
     unit: Unit = "attribution"
@@ -44,31 +45,37 @@ class LayerwiseRelevance:
         self.gamma = gamma
 
     def fits(self, explained: ExplainedModel) -> str | None:
-        return trial(lambda features, xy: self(explained, features, xy, 0), explained.module)
+        return misfit_on_small_bag(lambda features, xy: self(explained, features, xy, 0), explained.module)
 
     def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
-        """Scores (N,); with the other parts they add up to t(x)."""
+        """Scores (N,); with the residual they add up to t(x)."""
         model, t = explained.module, explained.target(target)
-        way = Relevance(RULES, epsilon=self.epsilon, gamma=self.gamma)
+        rules = RelevanceRules(RULES, epsilon=self.epsilon, gamma=self.gamma)
         leaf = features.detach().requires_grad_()
         with frozen(model), torch.enable_grad():
-            value = t(traced_logits(model, way, leaf, xy).value)  # ()
-            parts = {place: list(leaves) for place, leaves in way.parts.items()}
-            others = [part for leaves in parts.values() for part in leaves]
+            value = t(traced_logits(model, rules, leaf, xy).value)  # ()
+            constants = {place: list(leaves) for place, leaves in rules.constants.items()}
+            others = [constant for leaves in constants.values() for constant in leaves]
             slope, *slopes = torch.autograd.grad(value, [leaf, *others], allow_unused=True, materialize_grads=True)
-        shares = iter([(part * per_unit).sum().item() for part, per_unit in zip(others, slopes, strict=True)])
-        residual = {place: sum(next(shares) for _ in leaves) for place, leaves in parts.items()}
+        relevance = iter(
+            [(constant * per_unit).sum().item() for constant, per_unit in zip(others, slopes, strict=True)]
+        )
+        residual = {place: sum(next(relevance) for _ in leaves) for place, leaves in constants.items()}
         if self.epsilon:
-            residual["epsilon"] = sum(share.item() for share in way.swallowed)
+            residual["epsilon"] = sum(absorbed.item() for absorbed in rules.absorbed)
         return Attribution((features * slope).sum(1), residual)
 
 
 @explainers.register("lrp", paper="Bach et al., PLOS ONE 2015; Ali et al., ICML 2022")
 def lrp(*, epsilon: float = 0.0, gamma: float = 0.0) -> Explainer:
-    """The answer handed back to what it was added up from, attention held constant; the biases' share is told.
+    """The target redistributed through the layers, attention held constant; the biases' part is reported.
 
-    ``epsilon``: in units of a layer's output, takes relevance away where parts cancel. ``gamma``: how much more the
-    parts of the output's own sign count.
+    Parameters
+    ----------
+    epsilon : float
+        In units of a layer's output; absorbs relevance where summands cancel.
+    gamma : float
+        Additional weight of summands of the output's own sign.
     """
     for name, number in (("epsilon", epsilon), ("gamma", gamma)):
         real = isinstance(number, (int, float)) and not isinstance(number, bool)

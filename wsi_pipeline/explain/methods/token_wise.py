@@ -1,4 +1,4 @@
-"""Token-wise attribution: attention followed through all layers, each value with its length, times the feedback."""
+"""Token-wise attribution: attention multiplied through all layers, values weighted by length, times the feedback."""
 
 from __future__ import annotations
 
@@ -18,31 +18,36 @@ from ..transformer.trace import Layer, trace
 from . import Explainer, explainers
 
 
-def perceived(model: TransMIL, features: Tensor, xy: Tensor, target: Target, steps: int) -> Tensor:
+def token_wise_row(model: TransMIL, features: Tensor, xy: Tensor, target: Target, steps: int) -> Tensor:
     """|r| W: r the class token's row (P,) of R, where R <- R + mean_h(A) D R from the first layer to the last.
 
-    Chen et al., "Beyond Intuition: Rethinking Token Attributions inside Transformers", TMLR 2023. D holds how much
-    longer a token's value is, behind the output projection, than the token. A token of length 0 (its patch's
-    embedding is cut off by ReLU) and padding have D = 0. The authors start at a middle layer of twelve; here all count.
+    Unsigned ("attribution"); W, ``reasoning_feedback``, depends on t, the target of the task, see ``explained_model``.
+    Chen et al., "Beyond Intuition: Rethinking Token Attributions inside Transformers", TMLR 2023. D is the diagonal of
+    the length of a token's value, after the output projection, over the length of the token. A token of length 0 (its
+    patch's embedding is cut off by ReLU) and padding have D = 0. Deviation: the authors start at a middle layer of
+    twelve; here all layers are used.
     """
-    seen = trace(model, features, xy)
-    row = class_token(seen.last)
-    row = row + seen.last.class_row.mean(0) * lengthening(seen.last)
-    row = row + mean_pull(seen.first, row) * lengthening(seen.first)
+    traced = trace(model, features, xy)
+    row = class_token(traced.last)
+    row = row + traced.last.class_row.mean(0) * lengthening(traced.last)
+    row = row + mean_pull(traced.first, row) * lengthening(traced.first)
     return row.abs() * reasoning_feedback(model, features, xy, target, steps)
 
 
 def lengthening(layer: Layer) -> Tensor:
-    """D (P,): |W_O v_j| / |z_j|."""
+    """Diagonal of D (P,): |W_O v_j| / |z_j|."""
     values = F.linear(F.linear(layer.normed, layer.value_weight()), layer.output_weight())  # (T, dim)
     return F.pad(ratio(values.norm(dim=1), layer.tokens.norm(dim=1)), (layer.padding, 0))
 
 
 @explainers.register("token_wise", paper="Chen et al., TMLR 2023")
 def token_wise(*, steps: int = 20) -> Explainer:
-    """Attention of all layers, each token by the length of its value, times the last layer's feedback for the class.
+    """Attention of all layers, values weighted by length, times the last layer's feedback; for transmil.
 
-    ``steps``: how many bags from nothing to the whole the feedback is averaged over; each costs a forward pass.
+    Parameters
+    ----------
+    steps : int
+        Scaled bags over which the feedback is averaged; each costs a forward pass.
     """
     check_whole("steps", steps)
-    return TokenExplainer(functools.partial(perceived, steps=steps), unit="attribution", class_specific=True)
+    return TokenExplainer(functools.partial(token_wise_row, steps=steps), unit="attribution", class_specific=True)

@@ -1,4 +1,4 @@
-"""Transformer attribution: relevance times gradient of attention, followed through all layers."""
+"""Transformer attribution: relevance times gradient of attention, multiplied through all layers."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from ..transformer.trace import first_gradient, last_gradient, trace
 from . import Explainer, explainers
 
 
-def attributed(model: TransMIL, features: Tensor, xy: Tensor, target: Target) -> Tensor:
+def transformer_attribution_row(model: TransMIL, features: Tensor, xy: Tensor, target: Target) -> Tensor:
     """The class token's row (P,) of the product of rownorm(I + mean_h relu(∇A_l ⊙ R_A_l)).
 
-    Chefer, Gur and Wolf, "Transformer Interpretability Beyond Attention Visualization", CVPR 2021; each row is made to
-    sum to 1, as in the authors' code, so patches, class token and padding share 1. Relevance as in ``relevance``.
+    Unsigned ("attribution"); ∇A is dt/dA, t the target of the task, see ``explained_model``. Chefer, Gur and Wolf,
+    "Transformer Interpretability Beyond Attention Visualization", CVPR 2021; each row is scaled to sum to 1, as in the
+    authors' code, so patches, class token and padding sum to 1. R_A is computed as in ``relevance``.
     """
-    seen = trace(model, features, xy)
-    relevance = last_relevance(model, seen, target)
-    weights = last_gradient(model, seen, target), relevance.attended / 2  # 2 x (H, d)
-    gradient, found = (seen.last.times_values(w) for w in weights)  # (H, P)
-    row = class_token(seen.last) + (seen.last.class_row * gradient * found).relu_().mean(0)
+    traced = trace(model, features, xy)
+    relevance = last_relevance(model, traced, target)
+    weights = last_gradient(model, traced, target), relevance.attended / 2  # 2 x (H, d)
+    gradient, found = (traced.last.times_values(w) for w in weights)  # (H, P)
+    row = class_token(traced.last) + (traced.last.class_row * gradient * found).relu_().mean(0)
     row /= row.sum()
-    factors = [first_gradient(model, seen, target), first_relevance(model, seen, relevance) / 2]  # (H, T, d)
-    tokens, result = row[seen.first.padding :], torch.zeros_like(row)  # padding has no values, so no relevance
-    for rows, block in weighted_rows(seen.first, factors):
+    factors = [first_gradient(model, traced, target), first_relevance(model, traced, relevance) / 2]  # (H, T, d)
+    tokens, result = row[traced.first.padding :], torch.zeros_like(row)  # padding has no values, so no relevance
+    for rows, block in weighted_rows(traced.first, factors):
         arriving = tokens[rows] / (1 + block.sum(1))  # (B,)
-        result[seen.first.padding :][rows] += arriving
+        result[traced.first.padding :][rows] += arriving
         result += arriving @ block
     return result
 
 
 @explainers.register("transformer_attribution", paper="Chefer et al., CVPR 2021")
 def transformer_attribution() -> Explainer:
-    """Relevance of attention times its gradient for the class, followed through all layers."""
-    return TokenExplainer(attributed, unit="attribution", class_specific=True)
+    """Relevance of attention times the target's gradient, multiplied through all layers; for transmil."""
+    return TokenExplainer(transformer_attribution_row, unit="attribution", class_specific=True)

@@ -1,1 +1,1 @@
-"""Backward rules through a traced forward pass: layer-wise relevance propagation and DeepLIFT."""
+"""Gradients, and backward rules on a traced forward pass: layer-wise relevance propagation and DeepLIFT."""

@@ -1,7 +1,7 @@
-"""DeepLIFT's rules: for each operator, how the change of its output is the sum of shares of its inputs' changes.
+"""DeepLIFT rules: for each operator, how the change of its output is distributed over the changes of its inputs.
 
-Each rule is a map that is linear in the inputs and takes their changes, bag less reference bag, exactly to the
-output's. It stands in for the operator on the way back.
+Each rule is a linear map that takes the inputs' changes, bag less reference bag, exactly to the output's change. It
+replaces the operator in the backward pass.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .traced_tensor import (
     straight_through,
     traced,
     value_of,
+    without_rule,
 )
-from .traced_tensor import without_rule as unruled
 
 AFFINE = f"{LINEAR} masked_fill where pad"  # names of operators that are linear up to a constant
 ELEMENTWISE = """
@@ -35,7 +35,7 @@ PRODUCTS = "mul matmul mm bmm mv"
 
 
 def reference_of(tensor: Tensor) -> Tensor:
-    """What the tensor is for the reference bag; a constant is the same."""
+    """The tensor's value for the reference bag; a constant is unchanged."""
     return tensor.reference if isinstance(tensor, TracedTensor) else tensor
 
 
@@ -48,74 +48,74 @@ def at_reference(call: Call) -> Any:
 # --- rules ---------------------------------------------------------------------------------------------------
 
 
-def _linear(way: BackwardRules, call: Call) -> Any:
+def _linear(rules: BackwardRules, call: Call) -> Any:
     """The gradient."""
-    return traced(way, call.on(value_of), at_reference(call))
+    return traced(rules, call.on(value_of), at_reference(call))
 
 
-def _layer(way: BackwardRules, call: Call) -> Any:
-    """A linear layer or a convolution, of which one of input and weights is followed."""
-    return _linear(way, call) if len(call.followed) == 1 else unruled(way, call)
+def _layer(rules: BackwardRules, call: Call) -> Any:
+    """A linear layer or a convolution; only one of input and weights may be traced."""
+    return _linear(rules, call) if len(call.traced) == 1 else without_rule(rules, call)
 
 
-def _elementwise(way: BackwardRules, call: Call) -> Any:
-    """Rescale rule: the output's change over the input's; where there is none, the slope."""
+def _elementwise(rules: BackwardRules, call: Call) -> Any:
+    """Rescale rule: the output's change over the input's; the derivative where the input does not change."""
     if len(call.tensors) != 1:
-        return unruled(way, call)
-    (x,) = call.followed
+        return without_rule(rules, call)
+    (x,) = call.traced
     value, reference = call.on(constant_of), at_reference(call)
-    slope = quotient(value - reference, constant_of(x) - x.reference, lambda: _slope(call))
-    return traced(way, straight_through(value, x.value * slope), reference)
+    slope = quotient(value - reference, constant_of(x) - x.reference, lambda: _derivative(call))
+    return traced(rules, straight_through(value, x.value * slope), reference)
 
 
-def _product(way: BackwardRules, call: Call) -> Any:
-    """d(uv) = mean(v) du + mean(u) dv, of numbers or matrices."""
-    if len(call.followed) == 1:
-        return _linear(way, call)
+def _product(rules: BackwardRules, call: Call) -> Any:
+    """Product rule: d(uv) = mean(v) du + mean(u) dv, elementwise or for matrices."""
+    if len(call.traced) == 1:
+        return _linear(rules, call)
     if len(call.args) != 2 or call.kwargs:
-        return unruled(way, call)
+        return without_rule(rules, call)
     u, v = call.args
-    surrogate = call.function(u.value, _middle(v)) + call.function(_middle(u), v.value)
-    return traced(way, straight_through(call.on(constant_of), surrogate), at_reference(call))
+    surrogate = call.function(u.value, _midpoint(v)) + call.function(_midpoint(u), v.value)
+    return traced(rules, straight_through(call.on(constant_of), surrogate), at_reference(call))
 
 
-def _ratio(way: BackwardRules, call: Call) -> Any:
+def _ratio(rules: BackwardRules, call: Call) -> Any:
     """u / v is u times 1 / v: the product rule, and the rescale rule d(1/v) = -dv / (v v0)."""
     u, v, *others = call.args
     if others or call.kwargs:
-        return unruled(way, call)
+        return without_rule(rules, call)
     if not isinstance(v, TracedTensor):
-        return _linear(way, call)
+        return _linear(rules, call)
     now, before = constant_of(v), v.reference
     inverse = (1 / now + 1 / before) / 2
     fall = v.value / (now * before)
-    surrogate = -fall * _middle(u)
+    surrogate = -fall * _midpoint(u)
     if isinstance(u, TracedTensor):
         surrogate = surrogate + u.value * inverse
-    return traced(way, straight_through(call.on(constant_of), surrogate), at_reference(call))
+    return traced(rules, straight_through(call.on(constant_of), surrogate), at_reference(call))
 
 
-def _winner(way: BackwardRules, call: Call) -> Any:
-    """Of a maximum over one dimension the bag's winner takes all, and is compared with its own reference."""
+def _winner(rules: BackwardRules, call: Call) -> Any:
+    """Maximum over one dimension: the bag's winner takes all, and is compared with its own reference."""
     if "dim" not in call.kwargs and (len(call.args) < 2 or not isinstance(call.args[1], int)):
-        return unruled(way, call)
-    return _indexed(way, call, *call.args, **call.kwargs)
+        return without_rule(rules, call)
+    return _indexed(rules, call, *call.args, **call.kwargs)
 
 
-def _indexed(way: BackwardRules, call: Call, input: TracedTensor, dim: int, keepdim: bool = False) -> Any:
+def _indexed(rules: BackwardRules, call: Call, input: TracedTensor, dim: int, keepdim: bool = False) -> Any:
     result = call.on(value_of)
     index = result.indices if keepdim else result.indices.unsqueeze(dim)
     reference = input.reference.gather(dim, index)
-    return traced(way, result, (reference if keepdim else reference.squeeze(dim), result.indices))
+    return traced(rules, result, (reference if keepdim else reference.squeeze(dim), result.indices))
 
 
-def _layer_norm(way: BackwardRules, call: Call) -> Any:
-    """c / std of what is centred, c: the product rule on c and 1 / std, the rescale rule on 1 / sqrt(mean c^2)."""
-    return _normalised(way, call, *call.args, **call.kwargs)
+def _layer_norm(rules: BackwardRules, call: Call) -> Any:
+    """c / std, c the centred values: the product rule on c and 1 / std, the rescale rule on 1 / sqrt(mean c^2)."""
+    return _normalised(rules, call, *call.args, **call.kwargs)
 
 
 def _normalised(
-    way: BackwardRules,
+    rules: BackwardRules,
     call: Call,
     input: TracedTensor,
     normalized_shape: tuple[int, ...],
@@ -136,14 +136,14 @@ def _normalised(
     surrogate = centred * ((1 / std + 1 / std_before) / 2) + fall * ((now + before) / 2)
     if weight is not None:
         surrogate = surrogate * weight
-    return traced(way, straight_through(call.on(constant_of), surrogate), at_reference(call))
+    return traced(rules, straight_through(call.on(constant_of), surrogate), at_reference(call))
 
 
 # --- weights that sum to 1 -----------------------------------------------------------------------------------
 
 
 class Normaliser(NamedTuple):
-    """Weights p_k = f(scale z_k - t) of scores z, the threshold t such that they sum to 1."""
+    """Weights p_k = f(scale z_k - t) of scores z, with the threshold t for which they sum to 1."""
 
     scale: float
     inverse: Callable[[Tensor], Tensor]  # of f, where p is not 0
@@ -157,73 +157,74 @@ NORMALISERS = {
 }
 
 
-def _weights(way: BackwardRules, call: Call) -> Any:
+def _weights(rules: BackwardRules, call: Call) -> Any:
     """Rescale rule on f: dp_k = r_k (du_k - dt), and dt = sum_k r_k du_k / sum_k r_k, as the dp sum to 0."""
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else -1)
     if call.kwargs.get("dtype") is not None or not isinstance(dim, int) or len(call.args) > 2:
-        return unruled(way, call)
-    kind, (scores,) = NORMALISERS[call.name], call.followed
+        return without_rule(rules, call)
+    kind, (scores,) = NORMALISERS[call.name], call.traced
     value, reference = call.on(constant_of), at_reference(call)
-    now, before = (_above(kind, *of, dim) for of in ((constant_of(scores), value), (scores.reference, reference)))
+    pairs = ((constant_of(scores), value), (scores.reference, reference))
+    now, before = (_above_threshold(kind, *pair, dim) for pair in pairs)
     rates = quotient(value - reference, now - before, lambda: kind.slope(now))  # r
     rates = rates.masked_fill((now == -torch.inf) & (before == -torch.inf), 0)  # masked in both
     raised = scores.value * (kind.scale * rates)  # r du
     surrogate = raised - rates * (raised.sum(dim, keepdim=True) / rates.sum(dim, keepdim=True))
-    return traced(way, straight_through(value, surrogate), reference)
+    return traced(rules, straight_through(value, surrogate), reference)
 
 
-def _above(kind: Normaliser, scores: Tensor, weights: Tensor, dim: int) -> Tensor:
-    """u = scale z - t, of which f gives the weights."""
+def _above_threshold(kind: Normaliser, scores: Tensor, weights: Tensor, dim: int) -> Tensor:
+    """u = scale z - t, for which f(u) are the weights."""
     largest, index = weights.max(dim, keepdim=True)
     return kind.scale * (scores - scores.gather(dim, index)) + kind.inverse(largest)
 
 
-# --- attention that is held ----------------------------------------------------------------------------------
+# --- attention that is frozen --------------------------------------------------------------------------------
 
 
-def _attend(way: BackwardRules, call: Call) -> Any:
-    """Fused attention: the weights are those of the bag, for the reference bag as well."""
-    return _attended(way, call, *call.args, **call.kwargs)
+def _attend(rules: BackwardRules, call: Call) -> Any:
+    """Fused attention: the bag's weights are used for the reference bag as well."""
+    return _attended(rules, call, *call.args, **call.kwargs)
 
 
 def _attended(
-    way: BackwardRules, call: Call, query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any
+    rules: BackwardRules, call: Call, query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any
 ) -> Any:
     if not isinstance(value, TracedTensor):
-        return unruled(way, call)
-    way.held.add("attention")
+        return without_rule(rules, call)
+    rules.frozen_kinds.add("attention")
     query, key = constant_of(query), constant_of(key)
     with torch.no_grad():
         reference = call.function(query, key, value.reference, *others, **named)
-    return traced(way, call.function(query, key, value.value, *others, **named), reference)
+    return traced(rules, call.function(query, key, value.value, *others, **named), reference)
 
 
-def _factor(way: BackwardRules, call: Call) -> Any:
-    """Where attention is held_constant, a product of two that are followed is on the way to weights."""
-    return _linear(way, call) if len(call.followed) == 1 else unruled(way, call)
+def _factor(rules: BackwardRules, call: Call) -> Any:
+    """With frozen attention, a product of two traced tensors can only lead to attention weights."""
+    return _linear(rules, call) if len(call.traced) == 1 else without_rule(rules, call)
 
 
-# --- what goes into each ---------------------------------------------------------------------------------------
+# --- helpers ---------------------------------------------------------------------------------------------------
 
 
 def quotient(change: Tensor, by: Tensor, slope: Callable[[], Tensor]) -> Tensor:
-    """change / by; where ``by`` is 0, the slope."""
-    still = by == 0
-    if not still.any():
+    """change / by, and ``slope()`` where ``by`` is 0."""
+    unchanged = by == 0
+    if not unchanged.any():
         return change / by
-    return torch.where(still, slope(), change / by)
+    return torch.where(unchanged, slope(), change / by)
 
 
-def _slope(call: Call) -> Tensor:
-    """The derivative of an elementwise operator at the bag."""
-    leaf = constant_of(call.followed[0]).clone().requires_grad_()
+def _derivative(call: Call) -> Tensor:
+    """Derivative of an elementwise operator at the bag."""
+    leaf = constant_of(call.traced[0]).clone().requires_grad_()
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(call.on(lambda _: leaf).sum(), leaf)
     return slope
 
 
-def _middle(tensor: Tensor) -> Tensor:
-    """Half way between bag and reference bag."""
+def _midpoint(tensor: Tensor) -> Tensor:
+    """Mean of the values for the bag and the reference bag."""
     return (constant_of(tensor) + tensor.reference) / 2 if isinstance(tensor, TracedTensor) else tensor
 
 
@@ -238,7 +239,7 @@ COMPLETE: dict[str, Rule] = {
     "layer_norm": _layer_norm,
     "scaled_dot_product_attention": _attend,
 }
-HELD_ATTENTION: dict[str, Rule] = {
+FROZEN_ATTENTION: dict[str, Rule] = {
     **COMPLETE,
     **dict.fromkeys(PRODUCTS.split(), _factor),
     **dict.fromkeys(NORMALISERS, held_constant),

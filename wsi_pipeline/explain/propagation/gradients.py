@@ -1,4 +1,4 @@
-"""The gradient of what is explained with respect to the patches' features, and the methods that are its size."""
+"""Gradient of the target with respect to the patches' features, and the methods that are its magnitude."""
 
 from __future__ import annotations
 
@@ -15,22 +15,36 @@ from ..frozen import frozen
 
 
 def gradient(model: nn.Module, features: Tensor, xy: Tensor, target: Target) -> Tensor:
-    """dt/dx (N, D), t the target: one forward and one backward pass, in the features' precision."""
+    """Gradient dt/dx of the target t.
+
+    Parameters
+    ----------
+    model : nn.Module
+    features : Tensor, (N, D)
+    xy : Tensor, (N, 2)
+        Positions in units of the patch stride.
+    target : Target
+
+    Returns
+    -------
+    Tensor, (N, D)
+        From one forward and one backward pass, in the features' precision.
+    """
     leaf = features.detach().requires_grad_()
     with frozen(model), torch.enable_grad():
         value = target(model(leaf, xy).logits)  # ()
-        (slopes,) = torch.autograd.grad(value, leaf)
-    return slopes
+        (found,) = torch.autograd.grad(value, leaf)
+    return found
 
 
 @dataclass(frozen=True)
-class GradientSize:
-    """How much the answer moves with each patch, whichever way; for every model that has gradients.
+class GradientMagnitude:
+    """Magnitude of the gradient dt/dx_k of each patch, t the target (see ``explained_model``); fits every model.
 
-    Says how sensitive the answer is to a patch, not what the patch says: evidence for and against look alike.
+    It shows how sensitive t is to a patch, not in which direction: evidence for and against look alike.
     """
 
-    size: Callable[[Tensor], Tensor]  # of slopes dt/dx, (N, D) -> (N,)
+    magnitude: Callable[[Tensor], Tensor]  # of gradients dt/dx, (N, D) -> (N,)
 
     unit: ClassVar[Unit] = "attribution"
     signed: ClassVar[bool] = False
@@ -40,5 +54,5 @@ class GradientSize:
         return None
 
     def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
-        slopes = gradient(explained.module, features, xy, explained.target(target))  # (N, D)
-        return Attribution(self.size(slopes))
+        found = gradient(explained.module, features, xy, explained.target(target))  # (N, D)
+        return Attribution(self.magnitude(found))

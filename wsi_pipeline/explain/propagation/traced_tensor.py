@@ -1,10 +1,10 @@
-"""A bag that is followed through a model: each operator it meets keeps its value, and gets another way back.
+"""Tensor subclass that keeps a model's forward pass and replaces the backward rule of each operator.
 
-``torch.Tensor`` may be subclassed, and then every operator asks the subclass what to do. So a model's own forward
-pass computes its own numbers, bit for bit, while a method (layer-wise relevance propagation, DeepLIFT) sets what the
-backward pass does at each operator. An operator that a method has no rule for gives its value, but no share may come
-back through it: it may lead to weights that are held constant, not to the answer. So nothing is taken as linear
-unasked, in a model of ours or of others.
+Torch dispatches every operator on a tensor subclass to that class. So the model's own forward pass computes its own
+values, bit for bit, while a method (layer-wise relevance propagation, DeepLIFT) decides what the backward pass does at
+each operator. An operator without a rule still gives its value, but raises an error if relevance reaches it in the
+backward pass: it may lead to attention weights that are held constant, not to the logits. So no operator is silently
+treated as linear, neither in the models here nor in plug-ins.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ LINEAR = """
     t T mT view reshape permute transpose flatten unflatten squeeze unsqueeze expand expand_as clone contiguous to
     dropout
 """  # names of operators that are linear in all their tensors together, dropout out of training among them
-# What is about a tensor and not of its values; whatever is made from it holds none of them.
-_ABOUT = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"}
-_WRITING = {"setitem", *(f"i{name}" for name in ("add", "sub", "mul", "div", "truediv", "pow", "floordiv", "mod"))}
+# Operators that read a tensor's type and device only: their results contain none of its values.
+_NEW_TENSORS = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"}
+_IN_PLACE = {"setitem", *(f"i{name}" for name in ("add", "sub", "mul", "div", "truediv", "pow", "floordiv", "mod"))}
 
 
 class NoRuleError(ConfigError):
-    """The method cannot follow the model; ``reason`` says why without naming it."""
+    """The method cannot be applied to the model; ``reason`` is the message without the model's name."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the model {reason}; leave the method out of explain.methods")
@@ -42,20 +42,20 @@ class NoRuleError(ConfigError):
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One operator as a model calls it, at least one of its tensors followed."""
+    """One call of an operator in a model's forward pass; at least one of its tensors is traced."""
 
-    name: str  # "softmax", "matmul", "getitem": the same for functions, methods, properties and signs
+    name: str  # "softmax", "matmul", "getitem": the same for functions, methods, properties and infix operators
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
     def on(self, pick: Callable[[Tensor], Tensor]) -> Any:
-        """Its result with ``pick`` of each tensor in its arguments."""
-        return self.function(*mapped(pick, self.args), **mapped(pick, dict(self.kwargs)))
+        """Result of the operator with ``pick`` applied to each tensor argument."""
+        return self.function(*map_tensors(pick, self.args), **map_tensors(pick, dict(self.kwargs)))
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The tensors of real numbers among its arguments."""
+        """The floating-point tensors among the arguments."""
         found: list[Tensor] = []
 
         def note(tensor: Tensor) -> Tensor:
@@ -63,12 +63,12 @@ class Call:
                 found.append(tensor)
             return tensor
 
-        mapped(note, [*self.args, *self.kwargs.values()])
+        map_tensors(note, [*self.args, *self.kwargs.values()])
         return found
 
     @property
-    def followed(self) -> list[TracedTensor]:
-        """The followed ones among them."""
+    def traced(self) -> list[TracedTensor]:
+        """The traced tensors among them."""
         return [tensor for tensor in self.tensors if isinstance(tensor, TracedTensor)]
 
 
@@ -77,18 +77,26 @@ Rule = Callable[[Any, Call], Any]
 
 @dataclass(eq=False)
 class BackwardRules:
-    """A method's way back for one bag: its rules by the operator's name, and what they held at its value."""
+    """A method's backward rules for one bag.
 
-    rules: Mapping[str, Rule]
-    held: set[str] = field(default_factory=set)
+    Attributes
+    ----------
+    by_operator : mapping of str to rule
+        A rule takes the ``BackwardRules`` and a ``Call`` and returns the operator's traced result.
+    frozen_kinds : set of str
+        "attention", "selection": kinds of intermediate values that were treated as constants.
+    """
+
+    by_operator: Mapping[str, Rule]
+    frozen_kinds: set[str] = field(default_factory=set)
 
 
 class TracedTensor(Tensor):
-    """A tensor on its way from the bag to the answer."""
+    """An intermediate value of the forward pass, for the bag and for the reference bag."""
 
-    value: Tensor  # as the model has it, in the autograd graph
-    reference: Tensor  # as the model has it for the reference bag; itself where the method has none
-    way: BackwardRules
+    value: Tensor  # part of the autograd graph
+    reference: Tensor  # value for the reference bag; equal to ``value`` where the method has no reference
+    rules: BackwardRules
 
     @classmethod
     def __torch_function__(
@@ -99,83 +107,83 @@ class TracedTensor(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         call = Call(_name(func), func, args, kwargs or {})
-        if call.name in _ABOUT:
+        if call.name in _NEW_TENSORS:
             return call.on(value_of)
-        way = call.followed[0].way
+        rules = call.traced[0].rules
         if call.name == "detach" or not torch.is_grad_enabled():
-            way.held.add("selection")
+            rules.frozen_kinds.add("selection")
             return call.on(value_of)
-        _refuse(call, func.__name__)
-        rule: Rule = way.rules.get(call.name, without_rule)
-        return rule(way, call)
+        _refuse_unsupported(call, func.__name__)
+        rule: Rule = rules.by_operator.get(call.name, without_rule)
+        return rule(rules, call)
 
 
-def mapped(pick: Callable[[Tensor], Any], tree: Any) -> Any:
-    """``pick`` of each tensor in nested lists, tuples and dictionaries."""
+def map_tensors(pick: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Apply ``pick`` to each tensor in nested lists, tuples and dictionaries."""
     if isinstance(tree, Tensor):
         return pick(tree)
     if isinstance(tree, dict):
-        return {name: mapped(pick, part) for name, part in tree.items()}
+        return {name: map_tensors(pick, part) for name, part in tree.items()}
     if isinstance(tree, (list, tuple)) and not isinstance(tree, torch.Size):
-        return type(tree)([mapped(pick, part) for part in tree])
+        return type(tree)([map_tensors(pick, part) for part in tree])
     return tree
 
 
 def value_of(tensor: Tensor) -> Tensor:
-    """The plain tensor behind a followed one; another as it is."""
+    """The plain value of a traced tensor; any other tensor unchanged."""
     return tensor.value if isinstance(tensor, TracedTensor) else tensor
 
 
 def constant_of(tensor: Tensor) -> Tensor:
-    """The same, out of the graph."""
+    """The same, detached from the autograd graph."""
     return tensor.value.detach() if isinstance(tensor, TracedTensor) else tensor
 
 
-def traced(way: BackwardRules, value: Any, reference: Any = None) -> Any:
-    """``value`` followed from here on, each of its tensors of real numbers; the others, indices and masks, held."""
+def traced(rules: BackwardRules, value: Any, reference: Any = None) -> Any:
+    """Trace the floating-point tensors of ``value`` from here on; others (indices, masks) become constants."""
     if isinstance(value, (list, tuple)):
         references = [None] * len(value) if reference is None else reference
-        return type(value)([traced(way, one, other) for one, other in zip(value, references, strict=True)])
+        return type(value)([traced(rules, one, other) for one, other in zip(value, references, strict=True)])
     if not value.is_floating_point():
-        way.held.add("selection")
+        rules.frozen_kinds.add("selection")
         return value
-    followed = cast(TracedTensor, value.detach().as_subclass(TracedTensor))
-    followed.value = value
-    followed.reference = value.detach() if reference is None else reference
-    followed.way = way
-    return followed
+    found = cast(TracedTensor, value.detach().as_subclass(TracedTensor))
+    found.value = value
+    found.reference = value.detach() if reference is None else reference
+    found.rules = rules
+    return found
 
 
 def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
-    """``value`` forward, ``surrogate`` backward: two tensors of one shape."""
-    swapped: Tensor = _Swap.apply(value, surrogate)  # type: ignore[no-untyped-call]
-    return swapped
+    """``value`` in the forward pass, the gradient of ``surrogate`` in the backward pass; both have the same shape."""
+    joined: Tensor = _StraightThrough.apply(value, surrogate)  # type: ignore[no-untyped-call]
+    return joined
 
 
-def without_rule(way: BackwardRules, call: Call) -> Any:
-    """The operator's value; a share that comes back to it raises ``NoRuleError``."""
+def without_rule(rules: BackwardRules, call: Call) -> Any:
+    """Rule that keeps the operator's value and raises ``NoRuleError`` if the backward pass reaches it."""
     result = call.on(value_of)
-    if not _is_followable(result):
+    if not _can_be_traced(result):
         raise _no_rule(call.name)
-    anchors = [tensor.value for tensor in call.followed]
+    anchors = [tensor.value for tensor in call.traced]
 
     def stopped(tensor: Tensor) -> Any:
         if not tensor.is_floating_point():
-            return traced(way, tensor)
-        return traced(way, _Stop.apply(call.name, tensor.detach(), *anchors))  # type: ignore[no-untyped-call]
+            return traced(rules, tensor)
+        return traced(rules, _Stop.apply(call.name, tensor.detach(), *anchors))  # type: ignore[no-untyped-call]
 
-    return mapped(stopped, result)
+    return map_tensors(stopped, result)
 
 
-def held_constant(way: BackwardRules, call: Call) -> Any:
-    """The operator's result at the bag, from here on a constant: an attention weight."""
-    way.held.add("attention")
+def held_constant(rules: BackwardRules, call: Call) -> Any:
+    """Rule that treats the operator's result as a constant from here on, as for attention weights."""
+    rules.frozen_kinds.add("attention")
     return call.on(constant_of)
 
 
 @contextlib.contextmanager
-def sparse_weights_whole(model: nn.Module) -> Iterator[None]:
-    """While it lasts, the sparse maps in ``model`` are one operator each, "sparsemax" and "entmax15"."""
+def sparse_weights_as_operators(model: nn.Module) -> Iterator[None]:
+    """Make each sparse normalisation in ``model`` a single operator, "sparsemax" or "entmax15", inside the context."""
     sparse = [module for module in model.modules() if isinstance(module, SparseAttentionMIL)]
     own = [module.normalise for module in sparse]
     try:
@@ -188,16 +196,36 @@ def sparse_weights_whole(model: nn.Module) -> Iterator[None]:
 
 
 def traced_logits(
-    model: nn.Module, way: BackwardRules, features: Tensor, xy: Tensor, reference: Tensor | None = None
+    model: nn.Module, rules: BackwardRules, features: Tensor, xy: Tensor, reference: Tensor | None = None
 ) -> TracedTensor:
-    """The model's logits (C,) for the leaf ``features`` (N, D), with the way back that ``way`` gives them.
+    """Run the model on a traced bag.
 
-    ``reference``: the bag (N, D) that it is compared with. ``model`` is frozen: a parameter is a constant.
+    Parameters
+    ----------
+    model : nn.Module
+        Frozen: its parameters are constants.
+    rules : BackwardRules
+        What the backward pass from the logits does at each operator.
+    features : Tensor, (N, D)
+        A leaf that requires a gradient.
+    xy : Tensor, (N, 2)
+        Positions in units of the patch stride.
+    reference : Tensor, (N, D), optional
+        The bag that DeepLIFT compares with.
+
+    Returns
+    -------
+    TracedTensor, (C,)
+
+    Raises
+    ------
+    NoRuleError
+        Where an operator has no rule, or the logits depend on the patches through constant weights only.
     """
-    with sparse_weights_whole(model):
-        logits = model(traced(way, features, reference), xy).logits
+    with sparse_weights_as_operators(model):
+        logits = model(traced(rules, features, reference), xy).logits
     if not isinstance(logits, TracedTensor):
-        raise NoRuleError("depends on its patches through held weights only; this method needs more of them")
+        raise NoRuleError("depends on its patches through constant weights only; this method needs another dependence")
     return logits
 
 
@@ -210,8 +238,8 @@ def small_bag(model: nn.Module) -> tuple[Tensor, Tensor] | None:
     return first.weight.new_ones(2, first.in_features), xy
 
 
-def trial(explain: Callable[[Tensor, Tensor], object], model: nn.Module) -> str | None:
-    """Why a method cannot explain ``model``, tried on two patches as wide as its first linear layer takes them."""
+def misfit_on_small_bag(explain: Callable[[Tensor, Tensor], object], model: nn.Module) -> str | None:
+    """Why a method cannot explain ``model``, tried on ``small_bag``; None where it can or this cannot be tried."""
     bag = small_bag(model)
     if bag is None:
         return None
@@ -219,12 +247,12 @@ def trial(explain: Callable[[Tensor, Tensor], object], model: nn.Module) -> str 
         explain(*bag)
     except NoRuleError as error:
         return error.reason
-    except RuntimeError:  # its first linear layer is not the one that sees the features: the bag will tell
+    except RuntimeError:  # the first linear layer does not take the features: only a real bag can show a misfit
         return None
     return None
 
 
-class _Swap(Function):
+class _StraightThrough(Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, surrogate: Tensor) -> Tensor:  # noqa: ARG004
         return value.view_as(value)
@@ -245,10 +273,10 @@ class _Stop(Function):
         raise _no_rule(ctx.name)
 
 
-def _is_followable(result: Any) -> bool:
-    """Whether no value leaves the tensors in it: numbers, lists of numbers and arrays do, sizes and types do not."""
+def _can_be_traced(result: Any) -> bool:
+    """Whether no value escapes from tensors: Python numbers, lists and arrays would, sizes and types do not."""
     if isinstance(result, (tuple, list)):
-        return all(map(_is_followable, result))
+        return all(map(_can_be_traced, result))
     return isinstance(result, (Tensor, torch.dtype, torch.device, torch.layout, int, str, type(None)))
 
 
@@ -262,21 +290,21 @@ def _name(function: Callable[..., Any]) -> str:
     return function.__name__.strip("_")
 
 
-def _refuse(call: Call, name: str) -> None:
-    """Operators that write into a tensor, as what it held is needed on the way back; and those that draw."""
+def _refuse_unsupported(call: Call, name: str) -> None:
+    """Refuse operators that overwrite a tensor, whose old value the backward pass needs, and random ones."""
     writes = name.endswith("_") and not name.startswith("__")
-    if writes or call.name in _WRITING or call.kwargs.get("inplace") or call.kwargs.get("out") is not None:
+    if writes or call.name in _IN_PLACE or call.kwargs.get("inplace") or call.kwargs.get("out") is not None:
         raise _no_rule(f"{call.name} in place")
     if call.kwargs.get("training"):
         raise _no_rule(f"{call.name} in training")
 
 
 def as_operator(function: Any) -> Any:
-    """``function`` of one tensor, which a followed tensor meets as one operator."""
+    """``function`` of one tensor, dispatched as a single operator where the tensor is traced."""
 
     def operator(tensor: Tensor) -> Tensor:
-        followed = has_torch_function_unary(tensor)
-        result: Tensor = handle_torch_function(function, (tensor,), tensor) if followed else function(tensor)
+        dispatched = has_torch_function_unary(tensor)
+        result: Tensor = handle_torch_function(function, (tensor,), tensor) if dispatched else function(tensor)
         return result
 
     return operator

@@ -30,7 +30,7 @@ from ...types import Explanation, FeatureBag, Float64, SlideRow, Unit
 from ..explained_model import ExplainedModel, load_explained
 from ..frozen import frozen
 from ..methods import explainers
-from ..single_patch import logits_alone
+from ..single_patch import single_patch_logits
 from .map_arithmetic import agreement, consensus, faithful_weights
 from .map_uncertainty import entropy, reference_distance, sign_agreement, spread
 from .training_reference import read_reference
@@ -175,7 +175,7 @@ def _probabilities(members: Sequence[ExplainedModel], bag: FeatureBag, target: i
     for member in members:
         features, xy = bag_tensors(bag, next(member.module.parameters()).device)
         with frozen(member.module), torch.no_grad():
-            logits = logits_alone(member.module, features.float(), xy).double().cpu().numpy()
+            logits = single_patch_logits(member.module, features.float(), xy).double().cpu().numpy()
         found.append(outcome(member.task, logits))
     each = np.stack(found)
     if members[0].task == "multilabel":

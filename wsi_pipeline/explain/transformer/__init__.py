@@ -1,1 +1,1 @@
-"""What the token methods of transformers share: the traced forward pass, attention maps, relevance."""
+"""Shared parts of the methods for transformers: the recorded forward pass, attention maps, relevance."""

@@ -1,7 +1,7 @@
-"""Attention maps a tile at a time: the T x P numbers of a head are never all there.
+"""Attention maps computed tile by tile: the T x P values of a head are never stored together.
 
-A map is (H, T, P): T tokens look at P keys. Exact attention gives a tile from queries, keys and each row's normaliser;
-Nystrom's map is F1 · (pinv(F2) · F3), of rank m, so a product with the whole map costs O(T m).
+A map is (H, T, P): the attention of T tokens to P keys. Exact attention gives a tile from queries, keys and each row's
+normaliser; Nystrom's map is F1 · (pinv(F2) · F3), of rank m, so a product with the whole map costs O(T m).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 from ...aggregate.nystrom import attention_weights, iterated_pinv
 from .trace import Layer
 
-ROWS, COLUMNS = 256, 2048  # of a map, held at once
+ROWS, COLUMNS = 256, 2048  # size of a tile
 
 
 def spans(length: int, step: int) -> Iterator[slice]:
-    """Slices of at most ``step`` that cover ``length``."""
+    """Slices of at most ``step`` elements that cover ``length``."""
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
@@ -30,11 +30,11 @@ class AttentionMap(Protocol):
     """One layer's attention map A (H, T, P)."""
 
     def tile(self, head: int, rows: slice, columns: slice) -> Tensor:
-        """A part of one head's map."""
+        """A tile of one head's map, (rows, columns)."""
         ...
 
     def pull(self, x: Tensor) -> Tensor:
-        """Aᵀ x of each head: (H, T, k) -> (H, P, k)."""
+        """Aᵀ x for each head: (H, T, k) -> (H, P, k)."""
         ...
 
 
@@ -47,7 +47,7 @@ class ExactMap:
 
     @cached_property
     def log_sums(self) -> Tensor:
-        """Each row's logarithm of the sum of exponentials, (H, T)."""
+        """Log-sum-exp of each row, (H, T)."""
         heads, tokens, _ = self.queries.shape
         total = self.queries.new_full((heads, tokens), -torch.inf)
         for rows in spans(tokens, ROWS):
@@ -74,7 +74,7 @@ class ExactMap:
 
 @dataclass(frozen=True, eq=False)
 class NystromMap:
-    """F1 · pinv(F2) · F3, the pseudo-inverse as the model iterates it."""
+    """F1 · pinv(F2) · F3, with the model's iterated pseudo-inverse."""
 
     queries: Tensor  # (H, T, d)
     query_landmarks: Tensor  # (H, m, d)
@@ -85,30 +85,30 @@ class NystromMap:
     @cached_property
     def right(self) -> Tensor:
         """pinv(F2) · F3, (H, m, P)."""
-        return torch.stack([self.inverse[head] @ self._found(head) for head in range(len(self.keys))])
+        return torch.stack([self.inverse[head] @ self._third(head) for head in range(len(self.keys))])
 
     def tile(self, head: int, rows: slice, columns: slice) -> Tensor:
-        return self._looked(head, rows) @ self.right[head, :, columns]
+        return self._first(head, rows) @ self.right[head, :, columns]
 
     def pull(self, x: Tensor) -> Tensor:
         pulled = []
         for head in range(len(x)):
-            blocks = (self._looked(head, rows).mT @ x[head, rows] for rows in spans(x.shape[1], ROWS))
+            blocks = (self._first(head, rows).mT @ x[head, rows] for rows in spans(x.shape[1], ROWS))
             gathered = torch.stack(list(blocks)).sum(0)  # F1ᵀ x (m, k)
-            pulled.append(self._found(head).mT @ (self.inverse[head].mT @ gathered))
+            pulled.append(self._third(head).mT @ (self.inverse[head].mT @ gathered))
         return torch.stack(pulled)
 
-    def _looked(self, head: int, rows: slice) -> Tensor:
-        """A part of F1, (B, m)."""
+    def _first(self, head: int, rows: slice) -> Tensor:
+        """Rows of F1, (B, m)."""
         return attention_weights(self.queries[head, rows], self.key_landmarks[head])
 
-    def _found(self, head: int) -> Tensor:
+    def _third(self, head: int) -> Tensor:
         """F3, (m, P)."""
         return attention_weights(self.query_landmarks[head], self.keys[head])
 
 
 def attention_map(layer: Layer) -> AttentionMap:
-    """The map of a layer all of whose tokens were computed."""
+    """The map of a recorded layer whose tokens were all computed."""
     attention, padded = layer.attention, layer.padded()
     to_queries, to_keys, _ = attention.to_qkv.weight.chunk(3)
     queries = attention.split_heads(F.linear(layer.normed, to_queries))[0]  # (H, T, d)
@@ -121,7 +121,7 @@ def attention_map(layer: Layer) -> AttentionMap:
 
 
 def mean_pull(layer: Layer, row: Tensor) -> Tensor:
-    """row · A of a row (P,), A the mean over heads; padding looks at itself: (P,)."""
+    """row · A of a row (P,), A the mean over heads, the identity for padding: (P,)."""
     arriving = row[layer.padding :, None].expand(layer.attention.heads, -1, -1)  # (H, T, 1)
     pulled = attention_map(layer).pull(arriving).mean(0)[:, 0]
     pulled[: layer.padding] += row[: layer.padding]
@@ -129,7 +129,7 @@ def mean_pull(layer: Layer, row: Tensor) -> Tensor:
 
 
 def weighted_rows(layer: Layer, factors: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of M = mean over heads of relu(A ⊙ (f Vᵀ) ⊙ …), each factor f (H, T, d): (rows, (B, P)), block by block."""
+    """Row blocks (rows, (B, P)) of M = mean over heads of relu(A ⊙ (f Vᵀ) ⊙ …), for factors f (H, T, d)."""
     attended, values = attention_map(layer), layer.values()
     heads, keys, _ = values.shape
     for rows in spans(len(layer.tokens), ROWS):
@@ -144,7 +144,7 @@ def weighted_rows(layer: Layer, factors: Sequence[Tensor]) -> Iterator[tuple[sli
 
 
 def magnitude(left: Tensor, right: Tensor) -> Tensor:
-    """Sum over all pairs of |left · right| of each head, (H, T, d) each: (H,). Their number cancels in a share."""
+    """Sum of |left · right| over all pairs of tokens for each head, (H, T, d) each -> (H,)."""
     total = left.new_zeros(len(left))
     for head in range(len(left)):
         for rows in spans(left.shape[1], ROWS):

@@ -1,7 +1,7 @@
-"""What the class feeds back to the last attention layer, from no evidence to the whole bag.
+"""Reasoning feedback: the gradient of the last attention map, integrated from no evidence to the whole bag.
 
-Chen et al., "Beyond Intuition: Rethinking Token Attributions inside Transformers", TMLR 2023: the integral, along the
-features' way up from zero, of the gradient of the last attention map. Both of the paper's methods weigh by it.
+Chen et al., "Beyond Intuition: Rethinking Token Attributions inside Transformers", TMLR 2023: the integral of the
+gradient while the features are scaled from zero to their values. Both of the paper's methods are weighted by it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,30 @@ from .trace import last_gradient, trace
 
 
 def reasoning_feedback(model: TransMIL, features: Tensor, xy: Tensor, target: Target, steps: int) -> Tensor:
-    """mean_h relu(mean over α = 1/steps … 1 of dt/dA), for the bag α x: the class token's row (P,) in the last layer.
+    """mean_h relu(mean over α = 1/steps … 1 of dt/dA) for the bags α x, t the target (see ``explained_model``).
 
-    The mean over α stands inside relu and that over heads outside, as in the authors' code.
+    The mean over α is inside the relu and that over heads outside, as in the authors' code.
+
+    Parameters
+    ----------
+    model : TransMIL
+        Frozen.
+    features : Tensor, (N, D)
+    xy : Tensor, (N, 2)
+        Positions in units of the patch stride.
+    target : Target
+    steps : int
+        Number of scaled bags.
+
+    Returns
+    -------
+    Tensor, (P,)
+        The class token's row in the last layer.
     """
 
     def gradient(alpha: float) -> Tensor:
-        seen = trace(model, alpha * features, xy)
-        return seen.last.times_values(last_gradient(model, seen, target))  # (H, P)
+        traced = trace(model, alpha * features, xy)
+        return traced.last.times_values(last_gradient(model, traced, target))  # (H, P)
 
     total = functools.reduce(torch.add, (gradient(step / steps) for step in range(1, steps + 1)))
     return (total / steps).relu_().mean(0)

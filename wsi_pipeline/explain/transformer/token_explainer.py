@@ -1,11 +1,11 @@
-"""Methods for transformers: relevance of tokens, given back to the patches.
+"""Methods for transformers: relevance of tokens, mapped back to the patches.
 
-Only the class token's row of a product of maps is wanted, so a method carries one row from the last layer to the
-first: r <- r (α I + β M). A row has P numbers, in the frame of ``nystrom``: zero padding, class token, patches, and the
-first patches' copies that fill up the square. Padding is made anew in each layer and comes from no token, so what has
-reached it stays there. A copy's relevance is its patch's; what the class token and the padding keep is told beside the
-scores. PPEG between the layers is no attention; products of attention maps pass it by, as they pass a convolution or
-an MLP in the published models.
+Only the class token's row of a product of maps is needed, so a method propagates one row from the last layer to the
+first: r <- r (α I + β M). A row has P entries, in the frame of ``nystrom``: zero padding, class token, patches, and the
+copies of the first patches that fill up the square. Padding is new in each layer and comes from no token, so what
+reaches it stays there. A copy's relevance is added to its patch; what the class token and the padding keep is reported
+as residual. PPEG between the layers is not attention; products of attention maps ignore it, as they ignore convolutions
+and MLPs in the published models.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Row = Callable[[TransMIL, Tensor, Tensor, Target], Tensor]  # model, features, x
 
 @dataclass(frozen=True)
 class TokenExplainer:
-    """A method that gives each token of TransMIL a relevance. ``row`` runs on the frozen model, without gradient."""
+    """A method that gives each token of TransMIL a relevance; ``row`` is called on the frozen model."""
 
     row: Row
     unit: Unit
@@ -50,7 +50,7 @@ class TokenExplainer:
 
 
 def class_token(layer: Layer) -> Tensor:
-    """The row (P,) that is the class token itself."""
+    """The row (P,) that is 1 at the class token and 0 elsewhere."""
     row = layer.tokens.new_zeros(layer.padding + len(layer.tokens))
     row[layer.padding] = 1
     return row

@@ -1,8 +1,9 @@
-"""What happens inside TransMIL on one bag, and the gradient of its answer with respect to what each token attended to.
+"""Values inside TransMIL on one bag, and the gradient of the target with respect to the attention's output.
 
-The trace is written down by hooks while the model makes its own forward pass. Gradients start from the trace and use
-the model's own modules behind it, so that nothing in front is computed again or kept. As O = A V enters ``mixed`` as
-a summand, dt/dO is dt/dmixed, and the gradient of the attention map is dt/dA[i, j] = <dt/dO_i, V_j>: no map is needed.
+Hooks record the trace during the model's own forward pass. Gradients start from the trace and use the model's own later
+modules, so that nothing before it is computed again or kept. As O = A V enters ``mixed`` as a summand, dt/dO is
+dt/dmixed, and the gradient of the attention map is dt/dA[i, j] = <dt/dO_i, V_j>: no map is needed. t is the target of
+the task, see ``explained_model``.
 """
 
 from __future__ import annotations
@@ -22,32 +23,32 @@ from ..explained_model import Target
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One attention layer as it ran. Frame of a map's columns: P = padding + T, as in ``nystrom``."""
+    """Recorded values of one attention layer. Frame of a map's columns: P = padding + T, as in ``nystrom``."""
 
     attention: TokenAttention
-    tokens: Tensor  # (T, dim) what the layer was given
-    normed: Tensor  # (T, dim) the same behind LayerNorm
-    mixed: Tensor  # what goes into the output projection: (T, dim), in the last layer the class token's (dim,)
+    tokens: Tensor  # (T, dim) input of the layer
+    normed: Tensor  # (T, dim) the same after LayerNorm
+    mixed: Tensor  # input of the output projection: (T, dim), in the last layer the class token's (dim,)
 
     @property
     def padding(self) -> int:
-        """How many zero keys stand in front of the tokens."""
+        """Number of zero keys in front of the tokens."""
         return self.attention.padding(len(self.tokens))
 
     def padded(self) -> Tensor:
-        """What the keys are made of, (P, dim)."""
+        """Normalised tokens with padding in front, from which keys and values are computed, (P, dim)."""
         return self.attention.padded(self.normed)
 
     def values(self) -> Tensor:
-        """(H, P, d)."""
+        """Values, (H, P, d)."""
         return self.attention.split_heads(F.linear(self.padded(), self.value_weight()))[0]
 
     def value_weight(self) -> Tensor:
-        """What makes values of ``normed``, (dim, dim)."""
+        """Weight of the value projection, (dim, dim)."""
         return self.attention.to_qkv.weight.chunk(3)[2]
 
     def output_weight(self) -> Tensor:
-        """What is laid on ``mixed``, (dim, dim)."""
+        """Weight of the output projection, (dim, dim)."""
         return self.attention.to_out.get_parameter("0.weight")
 
     @cached_property
@@ -56,7 +57,7 @@ class Layer:
         return self.attention.first_row(self.normed[:1], self.padded())
 
     def times_values(self, vectors: Tensor) -> Tensor:
-        """<vectors_h, V_hj> of one vector a head: (H, d) -> (H, P), without the values."""
+        """<vectors_h, V_hj> for one vector per head, (H, d) -> (H, P), without computing the values."""
         weight = self.value_weight().unflatten(0, vectors.shape)  # (H, d, dim)
         products: Tensor = (vectors[:, None] @ weight)[:, 0] @ self.padded().mT
         return products
@@ -64,7 +65,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Both attention layers of one forward pass, and the class token (dim,) behind them."""
+    """Both attention layers of one forward pass, and the class token (dim,) after them."""
 
     first: Layer
     last: Layer
@@ -73,54 +74,54 @@ class Trace:
 
 
 def trace(model: TransMIL, features: Tensor, xy: Tensor) -> Trace:
-    """Watch the model's own forward pass; no gradient. The model is in eval mode."""
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # module -> what it was given and what it gave
+    """Record the model's own forward pass, without gradient; the model is in eval mode."""
+    recorded: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # module -> its input and output
 
-    def note(module: nn.Module, given: tuple[Tensor, ...], gave: Tensor) -> None:
-        seen[module] = (given[0], gave)
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        recorded[module] = (inputs[0], output)
 
-    def layer(ran: TransLayer) -> Layer:
-        return Layer(ran.attn, *seen[ran.norm], seen[ran.attn.to_out][0])
+    def layer(module: TransLayer) -> Layer:
+        return Layer(module.attn, *recorded[module.norm], recorded[module.attn.to_out][0])
 
     layers = (model.layer1, model.layer2)
     with contextlib.ExitStack() as hooks, torch.no_grad():
-        for module in (*(part for ran in layers for part in (ran.norm, ran.attn.to_out)), model.norm):
-            hooks.enter_context(module.register_forward_hook(note))
+        for module in (*(part for one in layers for part in (one.norm, one.attn.to_out)), model.norm):
+            hooks.enter_context(module.register_forward_hook(record))
         model(features, xy)
-    return Trace(layer(model.layer1), layer(model.layer2), seen[model.norm][0], xy)
+    return Trace(layer(model.layer1), layer(model.layer2), recorded[model.norm][0], xy)
 
 
 def encoded(model: TransMIL, tokens: Tensor, xy: Tensor) -> Tensor:
-    """What the last layer is given when the first gives ``tokens`` (T, dim): PPEG on all but the class token."""
+    """Input of the last layer, from the first layer's output ``tokens`` (T, dim): PPEG on all but the class token."""
     around = model.pos_layer.on_grid(tokens[1:], xy) if model.grid else model.pos_layer.on_square(tokens[1:])
     return torch.cat([tokens[:1], around])
 
 
-def answer_from_first(model: TransMIL, seen: Trace, mixed: Tensor, target: Target) -> Tensor:
-    """The contrast () as a function of the first layer's ``mixed`` (T, dim)."""
-    tokens = seen.first.tokens + seen.first.attention.to_out(mixed)
-    class_token, _ = model.layer2.first_token(encoded(model, tokens, seen.xy))
+def target_from_first(model: TransMIL, traced: Trace, mixed: Tensor, target: Target) -> Tensor:
+    """t () as a function of the first layer's ``mixed`` (T, dim)."""
+    tokens = traced.first.tokens + traced.first.attention.to_out(mixed)
+    class_token, _ = model.layer2.first_token(encoded(model, tokens, traced.xy))
     return target(model.head(model.norm(class_token)))
 
 
-def answer_from_last(model: TransMIL, seen: Trace, mixed: Tensor, target: Target) -> Tensor:
-    """The contrast () as a function of the last layer's ``mixed`` (dim,)."""
-    class_token = seen.last.tokens[0] + seen.last.attention.to_out(mixed)
+def target_from_last(model: TransMIL, traced: Trace, mixed: Tensor, target: Target) -> Tensor:
+    """t () as a function of the last layer's ``mixed`` (dim,)."""
+    class_token = traced.last.tokens[0] + traced.last.attention.to_out(mixed)
     return target(model.head(model.norm(class_token)))
 
 
-def first_gradient(model: TransMIL, seen: Trace, target: Target) -> Tensor:
-    """dt/dO of the first layer, t the contrast: (H, T, d)."""
-    mixed = seen.first.mixed.detach().requires_grad_()
+def first_gradient(model: TransMIL, traced: Trace, target: Target) -> Tensor:
+    """dt/dO of the first layer, (H, T, d)."""
+    mixed = traced.first.mixed.detach().requires_grad_()
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(answer_from_first(model, seen, mixed, target), mixed)
-    return seen.first.attention.split_heads(gradient)[0]
+        (gradient,) = torch.autograd.grad(target_from_first(model, traced, mixed, target), mixed)
+    return traced.first.attention.split_heads(gradient)[0]
 
 
-def last_gradient(model: TransMIL, seen: Trace, target: Target) -> Tensor:
+def last_gradient(model: TransMIL, traced: Trace, target: Target) -> Tensor:
     """dt/dO of the class token in the last layer, (H, d); that of every other token is zero."""
-    mixed = seen.last.mixed.detach().requires_grad_()
+    mixed = traced.last.mixed.detach().requires_grad_()
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(answer_from_last(model, seen, mixed, target), mixed)
-    heads: Tensor = gradient.unflatten(0, (seen.last.attention.heads, -1))
+        (gradient,) = torch.autograd.grad(target_from_last(model, traced, mixed, target), mixed)
+    heads: Tensor = gradient.unflatten(0, (traced.last.attention.heads, -1))
     return heads
