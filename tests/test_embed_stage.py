@@ -215,7 +215,7 @@ def test_a_slide_without_a_grid_and_a_damaged_slide_cost_themselves(study: Path)
     [
         ("embed.encoder=resnet51", "did you mean 'resnet50'"),
         ("embed.encoder_options={colour: 1}", "has no option 'colour'; it takes: dim, mpp"),
-        ("embed.device=cuda:99", "is not here"),
+        ("embed.device=cuda:99", "is not available"),
         ("embed.weights=nowhere.pth", "drop one of them"),
     ],
 )

@@ -96,7 +96,7 @@ def test_consensus_and_agreement_are_those_of_the_methods_maps(house: House) -> 
     joined, agreed = found(house, "consensus", "s3"), found(house, "agreement", "s3")
     np.testing.assert_allclose(joined.scores, consensus(values, signed), rtol=1e-6)
     np.testing.assert_allclose(agreed.scores, agreement(values, signed), rtol=1e-6)
-    assert (joined.unit, joined.signed, joined.target) == ("share", False, "yes")
+    assert (joined.unit, joined.signed, joined.target) == ("fraction", False, "yes")
 
 
 def test_what_was_measured_weighs_in_the_consensus(house: House) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from wsi_pipeline.errors import WsiError
-from wsi_pipeline.studies.plan import Study
+from wsi_pipeline.studies.study_plan import Study
 
 try:
     STUDY = Study.of(config)

@@ -140,7 +140,7 @@ def write_derived(name: str, basis: Basis, section: ExplainConfig, output: Path,
     for of_class in zip(*by_method, strict=True):
         first = of_class[0]
         scores, signed = _scores(name, basis, of_class, section)
-        unit = first.unit if name == "spread" else _UNITS.get(name, "share")
+        unit = first.unit if name == "spread" else _UNITS.get(name, "fraction")
         made.append(Explanation(first.grid, scores.astype(np.float32), name, basis.label, first.target, unit, signed))
     write_explanations(output, made, provenance)
     return len(made[0].grid)

@@ -63,7 +63,7 @@ def primary(methods: Sequence[tuple[str, str]], selected: Sequence[bool] = ()) -
 def display_range(scores: Float32, unit: Unit, signed: bool) -> tuple[tuple[float, float], tuple[float, float]]:
     """(smallest, largest) and the (start, end) of a display, of the finite scores; never empty, never NaN.
 
-    Signed: [-a, a]. Probabilities and shares: [0, 1]. Else the 1st and 99th percentile: one patch does not decide.
+    Signed: [-a, a]. Probabilities and fractions: [0, 1]. Else the 1st and 99th percentile: one patch does not decide.
     """
     finite = scores[np.isfinite(scores)].astype(np.float64)
     if finite.size == 0:
@@ -73,7 +73,7 @@ def display_range(scores: Float32, unit: Unit, signed: bool) -> tuple[tuple[floa
         a = largest if largest > 0 else 1.0
         b = end if end > 0 else a
         return (-float(a), float(a)), (-float(b), float(b))
-    if unit in ("probability", "share"):
+    if unit in ("probability", "fraction"):
         return (0.0, 1.0), (0.0, 1.0)
     low, high = float(finite.min()), float(finite.max())
     if low == high:  # one value everywhere: the display begins or ends at 0
