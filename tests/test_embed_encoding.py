@@ -20,13 +20,13 @@ from wsi_pipeline.artifacts import Provenance
 from wsi_pipeline.config import EmbedConfig
 from wsi_pipeline.embed import Encoder
 from wsi_pipeline.embed.encoder_runner import EncoderRunner, Pending
-from wsi_pipeline.embed.encoding import encode_batches, encoding_ahead, stored
+from wsi_pipeline.embed.encoding import encode_batches, encoding_depth, stored
 from wsi_pipeline.embed.prefetch import Patches
 from wsi_pipeline.embed.stage import write_bag
 from wsi_pipeline.embed.state import seeded
 from wsi_pipeline.errors import ConfigError, RegionError, SlideError
 from wsi_pipeline.read import Batches, read_batches
-from wsi_pipeline.read.batch_reader import batches_ahead
+from wsi_pipeline.read.batch_reader import prefetch_depth
 from wsi_pipeline.store import read_bag
 from wsi_pipeline.types import Box, Float32, PatchGrid, UInt8
 
@@ -248,7 +248,7 @@ def test_memory_follows_the_threads_and_not_the_slide(threads: int, read_threads
         with lock:
             taken += 1
     assert begun == taken == 50
-    assert 1 < most <= batches_ahead(4, read_threads) + encoding_ahead(threads) < 30
+    assert 1 < most <= prefetch_depth(4, read_threads) + encoding_depth(threads) < 30
 
 
 def test_how_long_the_device_waited_is_told(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import shapely
 from PIL import Image
 from shapely.geometry import box
-from test_read_slide import spoil_tile
+from test_read_slide import damage_tile
 
 from wsi_pipeline import artifacts, store
 from wsi_pipeline.config import Config, TileConfig
@@ -308,7 +308,7 @@ def test_an_empty_slide_is_listed_and_the_rest_go_on(drawn: Path, out: Path, tmp
 def test_a_missing_slide_fails_in_its_job(drawn: Path, out: Path, tmp_path: Path) -> None:
     (failure,) = tile(out, [tmp_path / "gone.svs", drawn])
     assert (failure.slide_id, failure.error) == ("gone", "SlideError")
-    assert "is not there" in failure.message
+    assert "does not exist" in failure.message
     assert RunFolder(out).grid("slide_1").exists()
 
 
@@ -321,14 +321,14 @@ def test_a_slide_coarser_than_the_target(drawn: Path, out: Path) -> None:
 def test_patches_on_an_unreadable_region_are_left_out(drawn: Path, out: Path, tmp_path: Path) -> None:
     tile(out, [drawn])
     whole, _ = store.read_grid(RunFolder(out).grid("slide_1"))
-    spoilt = tmp_path / "spoilt.tif"
-    spoilt.write_bytes(drawn.read_bytes())
-    spoil_tile(spoilt, 14)  # of level 0: columns 512 to 767, rows 512 to 767
-    with open_slide(spoilt, Config(slides=out, out=out).read) as slide:
+    damaged = tmp_path / "damaged.tif"
+    damaged.write_bytes(drawn.read_bytes())
+    damage_tile(damaged, 14)  # of level 0: columns 512 to 767, rows 512 to 767
+    with open_slide(damaged, Config(slides=out, out=out).read) as slide:
         assert slide.sizes[0] == (1500, 1500)
         levels = len(slide.sizes)
-    assert tile(out, [spoilt], tissue_mpp=0.9) == []  # level 0, so that the spoilt tile is met
-    grid, mask = store.read_grid(RunFolder(out).grid("spoilt"))
+    assert tile(out, [damaged], tissue_mpp=0.9) == []  # level 0, so that the damaged tile is read
+    grid, mask = store.read_grid(RunFolder(out).grid("damaged"))
     assert levels > 1
     assert mask.unreadable_px0
     lost = shapely.union_all([box(x, y, x + w, y + h) for x, y, w, h in mask.unreadable_px0])

@@ -38,7 +38,7 @@ def concordance(time: Float64, event: Bool, risk: Float64, ensemble: Int64 | Non
 
     Examples
     --------
-    >>> concordance(np.array([1.0, 2.0, 3.0]), np.array([True, True, False]), np.array([3.0, 2.0, 1.0]))
+    >>> float(concordance(np.array([1.0, 2.0, 3.0]), np.array([True, True, False]), np.array([3.0, 2.0, 1.0])))
     1.0
     """
     before = (time[event, None] < time) | ((time[event, None] == time) & ~event)  # (events, n) the row's event is first

@@ -39,7 +39,7 @@ class Done(NamedTuple):
     busy_s: float  # how long the device worked on them
 
 
-def encoding_ahead(threads: int) -> int:
+def encoding_depth(threads: int) -> int:
     """The most batches that are with the encoder at once."""
     return threads + 2
 
@@ -49,7 +49,7 @@ def encode_batches(
 ) -> Generator[Done, None, None]:
     """Each batch encoded, in order. Close the iterator to stop the threads early."""
     with own_threads(), _pool(threads, one_thread) as encoders:
-        for done in _ordered(encoders, lambda batch: _encode(encode, batch), batches, encoding_ahead(threads)):
+        for done in _ordered(encoders, lambda batch: _encode(encode, batch), batches, encoding_depth(threads)):
             if done.features is None:
                 yield Done(done.readable, np.zeros((0, 0), np.float32), 0.0)
             else:
