@@ -580,7 +580,7 @@ def test_without_a_bag_the_encoder_says_its_digest_or_the_user_does(tmp_path: Pa
     [
         (("--encoder", "lite0"), "give --bag FILE.h5, or all of --encoder NAME --mpp UM_PER_PX --side-px PIXELS"),
         (("--bag", "b.h5", "--mpp", "1"), "--bag says encoder, digest, mpp and side_px; leave the other four out"),
-        (("--bag", "b.h5"), "the bag b.h5 is not there"),
+        (("--bag", "b.h5"), "the bag b.h5 does not exist"),
         (("--encoder", "lite0", "--mpp", "0", "--side-px", "224"), "both must be above 0"),
         (("--encoder", "lite9", "--mpp", "1", "--side-px", "224"), "there is no encoder called 'lite9'"),
         (("--encoder", "lite0", "--mpp", "1", "--side-px", "9", "--task", "survival"), "--task survival: an imported"),

@@ -114,7 +114,7 @@ def doctor_table() -> Table:
     import torch
 
     from ..embed import encoders
-    from ..embed.identity import at_hand
+    from ..embed.identity import cached_weights
 
     table = Table(title=f"wsi_pipeline {__version__}", show_header=False)
     table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
@@ -129,7 +129,7 @@ def doctor_table() -> Table:
     table.add_row("disk here", f"{usage.free / 2**30:,.0f} of {usage.total / 2**30:,.0f} GiB free")
     for entry in encoders.entries():
         if not entry.name.endswith(":"):
-            found = at_hand(entry.name)
+            found = cached_weights(entry.name)
             table.add_row(f"weights: {entry.name}", str(found) if found else "not here; see `wsi list encoders`")
     return table
 

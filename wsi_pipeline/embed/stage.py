@@ -80,7 +80,7 @@ def embed_slide(task: Task, following: SlideRequest | None) -> JobStats:
         raise ArtifactError(
             f"this worker has other weights for {embed.encoder} than the run began with; bring them over"
         )
-    begin = functools.partial(open_patches, forward=forward, embed=embed)
+    begin = functools.partial(open_patches, runner=forward, embed=embed)
     with _ahead().take(task.wanted, begin) as patches:
         grid = patches.grid
         facts = {
