@@ -17,7 +17,7 @@ import platform
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,10 @@ def fingerprint(path: Path, samples: int = 16, sample_bytes: int = 65_536) -> st
 
 @dataclass(frozen=True)
 class Provenance:
-    """What every file says of itself. ``made_by`` holds no time and no host: same input, same bytes."""
+    """What is stored with every file: its schema, its key, and what made it.
+
+    ``made_by`` holds neither time nor host, so the same input gives the same bytes.
+    """
 
     key: str
     made_by: Mapping[str, Any]
@@ -84,6 +87,10 @@ class Provenance:
     def of(cls, key: str, stage: str, **facts: Any) -> Provenance:
         """For a file that ``stage`` makes; ``facts``: its config section, input fingerprints and the like."""
         return cls(key, {"program": "wsi_pipeline", "version": __version__, "stage": stage, **facts})
+
+    def with_facts(self, **facts: Any) -> Provenance:
+        """The same with more in ``made_by``: what is only known when the file is written."""
+        return replace(self, made_by={**self.made_by, **facts})
 
     def attributes(self) -> dict[str, Any]:
         """As HDF5 or Zarr attributes."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..artifacts import is_current, storage_error
+from ..artifacts import Provenance, is_current, storage_error
 from ..errors import WsiError
 
 
@@ -24,19 +24,34 @@ class JobStats:
 
 @dataclass(frozen=True)
 class Job:
-    """One call whose result is one file (or folder). ``function`` returns how many units (patches…) it made."""
+    """One call whose result is one file (or folder).
+
+    The engine calls ``function(*arguments, output=output, provenance=provenance)``, in this process or in another;
+    it returns the number of units (patches…) that it made. The function writes ``output`` together with
+    ``provenance``, and both last: they mark the job as finished.
+    """
 
     name: str  # slide_id, or what the job is called in messages
     output: Path
-    key: str
+    provenance: Provenance
     function: Callable[..., int | JobStats]  # of a module, so that another process can import it
-    arguments: tuple[Any, ...]
-    slide: bool = True  # False: a fold or the cohort, which may take longer than a slide
-    whole: Callable[[Path], bool] | None = None  # of a module: whether what stands beside the output is there too
+    arguments: tuple[Any, ...] = ()
+    slide: bool = True  # False: a fold or the cohort, which has no time limit
+    on_device: bool = True  # False: needs no accelerator, even in a stage that has a device
+    complete: Callable[[Path], bool] | None = None  # of a module: whether the files beside ``output`` exist as well
+
+    @property
+    def key(self) -> str:
+        """The content key that a current output carries."""
+        return self.provenance.key
 
     def current(self) -> bool:
         """Whether there is nothing to do. Raises ``ArtifactError`` for an output of another version's schema."""
-        return is_current(self.output, self.key) and (self.whole is None or self.whole(self.output))
+        return is_current(self.output, self.key) and (self.complete is None or self.complete(self.output))
+
+    def call(self) -> int | JobStats:
+        """Do the work."""
+        return self.function(*self.arguments, output=self.output, provenance=self.provenance)
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ def cores() -> int:
 def attempt(job: Job) -> Result:
     """Run one job here; every failure becomes a value."""
     try:
-        made = job.function(*job.arguments)
+        made = job.call()
         return Result(**vars(made)) if isinstance(made, JobStats) else Result(units=made)
     except Exception as error:  # noqa: BLE001  (one bad slide never stops the rest)
         return failed(job, error)

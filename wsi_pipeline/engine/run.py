@@ -66,7 +66,8 @@ class Engine:
         self._folders |= folders
         failed: dict[Path, Result] = {}
         try:
-            for job, result in self._results(stage, todo, device != "cpu"):
+            gpu = device != "cpu" and any(job.on_device for job in todo)
+            for job, result in self._results(stage, todo, gpu):
                 if result.exit_code == 2:
                     raise WsiError(result.message)
                 self._observer.advanced(stage, job, result)
@@ -78,17 +79,20 @@ class Engine:
                     self._list(stage, job, failed[job.output])
         self._observer.finished()
 
-    def ready(self, stage: str, slides: Iterable[SlideRow], needs: Callable[[str], Path], maker: str) -> list[SlideRow]:
-        """The slides that have not failed in this run and whose ``needs(slide_id)``, made by stage ``maker``, is there.
-
-        One that neither failed nor has it was never through ``maker``: it is listed as this stage's failure.
-        """
+    def unfailed(self, slides: Iterable[SlideRow]) -> list[SlideRow]:
+        """The slides that have not failed so far."""
         failed = {f.slide_id for f in self.failures}
+        return [slide for slide in slides if slide.slide_id not in failed]
+
+    def ready(self, stage: str, slides: Iterable[SlideRow], needs: Callable[[str], Path], maker: str) -> list[SlideRow]:
+        """The slides that have not failed so far and for which the file ``needs(slide_id)`` exists.
+
+        The stage ``maker`` makes that file. A slide that has not failed and yet lacks it never went through ``maker``:
+        it is listed as a failure of ``stage``.
+        """
         kept = []
-        for slide in slides:
+        for slide in self.unfailed(slides):
             path = needs(slide.slide_id)
-            if slide.slide_id in failed:
-                continue
             if path.exists():
                 kept.append(slide)
             else:

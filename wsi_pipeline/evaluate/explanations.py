@@ -6,12 +6,12 @@ half is ``explain.measure``), and the cohort's job joins them (``explanations_co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..artifacts import Provenance, content_key, digest_or_none, is_current, read_key
 from ..config import Config, EvaluateConfig
-from ..engine import Engine, Job
+from ..engine import Job
 from ..errors import ArtifactError, UnknownNameError
 from ..explain.methods import explainers
 from ..explain.stage import misfit, one_of_each_kind
@@ -26,16 +26,15 @@ STAGE = "explanations"
 _DECIDING = ("flipping_points", "replacement", "infidelity_samples", "sensitivity_samples", "seed")  # of a slide
 
 
-def run(project: Project, engine: Engine) -> None:
-    """Measure what is not current. Slides whose every model has seen their patient are left out.
+def jobs(project: Project, slides: Sequence[SlideRow]) -> Iterator[list[Job]]:
+    """One job a slide and model, then the cohort's. Slides whose patient every model has seen are left out.
 
     Raises ``ArtifactError`` where there is no model, or no slide that a model has not seen.
     """
     section = project.config.evaluate
-    slides = engine.ready(STAGE, project.slides, project.folder.bag, "embed")
     annotated_first = sorted(slides, key=lambda slide: slide.annotation is None)
     annotated = any(slide.annotation is not None for slide in slides)
-    jobs: list[tuple[str, SlideRow, Job]] = []
+    measuring: list[tuple[str, SlideRow, Job]] = []
     for label, folders in explained(find_ensembles(project), section).items():
         methods = fitting(project.config, folders)
         judged = (
@@ -43,13 +42,15 @@ def run(project: Project, engine: Engine) -> None:
             for slide in annotated_first
         )
         unseen = [(slide, members) for slide, members, held_out in judged if held_out][: section.explained_slides]
-        jobs += [(label, slide, _job(project, slide, label, methods, members, annotated)) for slide, members in unseen]
-    if not jobs:
+        measuring += [
+            (label, slide, _job(project, slide, label, methods, members, annotated)) for slide, members in unseen
+        ]
+    if not measuring:
         raise ArtifactError("no slide is held out from every member of a model, so no explanation can be measured")
-    engine.run(STAGE, [job for _, _, job in jobs], project.config.explain.device)
+    yield [job for _, _, job in measuring]
     found = [
         MeasuredSlide(label, slide.slide_id, slide.patient_id, job.output)
-        for label, slide, job in jobs
+        for label, slide, job in measuring
         if is_current(job.output, job.key)
     ]
     key = content_key(
@@ -59,8 +60,7 @@ def run(project: Project, engine: Engine) -> None:
     )
     output = project.folder.evaluate / CSV
     provenance = Provenance.of(key, STAGE, config=section.for_key())
-    arguments = (tuple(found), section, output, provenance)
-    engine.run(STAGE, [Job("cohort", output, key, join_explanations, arguments, slide=False)])
+    yield [Job("cohort", output, provenance, join_explanations, (tuple(found), section), slide=False, on_device=False)]
 
 
 def explained(groups: Mapping[str, Sequence[Path]], section: EvaluateConfig) -> dict[str, Sequence[Path]]:
@@ -105,5 +105,5 @@ def _job(
         "froc": [section.froc_radius_um, slide.label, *told] if froc else None,
     }
     provenance = Provenance.of(content_key(stage=STAGE, **facts), STAGE, **facts)
-    arguments = (bag, tuple(members), tuple(methods), explain, section, slide, froc, output, provenance)
-    return Job(slide.slide_id, output, provenance.key, measure, arguments)
+    arguments = (bag, tuple(members), tuple(methods), explain, section, slide, froc)
+    return Job(slide.slide_id, output, provenance, measure, arguments)

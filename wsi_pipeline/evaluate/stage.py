@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ..artifacts import (
 )
 from ..config import EvaluateConfig
 from ..csvtable import csv_text, format_number
-from ..engine import Engine, Job
+from ..engine import Job
 from ..predict import weights_id
 from ..project import Project
 from .detections import Detections, detections_csv
@@ -61,7 +61,7 @@ class Cohort:
     task: str  # of the folds
 
 
-def run(project: Project, engine: Engine) -> None:
+def jobs(project: Project) -> Iterator[list[Job]]:
     """One job for the cohort. Labels and annotations that are missing leave out what they are needed for.
 
     Raises ``ArtifactError`` where there are no predictions.
@@ -86,11 +86,10 @@ def run(project: Project, engine: Engine) -> None:
     )
     output = folder.evaluate / "report.json"
     provenance = Provenance.of(key, "evaluate", config=settings)
-    arguments = (cohort, section, output, provenance)
-    engine.run("evaluate", [Job("cohort", output, key, evaluate_cohort, arguments, slide=False)])
+    yield [Job("cohort", output, provenance, evaluate_cohort, (cohort, section), slide=False)]
 
 
-def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, output: Path, provenance: Provenance) -> int:
+def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, *, output: Path, provenance: Provenance) -> int:
     """Write the tables, the pictures and, last, report.json; returns the number of slides that were looked at."""
     provenance_path(output).unlink(missing_ok=True)  # the report is out of date from the first file that changes
     slides, patients = _measured(cohort.predictions, section), _measured(cohort.patients, section)

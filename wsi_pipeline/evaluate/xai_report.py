@@ -29,7 +29,7 @@ COLUMNS = ("model", "method", "metric", "value", "low", "high", "n_slides", "n_p
 
 
 def join_explanations(
-    slides: Sequence[MeasuredSlide], section: EvaluateConfig, output: Path, provenance: Provenance
+    slides: Sequence[MeasuredSlide], section: EvaluateConfig, *, output: Path, provenance: Provenance
 ) -> int:
     """Write the tables, the picture and, last, explanations.csv's provenance; returns the number of slides."""
     provenance_path(output).unlink(missing_ok=True)  # out of date from the first file that changes

@@ -43,6 +43,7 @@ def measure(
     section: EvaluateConfig,
     slide: SlideRow,
     froc: bool,
+    *,
     output: Path,
     provenance: Provenance,
 ) -> int:

@@ -40,19 +40,16 @@ class Patient:
 
 
 def compute_joint_logits(
-    ensembles: Sequence[Ensemble], bags: Sequence[Path], section: PredictConfig, output: Path, key: str
+    ensembles: Sequence[Ensemble], bags: Sequence[Path], section: PredictConfig, *, output: Path, provenance: Provenance
 ) -> int:
     """Write every member's logits of the patient's joint bag; returns its patches."""
     whole = [whole_bag(path) for path in bags]
-    write_text_with_provenance(
-        output,
-        member_logits_table(ensembles, compute_member_logits(ensembles, whole, section)),
-        Provenance.of(key, "predict"),
-    )
+    table = member_logits_table(ensembles, compute_member_logits(ensembles, whole, section))
+    write_text_with_provenance(output, table, provenance)
     return sum(len(bag.grid) for bag in whole)
 
 
-def join_patients(patients: Sequence[Patient], section: PredictConfig, output: Path, key: str) -> int:
+def join_patients(patients: Sequence[Patient], section: PredictConfig, *, output: Path, provenance: Provenance) -> int:
     """Write ``patients.csv``, in the manifest's order, models side by side. Returns its rows."""
     rows: list[list[object]] = []
     header: list[str] = []
@@ -66,5 +63,5 @@ def join_patients(patients: Sequence[Patient], section: PredictConfig, output: P
             header = [*who_columns(said.task, "slides"), *columns(said.task, said.classes)]
             who = who_cells(patient.slides[0], patient.label, ensemble, len(patient.slides))
             rows.append([*who, *cells(said, section.abstain)])
-    write_text_with_provenance(output, csv_text(header, rows), Provenance.of(key, "predict"))
+    write_text_with_provenance(output, csv_text(header, rows), provenance)
     return len(rows)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,24 +58,22 @@ class ImportTask:
     options: ImportOptions
     folder: RunFolder
     found: Found
-    key: str
-    inputs: dict[str, Any]
 
 
-def jobs(project: Project) -> list[Job]:
+def jobs(project: Project, slides: Sequence[SlideRow]) -> list[Job]:
     """One job a slide. Raises ``ConfigError`` where the options or the folder cannot be used."""
     config, folder = project.config, project.folder
     if config.tile.roi is not None:
         raise ConfigError("tile.roi restricts patches before they are encoded; leave it out beside embed.import")
     options = import_options(config.embed)
     made = []
-    for row, found in found_files(project, project.slides, options):
-        inputs = {"slide": _fingerprint(row), "row_mpp": row.mpp, "files": found.digests()}
-        key = content_key(
-            stage="tile", imported=key_parts(options), read=config.read.for_key(), problem=found.problem, **inputs
-        )
-        task = ImportTask(row, config.read, options, folder, found, key, inputs)
-        made.append(Job(row.slide_id, folder.grid(row.slide_id), key, tile_imported, (task,)))
+    for row, found in found_files(project, slides, options):
+        facts: dict[str, Any] = {"slide": _fingerprint(row), "row_mpp": row.mpp, "files": found.digests()}
+        facts |= {"options": key_parts(options), "read": config.read.for_key()}
+        key = content_key(stage="tile", imported=True, problem=found.problem, **facts)
+        provenance = Provenance.of(key, "tile", tissue="imported patches", **facts)
+        task = ImportTask(row, config.read, options, folder, found)
+        made.append(Job(row.slide_id, folder.grid(row.slide_id), provenance, tile_imported, (task,)))
     return made
 
 
@@ -106,7 +105,7 @@ def read_layout(found: Found, options: ImportOptions) -> tuple[Layout, Float64]:
     return described, xy * described.scale
 
 
-def tile_imported(task: ImportTask) -> int:
+def tile_imported(task: ImportTask, *, output: Path, provenance: Provenance) -> int:
     """Write one slide's grid; returns the number of patches."""
     described, xy = read_layout(task.found, task.options)
     known = of_slide(task.row, task.read)
@@ -115,9 +114,7 @@ def tile_imported(task: ImportTask) -> int:
     discard(folder.quality(slide_id))  # of an earlier grid of ours, and not of this one
     if edited_digest(folder.tissue(slide_id)) is None:
         discard(folder.tissue(slide_id))
-    facts = {"read": task.read.for_key(), "options": key_parts(task.options), "producer": described.producer}
-    provenance = Provenance.of(task.key, "tile", tissue="imported patches", notes=notes, **facts, **task.inputs)
-    write_grid(folder.grid(slide_id), grid, covered(grid), provenance)
+    write_grid(output, grid, covered(grid), provenance.with_facts(notes=notes, producer=described.producer))
     return len(grid)
 
 

@@ -27,10 +27,9 @@ def slides_text(slides: Sequence[SlideRow]) -> str:
     return json.dumps(unique, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
 
-def write_loader(output: Path, slides: Sequence[SlideRow], key: str) -> int:
+def write_loader(slides: Sequence[SlideRow], *, output: Path, provenance: Provenance) -> int:
     """Write the script at ``output`` and the list beside it; returns the number of slides."""
     listing = output.parent / SLIDES
-    provenance = Provenance.of(key, "view")
     write_text_with_provenance(listing, slides_text(slides), provenance)
     write_text_with_provenance(output, loader_text(), provenance)
     return len(slides)

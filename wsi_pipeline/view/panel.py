@@ -45,7 +45,6 @@ class PanelInput:
     grid: Path
     heatmap: Path | None
     explanation: Path | None  # of the primary channel
-    output: Path
     imported: bool = False  # features came from elsewhere, so the slide may be absent
 
 
@@ -99,7 +98,7 @@ class Panel:
     notes: tuple[str, ...]
 
 
-def write_panel(inputs: PanelInput, key: str) -> int:
+def write_panel(inputs: PanelInput, *, output: Path, provenance: Provenance) -> int:
     """Write one slide's fragment of HTML; returns the number of pictures in it.
 
     Raises ``SlideError`` where the slide cannot be opened; where features were imported, the panel has no picture then.
@@ -111,8 +110,7 @@ def write_panel(inputs: PanelInput, key: str) -> int:
         if not inputs.imported:
             raise
         panel = make_panel(inputs, None, f"no picture of the slide: {error}")
-    provenance = Provenance.of(key, "view", config=inputs.view.for_key())
-    write_text_with_provenance(inputs.output, render("panel.html", panel=panel), provenance)
+    write_text_with_provenance(output, render("panel.html", panel=panel), provenance)
     return 1 + len(panel.maps) + len(panel.patches)
 
 

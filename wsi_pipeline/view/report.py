@@ -75,7 +75,7 @@ class Report:
     failures: tuple[Failure, ...]
 
 
-def write_report(inputs: ReportInput, key: str) -> int:
+def write_report(inputs: ReportInput, *, output: Path, provenance: Provenance) -> int:
     """Write the page; returns the number of slides on it."""
     folder = RunFolder(inputs.config.out)
     bars = "".join(
@@ -92,7 +92,7 @@ def write_report(inputs: ReportInput, key: str) -> int:
         script=script,
         script_source=script_source,
     )
-    write_text_with_provenance(folder.report, page, Provenance.of(key, "view", config=inputs.config.view.for_key()))
+    write_text_with_provenance(output, page, provenance)
     return len(report.slides)
 
 
