@@ -27,57 +27,57 @@ from wsi_pipeline.errors import ConfigError, EngineError, SlideError, WsiError
 from wsi_pipeline.types import SlideRow
 
 
-def good(path: Path, key: str) -> int:
-    write_text(path, f"made by {key}")
-    write_provenance(path, Provenance.of(key, "tile"))
+def good(*, output: Path, provenance: Provenance) -> int:
+    write_text(output, f"made by {provenance.key}")
+    write_provenance(output, provenance)
     return 7
 
 
-def bad_slide(path: Path, key: str) -> int:
-    raise SlideError(f"{path.name} is truncated;\nget it again")
+def bad_slide(*, output: Path, provenance: Provenance) -> int:
+    raise SlideError(f"{output.name} is truncated;\nget it again")
 
 
-def bad_later(path: Path, key: str) -> int:
+def bad_later(*, output: Path, provenance: Provenance) -> int:
     time.sleep(1)
-    return bad_slide(path, key)
+    return bad_slide(output=output, provenance=provenance)
 
 
-def defect(path: Path, key: str) -> int:
+def defect(*, output: Path, provenance: Provenance) -> int:
     raise ZeroDivisionError("oh")
 
 
-def needs_user(path: Path, key: str) -> int:
+def needs_user(*, output: Path, provenance: Provenance) -> int:
     raise ConfigError("no such encoder")
 
 
-def dies(path: Path, key: str) -> int:
-    note(path)
+def dies(*, output: Path, provenance: Provenance) -> int:
+    note(output)
     os._exit(1)
 
 
-def dies_twice(path: Path, key: str) -> int:
-    if note(path) < 3:
+def dies_twice(*, output: Path, provenance: Provenance) -> int:
+    if note(output) < 3:
         os._exit(1)
-    return good(path, key)
+    return good(output=output, provenance=provenance)
 
 
-def hangs(path: Path, key: str) -> int:
+def hangs(*, output: Path, provenance: Provenance) -> int:
     """In native code that never gives the interpreter back."""
-    note(path)
-    with atomic_path(path) as beside:
+    note(output)
+    with atomic_path(output) as beside:
         beside.write_text("half")
         ctypes.PyDLL(None).pause()
     return 0
 
 
-def slow(path: Path, key: str) -> int:
-    note(path)
+def slow(*, output: Path, provenance: Provenance) -> int:
+    note(output)
     time.sleep(1.5)
-    return good(path, key)
+    return good(output=output, provenance=provenance)
 
 
-def good_but(path: Path, key: str) -> int:
-    good(path, key)
+def good_but(*, output: Path, provenance: Provenance) -> int:
+    good(output=output, provenance=provenance)
     raise SlideError("the other run was faster")
 
 
@@ -116,7 +116,7 @@ def jobs(out: Path, key: str, **functions: object) -> list[Job]:
     for name, function in functions.items():
         assert callable(function)
         path = out / "tile" / f"{name}.txt"
-        made.append(Job(name, path, key, function, (path, key)))
+        made.append(Job(name, path, Provenance.of(key, "tile"), function))
     return made
 
 
@@ -293,7 +293,7 @@ def test_what_another_run_has_in_hand_is_left_to_it(tmp_path: Path, kind: str) -
         with in_hand(tmp_path, "a") as path:
             begun.set()
             assert rest.wait(60)
-            good(path, "k")
+            good(output=path, provenance=Provenance.of("k", "tile"))
 
     class Rest(Watch):
         def advanced(self, stage: str, job: Job, result: Result) -> None:

@@ -86,11 +86,11 @@ def test_a_serial_run_with_a_time_limit_has_one_process_with_everything() -> Non
     assert plan_workers(EngineConfig(slide_timeout_s=9), 16, ["0", "1"]) == [WorkerPlan(16)]
 
 
-def environment(path: Path, key: str) -> int:
+def environment(*, output: Path, provenance: Provenance) -> int:
     time.sleep(0.3)  # so that every worker has its turn
     names = ("CUDA_VISIBLE_DEVICES", "WSI_WORKER_CORES", "OMP_NUM_THREADS")
-    write_text(path, "/".join(os.environ.get(name, "-") for name in names))
-    write_provenance(path, Provenance.of(key, "embed"))
+    write_text(output, "/".join(os.environ.get(name, "-") for name in names))
+    write_provenance(output, provenance)
     return 1
 
 

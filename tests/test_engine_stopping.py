@@ -17,12 +17,12 @@ import ctypes, sys
 from pathlib import Path
 from wsi_pipeline.config import EngineConfig
 from wsi_pipeline.engine import Engine, Job, stoppable
-from wsi_pipeline.files import atomic_path
+from wsi_pipeline.artifacts import Provenance, atomic_path
 
-def hangs(path):
-    with atomic_path(path) as beside:
+def hangs(*, output, provenance):
+    with atomic_path(output) as beside:
         beside.write_text("half")
-        (path.parent / f"{path.name}.begun").touch()
+        (output.parent / f"{output.name}.begun").touch()
         mutex = ctypes.create_string_buffer(256)
         for _ in range(2):
             ctypes.CDLL(None).pthread_mutex_lock(mutex)
@@ -30,7 +30,7 @@ def hangs(path):
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    jobs = [Job(name, out / "tile" / name, "key", hangs, (out / "tile" / name,)) for name in "ab"]
+    jobs = [Job(name, out / "tile" / name, Provenance.of("key", "tile"), hangs) for name in "ab"]
     try:
         with stoppable(grace_s=1), Engine(EngineConfig(kind=sys.argv[2], workers=2), out) as engine:
             engine.run("tile", jobs)

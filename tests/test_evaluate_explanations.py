@@ -399,7 +399,8 @@ def stored_map(house: House, method: str, slide_id: str, folds: Sequence[int]) -
     """The method's map as ``wsi explain`` stores it."""
     path = house.root / f"{method}_{slide_id}.h5"
     bag, members = house.run_folder / "embed" / f"{slide_id}.h5", [house.fold("abmil", fold) for fold in folds]
-    explain_slide(bag, members, "abmil", method, ExplainConfig(), path, Provenance.of("k", "explain"), {})
+    made = Provenance.of("k", "explain")
+    explain_slide(bag, members, "abmil", method, ExplainConfig(), {}, output=path, provenance=made)
     return path
 
 

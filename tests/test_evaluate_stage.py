@@ -16,7 +16,7 @@ from wsi_pipeline.config import Config
 from wsi_pipeline.csvtable import csv_text
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ArtifactError
-from wsi_pipeline.evaluate.stage import run
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.predict import weights_id
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import write_explanations
@@ -129,7 +129,7 @@ class Study:
         slides = tuple(self.slides.values())
         project = Project(Config.model_validate(data), slides, slides)
         with Engine(project.config.engine, self.root) as engine:
-            run(project, engine)
+            run_stage("evaluate", project, engine)
             assert engine.failures == []
         report: dict[str, Any] = json.loads((self.root / "evaluate" / "report.json").read_text())
         return report
@@ -372,7 +372,7 @@ def test_the_report_is_made_again_when_what_it_rests_on_changes(study: Study) ->
     study.run(seed=1)
     keys.append(str(json.loads(made.read_text())["key"]))
     assert len(set(keys)) == 5
-    study.run(seed=1, flips=11)  # of `wsi evaluate explanations`
+    study.run(seed=1, flipping_points=11)  # of `wsi evaluate explanations`
     assert str(json.loads(made.read_text())["key"]) == keys[-1]
 
 

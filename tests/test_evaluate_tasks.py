@@ -24,9 +24,9 @@ from wsi_pipeline.errors import ArtifactError
 from wsi_pipeline.evaluate.metrics import multilabel_metrics, regression_metrics
 from wsi_pipeline.evaluate.predictions import read_predictions, scored
 from wsi_pipeline.evaluate.ranking import auroc, average_precision, ranking, sensitivity_at
-from wsi_pipeline.evaluate.stage import run
 from wsi_pipeline.evaluate.summary import metric_name, summary_tables
 from wsi_pipeline.evaluate.task_metrics import measures
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import Project
 from wsi_pipeline.types import Bool, Float64, Int64, SlideRow
 
@@ -189,7 +189,7 @@ def evaluate(root: Path, rows: Rows) -> dict[str, Any]:
     data = {"slides": "m.csv", "out": root, "evaluate": {"bootstrap": 40}}
     project = Project(Config.model_validate(data), slides, slides)
     with Engine(project.config.engine, root) as engine:
-        run(project, engine)
+        run_stage("evaluate", project, engine)
         assert engine.failures == []
     report: dict[str, Any] = json.loads((root / "evaluate" / "report.json").read_text())
     return report

@@ -15,6 +15,7 @@ import pytest
 import zarr
 from defusedxml.ElementTree import fromstring
 
+from wsi_pipeline import pipeline
 from wsi_pipeline.artifacts import Provenance, read_key
 from wsi_pipeline.config import Config, HeatmapConfig
 from wsi_pipeline.engine import Engine
@@ -25,7 +26,6 @@ from wsi_pipeline.heatmap.metadata import signed_rgba
 from wsi_pipeline.heatmap.ngff import read_heatmap, write_heatmap
 from wsi_pipeline.heatmap.pyramid import fill
 from wsi_pipeline.heatmap.sources import model_labels, source_finder
-from wsi_pipeline.heatmap.stage import run
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import write_explanations
 from wsi_pipeline.types import Explanation, PatchGrid, SlideRow
@@ -326,7 +326,7 @@ def explain(project: Project, slide_id: str, key: str = "e", model: str = "abmil
 
 def run_stage(project: Project) -> list[tuple[str, str]]:
     with Engine(project.config.engine, project.config.out) as engine:
-        run(project, engine)
+        pipeline.run_stage("heatmap", project, engine)
         return [(f.slide_id, f.message) for f in engine.failures]
 
 

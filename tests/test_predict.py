@@ -19,18 +19,17 @@ from wsi_pipeline.config import PredictConfig, build_config
 from wsi_pipeline.csvtable import read_csv
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import ArtifactError, WsiError
-from wsi_pipeline.predict import stage
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.predict.ensemble_prediction import EnsemblePrediction, columns, combine_members, member_outputs
 from wsi_pipeline.predict.ensembles import find_ensembles, held_out_members, load_members, member_logits
 from wsi_pipeline.project import Project, RunFolder
 from wsi_pipeline.store import read_bag
-from wsi_pipeline.train import stage as train_stage
 from wsi_pipeline.types import SlideRow
 
 
 def predict(project: Project) -> list[Failure]:
     with Engine(project.config.engine, project.config.out) as engine:
-        stage.run(project, engine)
+        run_stage("predict", project, engine)
         return engine.failures
 
 
@@ -62,7 +61,7 @@ def run_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
     rows = tuple(s if i < 12 else SlideRow(s.slide_id, s.path, s.patient_id) for i, s in enumerate(project.slides))
     project = Project(project.config, rows, rows)
     with Engine(project.config.engine, project.config.out) as engine:
-        train_stage.run(project, engine)
+        run_stage("train", project, engine)
     assert predict(project) == []
     return project
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from wsi_pipeline.artifacts import Provenance
 from wsi_pipeline.cli.progress import Bars
 from wsi_pipeline.engine import Job, Result
 
 
 def test_what_another_run_did_is_up_to_date_and_what_is_waited_for_is_said() -> None:
     said = io.StringIO()
-    bars, job = Bars(Console(file=said, width=100)), Job("a", Path("a.h5"), "key", int, ())
+    bars, job = Bars(Console(file=said, width=100)), Job("a", Path("a.h5"), Provenance.of("key", "tile"), int)
     bars.started("tile", total=4, current=1)
     bars.advanced("tile", job, Result(units=10))
     bars.waiting("tile", "another run on this folder has [b] in hand; waiting for it")

@@ -20,6 +20,7 @@ from wsi_pipeline.demo import draw_slide
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import SlideError, WsiError
 from wsi_pipeline.geometry import box_fractions
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import Project, RunFolder
 from wsi_pipeline.read import open_slide
 from wsi_pipeline.tile import stage
@@ -45,7 +46,7 @@ def tile(out: Path, slides: Iterable[Path], **options: Any) -> list[Failure]:
     config = Config(slides=out / "none.csv", out=out, tile=TileConfig(**{**BASE, **options}))
     rows = tuple(SlideRow(path.stem, path) for path in slides)
     with Engine(config.engine, out) as engine:
-        stage.run(Project(config, rows, rows), engine)
+        run_stage("tile", Project(config, rows, rows), engine)
     return engine.failures
 
 

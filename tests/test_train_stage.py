@@ -21,6 +21,7 @@ from wsi_pipeline.config import build_config
 from wsi_pipeline.csvtable import read_csv
 from wsi_pipeline.engine import Engine, Failure, Job, Result
 from wsi_pipeline.errors import ConfigError, WsiError
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import read_bag
 from wsi_pipeline.train import stage
@@ -49,7 +50,7 @@ def train(project: Project) -> tuple[list[str], list[Failure]]:
     """Names of the jobs that were done, and what failed."""
     watcher = Watcher()
     with Engine(project.config.engine, project.config.out, watcher) as engine:
-        stage.run(project, engine)
+        run_stage("train", project, engine)
     return watcher.done, engine.failures
 
 
@@ -310,10 +311,10 @@ def test_a_fold_that_breaks_is_listed_and_no_table_hides_it(tmp_path: Path, monk
     train(project)
     whole = stage.train_fold
 
-    def breaks(task: Any, folder: Path, key: str) -> int:
+    def breaks(task: Any, **given: Any) -> int:
         if task.split.fold == 1:
             raise RuntimeError("out of memory")
-        return whole(task, folder, key)
+        return whole(task, **given)
 
     monkeypatch.setattr(stage, "train_fold", breaks)
     done, failures = train(changed(project, "train.lr=0.001"))

@@ -13,6 +13,7 @@ import pytest
 import shapely
 from shapely.geometry import MultiPolygon, Polygon, shape
 
+from wsi_pipeline.artifacts import Provenance
 from wsi_pipeline.read.annotations import read_annotation
 from wsi_pipeline.types import Explanation, PatchGrid, SlideRow
 from wsi_pipeline.view.groovy import loader_text, slides_text, write_loader
@@ -183,5 +184,8 @@ def test_the_list_knows_slides_by_file_names_that_belong_to_one_slide(tmp_path: 
         SlideRow("three", Path("/b/same.svs")),
     ]
     assert json.loads(slides_text(rows)) == {"case 1.svs": "one"}
-    assert write_loader(tmp_path / "view" / "load_into_qupath.groovy", rows, "k") == 3
+    assert (
+        write_loader(rows, output=tmp_path / "view" / "load_into_qupath.groovy", provenance=Provenance.of("k", "view"))
+        == 3
+    )
     assert (tmp_path / "view" / "slides.json").read_text(encoding="utf-8") == slides_text(rows)

@@ -22,7 +22,7 @@ from wsi_pipeline.artifacts import Provenance
 from wsi_pipeline.config import Config
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import ArtifactError
-from wsi_pipeline.heatmap import stage as heatmap_stage
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import write_explanations, write_grid
 from wsi_pipeline.types import Explanation, PatchGrid, SlideRow, TissueMask
@@ -213,7 +213,7 @@ def make_project(folder: Path, ids: tuple[str, ...] = ("a", "b", EVIL), **sectio
 
 def paint(project: Project) -> None:
     with Engine(project.config.engine, project.config.out) as engine:
-        heatmap_stage.run(project, engine)
+        run_stage("heatmap", project, engine)
 
 
 def explain(project: Project, grid: PatchGrid, key: str = "e", sign: int = 1, selected: str = "") -> None:
@@ -241,7 +241,7 @@ def predict(project: Project, probability: float) -> None:
 
 def view(project: Project, earlier: tuple[Failure, ...] = ()) -> list[Failure]:
     with Engine(project.config.engine, project.config.out, earlier=earlier) as engine:
-        view_stage.run(project, engine)
+        run_stage("view", project, engine)
         return engine.failures
 
 

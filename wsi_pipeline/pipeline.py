@@ -63,8 +63,8 @@ def run_stages(project: Project, stages: Sequence[str], observer: Observer | Non
         check_splits(project)
     earlier = [f for f in read_failures(project.folder.failures) if _still_holds(project, f, stages[0])]
     with Engine(project.config.engine, project.config.out, observer, earlier) as engine:
-        for stage in map(TABLE.__getitem__, stages):
-            if partial and stage.scope == "cohort":
+        for stage in stages:
+            if partial and TABLE[stage].scope == "cohort":
                 continue
             try:
                 run_stage(stage, project, engine)
@@ -79,8 +79,9 @@ def run_stages(project: Project, stages: Sequence[str], observer: Observer | Non
     return engine.failures
 
 
-def run_stage(stage: Stage, project: Project, engine: Engine) -> None:
+def run_stage(name: str, project: Project, engine: Engine) -> None:
     """Run one stage's jobs, batch by batch. Failures of single slides are in ``engine.failures``."""
+    stage = TABLE[name]
     if stage.needs is None:
         slides = engine.unfailed(project.slides)
     else:
