@@ -7,6 +7,7 @@ something; 130 stopped by Ctrl-C or SIGTERM.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -28,7 +29,7 @@ app = typer.Typer(
     "then [bold]wsi run config.yaml[/]. Try [bold]wsi demo[/] first: it draws its own slides.",
 )
 
-_COMMANDS = {  # in the order of `wsi --help`: the stages as they follow each other
+_COMMANDS: dict[str, Callable[..., None]] = {  # in the order of `wsi --help`: the stages as they follow each other
     "run": run_verbs.run,
     "tile": run_verbs.tile,
     "embed": run_verbs.embed,

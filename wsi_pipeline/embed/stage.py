@@ -34,7 +34,7 @@ _log = logging.getLogger("wsi_pipeline")
 
 @dataclass(frozen=True)
 class Task:
-    """All that embedding one slide depends on; crosses to the process that does it."""
+    """All inputs of embedding one slide; sent to the process that does it."""
 
     request: SlideRequest
     embed: EmbedConfig
@@ -79,7 +79,7 @@ def embed_slide(task: Task, following: SlideRequest | None, *, output: Path, pro
             f"this worker has other weights for {embed.encoder} than the run began with; copy them to this machine"
         )
     begin = functools.partial(open_patches, forward=forward, embed=embed)
-    with _ahead().take(task.request, begin) as patches:
+    with _prefetcher().take(task.request, begin) as patches:
         side_px = forward.encoder.side_px
         made = provenance.with_facts(
             reader=patches.slide.reader,
@@ -89,7 +89,7 @@ def embed_slide(task: Task, following: SlideRequest | None, *, output: Path, pro
 
         def when_read() -> None:
             if following is not None:
-                _ahead().begin(following, begin)
+                _prefetcher().begin(following, begin)
 
         return write_bag(output, patches, forward, embed, made, when_read)
 
@@ -102,10 +102,10 @@ def write_bag(
     provenance: Provenance,
     when_read: Callable[[], None] = lambda: None,
 ) -> JobStats:
-    """Encode ``patches`` and write them as a bag; how many could be read, and how long the device waited for pixels.
+    """Encode ``patches`` and write them as a bag. Returns how many could be read, and how long the device waited.
 
-    ``when_read`` is called when the last patch is read, and the device may still be at work. Raises ``SlideError``
-    where no patch could be read, or where a feature is no finite number.
+    ``when_read`` is called when the last patch has been read, while the device may still be busy. Raises
+    ``SlideError`` where no patch could be read, or where a feature is not finite.
     """
     grid = patches.grid
     threads = (embed.threads or cores()) if forward.device.type == "cpu" else 1
@@ -133,8 +133,8 @@ def _then(batches: Iterable[Batch], after: Callable[[], None]) -> Iterator[Batch
 
 
 @functools.lru_cache(maxsize=1)
-def _ahead() -> SlidePrefetcher:
-    """Of this process."""
+def _prefetcher() -> SlidePrefetcher:
+    """The prefetcher of this process."""
     return SlidePrefetcher()
 
 
@@ -148,7 +148,7 @@ def _forward(config: str, weights: str) -> EncoderRunner:  # noqa: ARG001  (othe
 
 
 def _result(embed: EmbedConfig) -> dict[str, Any]:
-    """What of the section decides the features. The weights count by their digest, wherever the file lies."""
+    """The part of the section that decides the features. The weights count by their digest, not by their path."""
     return {name: value for name, value in embed.for_key().items() if name != "weights"}
 
 

@@ -70,7 +70,7 @@ def predict_slide(
     """Write one row per ensemble, and beside it every member's logits; returns the number of patches.
 
     Raises ``ArtifactError`` where the bag is not of the kind that a model was trained on, ``SlideError`` where it is
-    empty or holds features that are no numbers.
+    empty or contains features that are not finite.
     """
     whole = whole_bag(bag)
     logits_of_each = compute_member_logits(ensembles, [whole], section)
@@ -88,7 +88,7 @@ def predict_slide(
 
 
 def join_slides(parts: Sequence[Path], splits: Sequence[str], *, output: Path, provenance: Provenance) -> int:
-    """Write the slides' tables as one, in the manifest's order, each with its split. Returns its rows."""
+    """Write the slides' tables as one, in the manifest's order, with the splits. Returns its row count."""
     tables = [read_csv(path) for path in parts]
     at = tables[0][0].index("model")
     rows = [[*row[:at], split, *row[at:]] for (_, lines), split in zip(tables, splits, strict=True) for row in lines]
@@ -112,7 +112,7 @@ def _job(project: Project, groups: Groups, slide: SlideRow) -> Job:
 
 
 def _joint_jobs(project: Project, groups: Groups, slides: Sequence[SlideRow]) -> dict[str, Job]:
-    """patient_id -> the job of its joint bag, where models were trained on such and there is more than one slide."""
+    """patient_id -> the job of the joint bag, where models were trained on patients and there are several slides."""
     if all(card(folders[0]).bag == "slide" for folders in groups.values()):
         return {}
     section, made = project.config.predict, {}
@@ -177,7 +177,7 @@ def _provenance(key: str) -> Provenance:
 
 
 def _result(section: PredictConfig) -> dict[str, object]:
-    """What of the section decides the numbers. The model counts by its weights, wherever its folder lies."""
+    """The part of the section that decides the numbers. The model counts by its weights, not by its path."""
     return {name: value for name, value in section.for_key().items() if name != "model"}
 
 

@@ -1,4 +1,4 @@
-"""Tiles every slide: tissue, its outlines, a picture to check, and the grid of patches."""
+"""``wsi tile``: tissue, its outlines, a quality-control picture, and the grid of patches of every slide."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from .grid import SlideFacts, check_resolution, patch_grid, require_patches
 from .outlines import edited_digest, read_outlines, read_roi, roi_path, write_outlines
 from .quality import LONGEST_PX, Overlay, quality_picture
 
-_AT_ONCE = 16  # slides whose fingerprint is taken at once: a network disk answers late, but many
+_AT_ONCE = 16  # slides whose fingerprint is read at once: a network disk is slow to answer, but answers many
 
 
 @dataclass(frozen=True)
 class Task:
-    """All that tiling one slide depends on; crosses to the process that does it."""
+    """All inputs of tiling one slide; sent to the process that does it."""
 
     row: SlideRow
     read: ReadConfig
@@ -84,7 +84,7 @@ def tile_slide(task: Task, *, output: Path, provenance: Provenance) -> int:
     mask = TissueMask(tissue, overview.side_px0, overview.unreadable_px0)
     grid = patch_grid(facts, mask, config)
     provenance = provenance.with_facts(notes=notes + more_notes)
-    discard(output)  # if killed below, the slide counts as not tiled
+    discard(output)  # if the process is killed below, the slide counts as not tiled
     if not task.edited:
         geojson = tissue_geojson(outlines, slide_id, facts.bounds_px0)
         write_outlines(task.folder.tissue(slide_id), geojson, provenance.key)
@@ -103,7 +103,7 @@ def _both_exist(outlines: Path, picture: Path, _grid: Path) -> bool:
 
 
 def _inputs(row: SlideRow, config: TileConfig, folder: RunFolder) -> dict[str, Any]:
-    """What the result depends on besides the config, as digests. A slide that is not there fails in its job."""
+    """Digests of what the result depends on besides the config. A slide that does not exist fails in its job."""
     try:
         slide = fingerprint(row.path)
     except OSError:
@@ -118,7 +118,7 @@ def _inputs(row: SlideRow, config: TileConfig, folder: RunFolder) -> dict[str, A
 
 
 def _settings(config: TileConfig) -> dict[str, Any]:
-    """The section without the path of the region of interest: its digest counts, not where it lies."""
+    """The section without the path of the region of interest, whose content counts by its digest."""
     return {name: value for name, value in config.for_key().items() if name != "roi"}
 
 
@@ -132,8 +132,8 @@ def _tissue(task: Task, facts: SlideFacts, overview: Overview) -> tuple[Bool, Mu
     found = np.asarray(detector(overview.rgb, _raster_mpp(facts, overview)), bool)
     if found.shape != overview.rgb.shape[:2]:
         raise ConfigError(
-            f"tissue detector {task.tile.detector!r} gives a mask of {found.shape} for a raster of "
-            f"{overview.rgb.shape[:2]}; it must give one value a pixel"
+            f"tissue detector {task.tile.detector!r} returns a mask of {found.shape} for a raster of "
+            f"{overview.rgb.shape[:2]}; it must return one value per pixel"
         )
     tissue = _readable(found, overview)
     return tissue, mask_polygons(TissueMask(tissue, overview.side_px0)), ()
@@ -161,7 +161,7 @@ def _roi(task: Task, facts: SlideFacts) -> tuple[MultiPolygon | None, tuple[str,
 
 
 def _picture(slide: Slide, overview: Overview) -> Overview:
-    """The overview for people: shrunk from the one for tissue where that is large enough, else read."""
+    """The overview for the picture: downscaled from the one for tissue where that is large enough, else read."""
     height, width = overview.rgb.shape[:2]
     if max(width, height) < LONGEST_PX:
         return read_overview(slide, max_px=LONGEST_PX)

@@ -22,9 +22,8 @@ Fold = tuple[str, int, int]  # model label, seed, fold
 def jobs(project: Project, slides: Sequence[SlideRow]) -> Iterator[list[Job]]:
     """One job a fold; then ``train/predictions.csv`` joins the folds.
 
-    Each fold leaves its log, predictions and model in ``RunFolder.fold(label, seed, fold)``. Folders of folds that
-    the config no longer has stay where they are and are not used. Raises ``ConfigError`` where the slides cannot be
-    split.
+    Each fold writes its log, predictions and model into ``RunFolder.fold(label, seed, fold)``. Folders of folds that
+    are no longer in the config are kept and not used. Raises ``ConfigError`` where the slides cannot be split.
     """
     config = project.config.train
     with_label = labelled(slides, config.task)
@@ -60,7 +59,7 @@ def train_fold(task: FoldJob, *, output: Path, provenance: Provenance) -> int:
 
 
 def join_folds(parts: Mapping[Fold, Path], *, output: Path, provenance: Provenance) -> int:
-    """Write the folds' predictions as one table with the columns model, seed, fold before theirs. Returns its rows."""
+    """Write the folds' predictions as one table, with the columns model, seed, fold in front. Returns its row count."""
     header: list[str] = []
     rows: list[list[object]] = []
     for fold, path in parts.items():

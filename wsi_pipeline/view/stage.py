@@ -1,4 +1,4 @@
-"""``wsi view``: QuPath tiles, the script that loads them, a panel a slide, and the report of the whole cohort."""
+"""``wsi view``: QuPath tiles, the script that loads them, a panel per slide, and the report of the whole cohort."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def jobs(project: Project, slides: Sequence[SlideRow], failures: Sequence[Failur
 def write_tiles_of(
     paths: Sequence[Path], first: int, grid: Path, section: ViewConfig, *, output: Path, provenance: Provenance
 ) -> int:
-    """Write one slide's GeoJSON; ``first``: which of ``paths`` decides where there are too many tiles."""
+    """Write one slide's GeoJSON; ``first``: index into ``paths`` of the scores that select where tiles are too many."""
     from ..tile.contours import mask_polygons
     from .qupath_tiles import write_tiles
 
@@ -108,16 +108,16 @@ def _loader_job(project: Project) -> Job:
 
 
 def _report_job(project: Project, failures: tuple[Failure, ...], panels: dict[str, Job]) -> Job:
-    """The page is about the whole cohort, whichever slides this call works on."""
+    """The report is of the whole cohort, whichever slides this call works on."""
     folder = project.folder
-    standing = {}
+    current_panels = {}
     for slide in project.cohort[:MOST_PICTURED]:
         job = panels.get(slide.slide_id)
         path = folder.view / "panels" / f"{slide.slide_id}.html"
         if is_current(path, job.key) if job else read_key(path) is not None:
-            standing[slide.slide_id] = path
+            current_panels[slide.slide_id] = path
     choices = method_choices(project)
-    inputs = ReportInput(project.config, project.cohort, standing, failures, versions(), choices)
+    inputs = ReportInput(project.config, project.cohort, current_panels, failures, versions(), choices)
     numbers = (folder.predictions, *(folder.evaluate / name for name in ("report.json", *PICTURES)))
     shown = [folder.heatmap(s.slide_id).exists() + 2 * folder.tiles(s.slide_id).exists() for s in project.cohort]
     key = content_key(
@@ -126,7 +126,7 @@ def _report_job(project: Project, failures: tuple[Failure, ...], panels: dict[st
         settings=settings(project.config),
         slides=[(s.slide_id, s.patient_id, s.label) for s in project.cohort],
         manifest=project.config.slides.name,
-        panels={name: read_key(path) for name, path in standing.items()},
+        panels={name: read_key(path) for name, path in current_panels.items()},
         files=shown,
         numbers=[digest_or_none(path) for path in numbers],
         failures=[vars(f) for f in inputs.failures],
