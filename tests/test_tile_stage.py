@@ -342,7 +342,7 @@ def test_patches_on_an_unreadable_region_are_left_out(drawn: Path, out: Path, tm
 def test_a_detector_from_outside(drawn: Path, out: Path) -> None:
     assert tile(out, [drawn], detector=f"{__name__}:everything") == []
     assert store.read_grid(RunFolder(out).grid("slide_1"))[1].tissue.all()
-    with pytest.raises(WsiError, match="one value a pixel"):
+    with pytest.raises(WsiError, match="one value per pixel"):
         tile(out, [drawn], detector=f"{__name__}:everything", detector_options={"one": True})
     with pytest.raises(WsiError, match="'otsu' has no option 'treshold'"):
         tile(out, [drawn], detector_options={"treshold": 3})

@@ -190,14 +190,14 @@ def test_a_model_may_train_by_its_own_recipe() -> None:
     own = train_of(section, ModelChoice(name="dsmil", train={"recipe": "dsmil", "epochs": 9}))
     assert (own.epochs, own.betas, own.weight_decay, own.optimizer) == (9, (0.5, 0.9), 1e-3, "adam")
     assert train_of(section, ModelChoice(name="abmil")) == section
-    with pytest.raises(ConfigError, match=r"train\.folds is one for all models"):
+    with pytest.raises(ConfigError, match=r"train\.folds is the same for all models"):
         train_of(section, ModelChoice(name="abmil", train={"folds": 3}))
     with pytest.raises(ConfigError, match="train: unknown key 'lrr'"):
         train_of(section, ModelChoice(name="abmil", train={"lrr": 3}))
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="there is no recipe 'clamm'; known: house, transmil, clam, dsmil, dtfd"):
+    with pytest.raises(ValueError, match="there is no recipe 'clamm'; known: default, transmil, clam, dsmil, dtfd"):
         TrainConfig(recipe="clamm")
 
 
