@@ -4,8 +4,8 @@
     python benchmarks/embed.py --gpu          # CUDA: ResNet-50 and a ViT-L, bf16
 
 Both sides run in one process on the same patches, device and threads, turn about; figures are medians. End to end is
-the embed stage's own work on one slide: open, read, batch, normalise, encode, store. Forward alone is the same encoder
-on the same batches, already in memory. Patches are 20x from a 40x slide (SVS, 4:2:0) that the script makes. Prints
+the embed stage's own work on one slide: open, read, batch, normalise, encode, store. The encoder alone gets the same
+batches, already in memory. Patches are 20x from a 40x slide (SVS, 4:2:0) that the script makes. Prints
 lines of Markdown.
 
 On a machine without a network that has torch, torchvision, timm, h5py and numpy, the rest can come as wheels:
@@ -41,14 +41,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from slides import make_slide
 
+from wsi_pipeline.artifacts import Provenance
 from wsi_pipeline.config import EmbedConfig, ReadConfig
+from wsi_pipeline.device import pick_device
 from wsi_pipeline.embed import encoders
-from wsi_pipeline.embed.ahead import Patches
-from wsi_pipeline.embed.device import pick_device
-from wsi_pipeline.embed.forward import Forward, one_thread
+from wsi_pipeline.embed.encoder_runner import EncoderRunner, one_thread
+from wsi_pipeline.embed.prefetch import Patches
 from wsi_pipeline.embed.stage import write_bag
 from wsi_pipeline.engine import cores
-from wsi_pipeline.files import Provenance
 from wsi_pipeline.geometry import grid_corners_px0, side_px0
 from wsi_pipeline.read import open_slide, read_batches
 from wsi_pipeline.types import PatchGrid, Slide, UInt8
@@ -67,14 +67,14 @@ def in_memory(slide: Slide, grid: PatchGrid, batch: int) -> list[UInt8]:
     return [part.pixels for part in read_batches(slide, grid, batch=batch, threads=cores())]
 
 
-def forward_alone(forward: Forward, batches: list[UInt8], threads: int) -> None:
+def forward_alone(forward: EncoderRunner, batches: list[UInt8], threads: int) -> None:
     """The encoder on batches in memory, on the stage's own number of threads."""
     with ThreadPoolExecutor(threads, initializer=one_thread) as pool:
         for pending in list(pool.map(forward, batches)):
             pending.result()
 
 
-def end_to_end(path: Path, slide_path: Path, grid: PatchGrid, forward: Forward, embed: EmbedConfig) -> None:
+def end_to_end(path: Path, slide_path: Path, grid: PatchGrid, forward: EncoderRunner, embed: EmbedConfig) -> None:
     """What the embed stage does with one slide."""
     with open_slide(slide_path, ReadConfig()) as slide, Patches.of(slide, grid, forward, embed) as patches:
         write_bag(path, patches, forward, embed, Provenance.of("benchmark", "embed"))
@@ -110,7 +110,7 @@ def measure(case: Case, path: Path, repeats: int, read_threads: int) -> str:
     embed = EmbedConfig.model_validate({**vars(case), "read_threads": read_threads})
     device = pick_device(embed.device)
     encoder = encoders.build(embed.encoder, None, embed.pretrained)
-    forward = Forward(encoder, device, embed)
+    forward = EncoderRunner(encoder, device, embed)
     threads = cores() if device.type == "cpu" else 1
     with tempfile.TemporaryDirectory() as folder, open_slide(path, ReadConfig()) as slide:
         grid = whole_grid(slide, encoder.side_px, encoder.recommended_mpp)

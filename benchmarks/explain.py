@@ -30,7 +30,7 @@ from mil import bag, build, resident_gb
 from torch import Tensor, nn
 
 from wsi_pipeline.engine import cores
-from wsi_pipeline.explain import Explainer, explainers
+from wsi_pipeline.explain.methods import Explainer, explainers
 
 MODELS = ("abmil", "transmil")
 PEER_PATCHES = (1000, 5000)

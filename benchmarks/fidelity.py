@@ -16,9 +16,9 @@ import numpy as np
 from slides import KINDS, REAL, make_slide
 
 from wsi_pipeline.config import EmbedConfig, ReadConfig
+from wsi_pipeline.device import pick_device
 from wsi_pipeline.embed import encoders
-from wsi_pipeline.embed.device import pick_device
-from wsi_pipeline.embed.forward import Forward
+from wsi_pipeline.embed.encoder_runner import EncoderRunner
 from wsi_pipeline.geometry import grid_corners_px0
 from wsi_pipeline.read import open_slide, read_batches
 from wsi_pipeline.types import Float64, PatchGrid, Slide
@@ -35,7 +35,7 @@ def grid_of(slide: Slide, most: int) -> PatchGrid:
     return PatchGrid("s", xy, SIDE_PX, side, side, 2 * slide.mpp[0], slide.mpp, slide.sizes[0], slide.bounds_px0)
 
 
-def compare(path: Path, forward: Forward, most: int) -> tuple[int, Float64, Float64]:
+def compare(path: Path, forward: EncoderRunner, most: int) -> tuple[int, Float64, Float64]:
     """How many patches; PSNR in dB and cosine of each."""
     decibel, cosine = [], []
     with open_slide(path, ReadConfig(reader="jpeg_tiff")) as slide:
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the slides there, and use those that are there")
     options = parser.parse_args()
     embed = EmbedConfig(encoder=options.encoder)
-    forward = Forward(encoders.build(embed.encoder, None, True), pick_device("cpu"), embed)
+    forward = EncoderRunner(encoders.build(embed.encoder, None, True), pick_device("cpu"), embed)
     print("| slide | patches | PSNR, dB: median, worst | cosine: median, worst |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wsi_pipeline.aggregate.nystrom import iterated_pinv, landmark_means
 from wsi_pipeline.aggregate.transmil import TransLayer, TransMIL
-from wsi_pipeline.explain.target import contrast
+from wsi_pipeline.explain.logit_contrast import contrast
 
 
 @dataclass(frozen=True, eq=False)

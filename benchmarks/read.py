@@ -32,9 +32,9 @@ from slides import KINDS, make_slide
 
 from wsi_pipeline.config import ReadConfig
 from wsi_pipeline.read import open_slide, read_batches
+from wsi_pipeline.read.jpeg_tiles import TileLevel
 from wsi_pipeline.read.memory import tile_memory
 from wsi_pipeline.read.slide import tile_levels
-from wsi_pipeline.read.tiles import TileLevel
 from wsi_pipeline.types import Int64, PatchGrid, UInt8
 
 ORIGIN, SIDE_PX = (74, 106), 256

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from tifffile import TiffWriter
 
+from wsi_pipeline.artifacts import atomic_path
 from wsi_pipeline.config import ReadConfig
 from wsi_pipeline.demo import draw_slide
-from wsi_pipeline.files import atomic_path
 from wsi_pipeline.read import open_slide
 from wsi_pipeline.types import UInt8
 

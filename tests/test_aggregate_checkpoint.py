@@ -15,15 +15,9 @@ from torch import nn
 
 from wsi_pipeline import __version__
 from wsi_pipeline.aggregate import models
-from wsi_pipeline.aggregate.checkpoint import (
-    ModelCard,
-    check_fits,
-    load_model,
-    model_folders,
-    save_model,
-)
+from wsi_pipeline.aggregate.checkpoint import ModelCard, check_fits, load_model, model_folders, save_model
+from wsi_pipeline.artifacts import SCHEMA, is_current
 from wsi_pipeline.errors import ArtifactError
-from wsi_pipeline.files import SCHEMA, is_current
 from wsi_pipeline.types import FeatureBag, PatchGrid
 
 CARD = ModelCard(

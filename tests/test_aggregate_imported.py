@@ -23,14 +23,14 @@ from typer.testing import CliRunner
 from wsi_pipeline.aggregate import MILOutput
 from wsi_pipeline.aggregate.checkpoint import load_card, load_model
 from wsi_pipeline.aggregate.clam import CLAM
-from wsi_pipeline.aggregate.imported import Features, import_model, read_weights
-from wsi_pipeline.cli import app
+from wsi_pipeline.aggregate.import_checkpoint import Features, import_model, read_weights
+from wsi_pipeline.cli.main import app
+from wsi_pipeline.csvtable import read_csv
 from wsi_pipeline.embed.identity import identity
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ArtifactError, ConfigError, WsiError
 from wsi_pipeline.predict import stage
 from wsi_pipeline.store import read_bag
-from wsi_pipeline.train.table import read_table
 
 FEATURES = Features("lite0", "d0", 0.5, 224)
 State = dict[str, Tensor]
@@ -541,7 +541,7 @@ def test_the_command_takes_a_model_to_predictions_on_matching_bags(tmp_path: Pat
     with Engine(project.config.engine, project.config.out) as engine:
         stage.run(project, engine)
         assert engine.failures == []
-    header, lines = read_table(project.folder.predictions)
+    header, lines = read_csv(project.folder.predictions)
     found = {values[0]: dict(zip(header, values, strict=True)) for values in lines}
     assert [(name, row["held_out"]) for name, row in found.items()] == [
         ("s00", "false"),  # of the patient of s02

@@ -13,13 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsi_pipeline.aggregate import Additive, MILOutput, models, ppeg
-from wsi_pipeline.aggregate.nystrom import (
-    TokenAttention,
-    iterated_pinv,
-    landmark_means,
-    landmark_summary,
-    nystrom_row,
-)
+from wsi_pipeline.aggregate.nystrom import TokenAttention, iterated_pinv, landmark_means, landmark_summary, nystrom_row
 from wsi_pipeline.aggregate.transmil import AttentionShares, TransMIL
 from wsi_pipeline.errors import ArtifactError
 

@@ -48,7 +48,7 @@ def test_five_models_stand_in_one_table_over_two_seeds(evaluated: Path) -> None:
 
 
 def test_the_picked_map_of_the_transformer_finds_the_tumour_better_than_its_attention(evaluated: Path) -> None:
-    choice = json.loads((evaluated.parent / "explain" / "transmil" / "choice.json").read_text())
+    choice = json.loads((evaluated.parent / "explain" / "transmil" / "selection.json").read_text())
     assert choice["aupc"][choice["method"]] < choice["random"]
     auprc = defaultdict(list)
     for row in rows(evaluated / "maps.csv"):

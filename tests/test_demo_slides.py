@@ -19,10 +19,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from wsi_pipeline.demo import NORMAL, PENS, TUMOUR, draw_cohort, draw_slide
-from wsi_pipeline.demo.annotations import asap_xml
+from wsi_pipeline.demo.asap_xml import asap_xml
+from wsi_pipeline.demo.cohort_plan import plan_cohort, plan_slide
+from wsi_pipeline.demo.drawing import draw
 from wsi_pipeline.demo.layout import Site, lay_out
-from wsi_pipeline.demo.paint import draw
-from wsi_pipeline.demo.plan import plan_cohort, plan_slide
 from wsi_pipeline.demo.shapes import closed_curve, crowded_points, polygon_area, polygon_mask
 from wsi_pipeline.demo.stain import Stain, coloured
 from wsi_pipeline.errors import ConfigError

@@ -10,7 +10,7 @@ import pytest
 from test_embed_stage import bags, embed, study
 
 from wsi_pipeline.config import ReadConfig
-from wsi_pipeline.embed.ahead import Ahead, Patches, Wanted
+from wsi_pipeline.embed.prefetch import Patches, SlidePrefetcher, SlideRequest
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.read import open_slide
 from wsi_pipeline.types import Slide, SlideRow
@@ -18,8 +18,8 @@ from wsi_pipeline.types import Slide, SlideRow
 __all__ = ["study"]  # a fixture
 
 
-def wanted(name: str) -> Wanted:
-    return Wanted(SlideRow(name, Path(f"{name}.svs")), Path(f"{name}.h5"), ReadConfig())
+def wanted(name: str) -> SlideRequest:
+    return SlideRequest(SlideRow(name, Path(f"{name}.svs")), Path(f"{name}.h5"), ReadConfig())
 
 
 class Opener:
@@ -29,7 +29,7 @@ class Opener:
         self.opened: list[tuple[str, bool]] = []  # slide, whether by the main thread
         self.closed: list[str] = []
 
-    def __call__(self, wanted: Wanted) -> Patches:
+    def __call__(self, wanted: SlideRequest) -> Patches:
         name = wanted.row.slide_id
         self.opened.append((name, threading.current_thread() is threading.main_thread()))
         if name == "bad":
@@ -46,7 +46,7 @@ class Opened:
 
 
 def test_what_was_begun_is_taken_and_opened_once() -> None:
-    ahead, opener = Ahead(), Opener()
+    ahead, opener = SlidePrefetcher(), Opener()
     ahead.begin(wanted("a"), opener)
     assert cast(Opened, ahead.take(wanted("a"), opener)).name == "a"
     assert cast(Opened, ahead.take(wanted("b"), opener)).name == "b"
@@ -55,7 +55,7 @@ def test_what_was_begun_is_taken_and_opened_once() -> None:
 
 
 def test_what_is_not_taken_is_closed() -> None:
-    ahead, opener = Ahead(), Opener()
+    ahead, opener = SlidePrefetcher(), Opener()
     ahead.begin(wanted("a"), opener)
     ahead.begin(wanted("b"), opener)
     assert opener.closed == ["a"]
@@ -64,7 +64,7 @@ def test_what_is_not_taken_is_closed() -> None:
 
 
 def test_a_slide_that_cannot_be_opened_fails_when_its_turn_comes() -> None:
-    ahead, opener = Ahead(), Opener()
+    ahead, opener = SlidePrefetcher(), Opener()
     ahead.begin(wanted("bad"), opener)
     with pytest.raises(SlideError, match="cut off"):
         ahead.take(wanted("bad"), opener)
@@ -83,7 +83,7 @@ def test_the_stage_opens_each_slide_once_the_second_ahead_and_closes_both(
         slides.append(open_slide(path, config, mpp))
         return slides[-1]
 
-    monkeypatch.setattr("wsi_pipeline.embed.ahead.open_slide", noted)
+    monkeypatch.setattr("wsi_pipeline.embed.prefetch.open_slide", noted)
     assert embed(study) == []
     assert opened == [("a", True), ("b", False)]
     for slide in slides:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wsi_pipeline.embed.device import autocast_type, pick_device
+from wsi_pipeline.device import autocast_type, pick_device
 from wsi_pipeline.errors import ConfigError
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsi_pipeline.embed import encoders, torchvision_guard  # noqa: F401
+from wsi_pipeline import torchvision_guard  # noqa: F401
+from wsi_pipeline.embed import encoders
 from wsi_pipeline.embed.lite0 import timm_names as lite0_names
 from wsi_pipeline.embed.state import read_state
 from wsi_pipeline.errors import ConfigError, UnknownNameError

@@ -13,18 +13,18 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from wsi_pipeline.cli import app
+from wsi_pipeline.artifacts import read_made_by
+from wsi_pipeline.cli.import_features import parse_size
+from wsi_pipeline.cli.main import app
 from wsi_pipeline.config import build_config
-from wsi_pipeline.embed.imported import embed_imported
+from wsi_pipeline.embed.from_features import embed_imported
 from wsi_pipeline.engine import Failure
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.files import read_made_by
-from wsi_pipeline.foreign import index, look
-from wsi_pipeline.importing import parse_size
+from wsi_pipeline.interop.feature_files import index, look
 from wsi_pipeline.pipeline import run_stages
 from wsi_pipeline.project import open_project
 from wsi_pipeline.store import read_bag, read_grid
-from wsi_pipeline.tile.imported import covered
+from wsi_pipeline.tile.from_features import covered
 from wsi_pipeline.tile.producers import common_step
 from wsi_pipeline.types import FeatureBag, PatchGrid
 
@@ -530,4 +530,4 @@ def test_a_slide_size_is_written_as_width_by_height() -> None:
 
 
 def test_a_job_can_cross_to_another_process() -> None:
-    assert embed_imported.__module__ == "wsi_pipeline.embed.imported"
+    assert embed_imported.__module__ == "wsi_pipeline.embed.from_features"

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsi_pipeline.embed import Encoder, encoders, stage, torchvision_guard  # noqa: F401
+from wsi_pipeline import torchvision_guard  # noqa: F401
+from wsi_pipeline.embed import Encoder, encoders, stage
 from wsi_pipeline.embed.identity import recommended_mpp
 from wsi_pipeline.embed.layouts import on_grid, timm_names
 from wsi_pipeline.embed.preset import Preset
 from wsi_pipeline.embed.presets import PRESETS, build_network, register
 from wsi_pipeline.embed.state import State, load_state
-from wsi_pipeline.embed.tokens import pooled
+from wsi_pipeline.embed.token_pooling import pooled
 from wsi_pipeline.errors import ArtifactError, ConfigError
 
 

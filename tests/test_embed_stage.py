@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from wsi_pipeline.artifacts import Provenance, read_key
 from wsi_pipeline.config import Config, EngineConfig, build_config
 from wsi_pipeline.embed import Encoder, encoders
 from wsi_pipeline.embed.stage import run
@@ -21,7 +22,6 @@ from wsi_pipeline.embed.state import seeded
 from wsi_pipeline.embed.weights import RANDOM
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import WsiError
-from wsi_pipeline.files import Provenance, read_key
 from wsi_pipeline.project import open_project
 from wsi_pipeline.store import read_bag, write_grid
 from wsi_pipeline.types import PatchGrid, TissueMask

@@ -16,17 +16,17 @@ import torch
 from PIL import Image
 from torch import nn
 
+from wsi_pipeline.artifacts import Provenance
 from wsi_pipeline.config import EmbedConfig
 from wsi_pipeline.embed import Encoder
-from wsi_pipeline.embed.ahead import Patches
-from wsi_pipeline.embed.forward import Forward, Pending
+from wsi_pipeline.embed.encoder_runner import EncoderRunner, Pending
+from wsi_pipeline.embed.encoding import encode_batches, encoding_ahead, stored
+from wsi_pipeline.embed.prefetch import Patches
 from wsi_pipeline.embed.stage import write_bag
 from wsi_pipeline.embed.state import seeded
-from wsi_pipeline.embed.stream import encoding_ahead, stored, stream
 from wsi_pipeline.errors import ConfigError, RegionError, SlideError
-from wsi_pipeline.files import Provenance
 from wsi_pipeline.read import Batches, read_batches
-from wsi_pipeline.read.batches import batches_ahead
+from wsi_pipeline.read.batch_reader import batches_ahead
 from wsi_pipeline.store import read_bag
 from wsi_pipeline.types import Box, Float32, PatchGrid, UInt8
 
@@ -73,7 +73,7 @@ class MemorySlide:
     downsamples: tuple[float, ...] = (1.0,)
     mpp: tuple[float, float] = (0.5, 0.5)
     mpp_source: str = "given"
-    passed_over: tuple[str, ...] = ()
+    rejected_readers: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = field(init=False)
     bounds_px0: Box = field(init=False)
 
@@ -153,7 +153,7 @@ def no_features(pixels: UInt8) -> Pending:
 
 def embed(slide: MemorySlide, folder: Path, settings: EmbedConfig, encoder: Encoder | None = None) -> Path:
     path = folder / "bag.h5"
-    forward = Forward(encoder or make_encoder(), CPU, settings)
+    forward = EncoderRunner(encoder or make_encoder(), CPU, settings)
     with Patches.of(slide, grid_of(slide), forward, settings) as patches:
         write_bag(path, patches, forward, settings, PROVENANCE)
     return path
@@ -203,7 +203,7 @@ def test_each_encoding_thread_computes_alone() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        list(stream(patches_of(slide, 1), encode, threads=3))
+        list(encode_batches(patches_of(slide, 1), encode, threads=3))
     finally:
         torch.set_num_threads(before)
     assert {count for count, _ in seen} == {1}
@@ -222,7 +222,7 @@ def test_batches_come_in_order_though_reading_and_encoding_end_in_any() -> None:
         return Pending(torch.from_numpy(pixels[:, 0, 0, :1].astype(np.float32)))
 
     slide = ScriptedSlide(make_slide().pixels, script=read)
-    batches = list(stream(patches_of(slide, 3), encode, threads=3))
+    batches = list(encode_batches(patches_of(slide, 3), encode, threads=3))
     assert [len(done.features) for done in batches] == [4, 4, 4, 4, 4, 4, 4, 4, 3]
     np.testing.assert_array_equal(np.concatenate([done.features for done in batches])[:, 0], np.arange(35))
 
@@ -243,7 +243,7 @@ def test_memory_follows_the_threads_and_not_the_slide(threads: int, read_threads
         return whole.read(xy, 0, (SIDE, SIDE))
 
     slide = ScriptedSlide(whole.pixels, script=read)
-    for _ in stream(patches_of(slide, read_threads), no_features, threads):
+    for _ in encode_batches(patches_of(slide, read_threads), no_features, threads):
         time.sleep(0.002)
         with lock:
             taken += 1
@@ -262,7 +262,7 @@ def test_how_long_the_device_waited_is_told(tmp_path: Path) -> None:
 
         encoder = replace(make_encoder(), module=Slow(encode_s))
         settings = config(threads=1, read_threads=1)
-        forward = Forward(encoder, CPU, settings)
+        forward = EncoderRunner(encoder, CPU, settings)
         slide = ScriptedSlide(pixels, script=read)
         with Patches.of(slide, grid_of(slide), forward, settings) as patches:
             made = write_bag(tmp_path / "bag.h5", patches, forward, settings, PROVENANCE)
@@ -286,7 +286,7 @@ class Slow(nn.Module):
 def test_closing_early_stops_the_threads() -> None:
     before = threading.active_count()
     patches = patches_of(make_slide(columns=40))
-    features = stream(patches, no_features, threads=2)
+    features = encode_batches(patches, no_features, threads=2)
     next(features)
     assert threading.active_count() > before
     features.close()
@@ -321,7 +321,7 @@ def test_an_error_that_is_not_a_regions_ends_the_slide(tmp_path: Path) -> None:
 
     slide = ScriptedSlide(make_slide().pixels, script=read)
     with pytest.raises(SlideError, match="the disk is gone"):
-        list(stream(patches_of(slide), no_features, threads=1))
+        list(encode_batches(patches_of(slide), no_features, threads=1))
 
 
 def test_a_batch_holds_only_what_was_read() -> None:
@@ -365,7 +365,7 @@ def test_patches_of_another_side_are_resized_as_pillow_does(side: int, limit: fl
     rng = np.random.default_rng(0)
     pixels = rng.integers(80, 176, (2, side, side, 3), dtype=np.uint8)
     encoder = make_encoder(side_px=16)
-    prepared = Forward(encoder, CPU, config()).prepare(torch.from_numpy(pixels))
+    prepared = EncoderRunner(encoder, CPU, config()).prepare(torch.from_numpy(pixels))
     assert prepared.shape == (2, 3, 16, 16)
     found = (prepared.permute(0, 2, 3, 1).numpy() * np.array(encoder.std) + np.array(encoder.mean)) * 255
     resized = [np.asarray(Image.fromarray(p).resize((16, 16), Image.Resampling.BICUBIC), np.float64) for p in pixels]
@@ -382,8 +382,8 @@ def test_the_memory_layout_changes_no_feature(channels_last: bool, tmp_path: Pat
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
 def test_lower_precision_is_near_and_not_equal(precision: str, tolerance: float) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
-    exact = Forward(make_encoder(), CPU, config())(pixels).result()
-    found = Forward(make_encoder(), CPU, config(precision=precision))(pixels).result()
+    exact = EncoderRunner(make_encoder(), CPU, config())(pixels).result()
+    found = EncoderRunner(make_encoder(), CPU, config(precision=precision))(pixels).result()
     assert found.dtype == np.float32
     assert 0 < np.abs(found - exact).max() < tolerance
 
@@ -404,7 +404,7 @@ def test_a_compiled_encoder_only_ever_sees_one_shape(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch, "compile", noted)
     pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
-    compiled = Forward(make_encoder(), CPU, config(compile=True))
+    compiled = EncoderRunner(make_encoder(), CPU, config(compile=True))
     short, full = compiled(pixels[:3]).result(), compiled(pixels).result()
     assert set(shapes) == {(4, 3, SIDE, SIDE)}
     assert short.shape == (3, 40)
@@ -415,8 +415,8 @@ def test_a_compiled_encoder_only_ever_sees_one_shape(monkeypatch: pytest.MonkeyP
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own use
 def test_a_compiled_encoder_gives_the_same_features() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
-    plain = Forward(make_encoder(), CPU, config())(pixels).result()
-    compiled = Forward(make_encoder(), CPU, config(compile=True))
+    plain = EncoderRunner(make_encoder(), CPU, config())(pixels).result()
+    compiled = EncoderRunner(make_encoder(), CPU, config(compile=True))
     np.testing.assert_allclose(compiled(pixels).result(), plain, atol=2e-5)
     np.testing.assert_allclose(compiled(pixels[:3]).result(), plain[:3], atol=2e-5)
 
@@ -430,7 +430,7 @@ def test_a_compiler_that_fails_is_said_in_one_line(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(ConfigError, match=r"torch\.compile fails here \(no C\+\+ compiler\).*embed\.compile=false"):
-        Forward(make_encoder(), CPU, config(compile=True))
+        EncoderRunner(make_encoder(), CPU, config(compile=True))
 
 
 def test_a_batch_too_large_for_the_device_is_said_in_one_line() -> None:
@@ -440,4 +440,4 @@ def test_a_batch_too_large_for_the_device_is_said_in_one_line() -> None:
 
     encoder = Encoder("greedy", Greedy(), 1, SIDE, 0.5, (0.5,) * 3, (0.5,) * 3, "random")
     with pytest.raises(ConfigError, match=r"4 patches at once do not fit .*use a smaller embed\.batch"):
-        Forward(encoder, CPU, config())(np.zeros((4, SIDE, SIDE, 3), np.uint8))
+        EncoderRunner(encoder, CPU, config())(np.zeros((4, SIDE, SIDE, 3), np.uint8))

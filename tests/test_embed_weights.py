@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wsi_pipeline.embed import encoders, torchvision_guard  # noqa: F401
+from wsi_pipeline import torchvision_guard  # noqa: F401
+from wsi_pipeline.artifacts import file_digest
+from wsi_pipeline.embed import encoders
 from wsi_pipeline.embed.identity import at_hand, identity, recommended_mpp
 from wsi_pipeline.embed.state import seeded
 from wsi_pipeline.embed.weights import HubFile, PackageFile, UrlFile, digest, download
 from wsi_pipeline.errors import ArtifactError, ConfigError, WsiError
-from wsi_pipeline.files import file_digest
 
 State = dict[str, Tensor]
 

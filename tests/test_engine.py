@@ -19,17 +19,17 @@ from typing import Any
 import psutil
 import pytest
 
+from wsi_pipeline.artifacts import Provenance, atomic_path, machine, write_provenance, write_text
 from wsi_pipeline.config import EngineConfig
-from wsi_pipeline.engine import Engine, Job, Result, Silent
-from wsi_pipeline.engine.claims import Claim, Holder, claim_path, take
+from wsi_pipeline.engine import Engine, Job, NullObserver, Result
+from wsi_pipeline.engine.claims import Claim, Holder, acquire, claim_path
 from wsi_pipeline.errors import ConfigError, EngineError, SlideError, WsiError
-from wsi_pipeline.files import Provenance, atomic_path, machine, write_made, write_text
 from wsi_pipeline.types import SlideRow
 
 
 def good(path: Path, key: str) -> int:
     write_text(path, f"made by {key}")
-    write_made(path, Provenance.of(key, "tile"))
+    write_provenance(path, Provenance.of(key, "tile"))
     return 7
 
 
@@ -95,7 +95,7 @@ def tries(out: Path, name: str) -> list[str]:
     return (out / "tries" / f"{name}.txt").read_text().splitlines()
 
 
-class Watch(Silent):
+class Watch(NullObserver):
     def __init__(self) -> None:
         self.results: list[tuple[str, Result]] = []
         self.current = 0
@@ -281,7 +281,7 @@ def test_what_is_no_slide_may_take_longer(tmp_path: Path) -> None:
 def in_hand(out: Path, name: str) -> Iterator[Path]:
     """Another run, which has a job in hand."""
     path = out / "tile" / f"{name}.txt"
-    claim = take(claim_path(out, path), "another run", 60)
+    claim = acquire(claim_path(out, path), "another run", 60)
     assert isinstance(claim, Claim)
     with claim:
         yield path

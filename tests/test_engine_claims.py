@@ -16,25 +16,25 @@ from typing import Any
 
 import pytest
 
+from wsi_pipeline.artifacts import machine
 from wsi_pipeline.engine import claims
-from wsi_pipeline.engine.claims import Claim, Holder, claim_path, read, sweep_claims, take, void
-from wsi_pipeline.files import machine
+from wsi_pipeline.engine.claims import Claim, Holder, acquire, claim_path, is_stale, read, remove_stale_claims
 
 
 def path_in(folder: Path) -> Path:
     return claim_path(folder, folder / "tile" / "a.h5")
 
 
-def left_by(path: Path, lease_s: float = 60, trace: str = "", **changes: Any) -> Path:
+def left_by(path: Path, claim_timeout_s: float = 60, trace: str = "", **changes: Any) -> Path:
     """A claim that nobody touches any more."""
-    holder = replace(Holder.me("another run", lease_s), **changes)
+    holder = replace(Holder.me("another run", claim_timeout_s), **changes)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(holder)) + "\n" + trace)
     return path
 
 
-def got(path: Path, run: str = "this run", lease_s: float = 60) -> bool:
-    claim = take(path, run, lease_s)
+def got(path: Path, run: str = "this run", claim_timeout_s: float = 60) -> bool:
+    claim = acquire(path, run, claim_timeout_s)
     if not isinstance(claim, Claim):
         return False
     with claim:
@@ -49,13 +49,13 @@ def ended_process() -> int:
 
 def test_a_claim_stands_beside_no_result_and_goes_with_its_end(tmp_path: Path) -> None:
     path = path_in(tmp_path)
-    claim = take(path, "this run", 60)
+    claim = acquire(path, "this run", 60)
     assert isinstance(claim, Claim)
     with claim:
         assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.h5")] == [".claims/tile/a.h5"]
-        assert str(take(path, "another run", 60)) == f"process {os.getpid()} on {machine()}"
+        assert str(acquire(path, "another run", 60)) == f"process {os.getpid()} on {machine()}"
     assert not path.exists()
-    sweep_claims(tmp_path, "this run", 60)
+    remove_stale_claims(tmp_path, "this run", 60)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -64,7 +64,7 @@ def test_one_of_many_who_ask_at_once_has_it(tmp_path: Path) -> None:
 
     def ask(number: int) -> object:
         start.wait()
-        return take(path, f"run {number}", 60)
+        return acquire(path, f"run {number}", 60)
 
     with ThreadPoolExecutor(16) as pool:
         asked = list(pool.map(ask, range(16)))
@@ -79,7 +79,7 @@ def test_one_of_many_takes_over_what_is_void(tmp_path: Path, turn: int) -> None:
 
     def ask(number: int) -> object:
         start.wait()
-        return take(path, f"run {number}", 60)
+        return acquire(path, f"run {number}", 60)
 
     with ThreadPoolExecutor(16) as pool:
         asked = list(pool.map(ask, range(16)))
@@ -108,7 +108,7 @@ def test_a_process_that_is_gone_binds_nobody(tmp_path: Path) -> None:
 
 
 def test_where_a_job_hung_its_process_ended_itself(tmp_path: Path) -> None:
-    claim = take(left_by(path_in(tmp_path), machine="elsewhere", trace="Timeout!\n"), "this run", 60)
+    claim = acquire(left_by(path_in(tmp_path), machine="elsewhere", trace="Timeout!\n"), "this run", 60)
     assert isinstance(claim, Claim)
     with claim:
         assert claim.before is not None
@@ -116,7 +116,7 @@ def test_where_a_job_hung_its_process_ended_itself(tmp_path: Path) -> None:
 
 
 def test_a_claim_that_nobody_touches_lapses(tmp_path: Path) -> None:
-    path = left_by(path_in(tmp_path), machine="elsewhere", lease_s=0.5)
+    path = left_by(path_in(tmp_path), machine="elsewhere", claim_timeout_s=0.5)
     assert not got(path)
     time.sleep(0.6)
     assert got(path)
@@ -127,7 +127,7 @@ def test_a_claim_that_was_not_written_to_its_end_lapses_too(tmp_path: Path, text
     path = path_in(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    assert take(path, "this run", 60) is None
+    assert acquire(path, "this run", 60) is None
     os.utime(path, (time.time() - 61,) * 2)
     assert got(path)
 
@@ -140,20 +140,20 @@ def test_the_clock_is_that_of_the_disk(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_who_works_longer_than_the_lease_keeps_the_claim(tmp_path: Path) -> None:
     path = path_in(tmp_path)
-    claim = take(path, "another run", 0.4)
+    claim = acquire(path, "another run", 0.4)
     assert isinstance(claim, Claim)
     with claim:
         time.sleep(1)
         found = read(path)
         assert found is not None
         assert found.holder is not None
-        assert not void(path, replace(found, holder=replace(found.holder, machine="elsewhere")), "this run", 0.4)
+        assert not is_stale(path, replace(found, holder=replace(found.holder, machine="elsewhere")), "this run", 0.4)
 
 
 def test_who_was_taken_over_leaves_the_new_claim_alone(tmp_path: Path) -> None:
     path = path_in(tmp_path)
-    first = take(path, "this run", 60)
-    second = take(path, "this run", 60)
+    first = acquire(path, "this run", 60)
+    second = acquire(path, "this run", 60)
     assert isinstance(first, Claim)
     assert isinstance(second, Claim)
     with second:
@@ -168,12 +168,12 @@ def test_a_claim_that_is_fresh_again_is_left(tmp_path: Path) -> None:
     path = left_by(path_in(tmp_path), pid=ended_process())
     judged = read(path)
     assert judged is not None
-    claim = take(path, "the faster run", 60)
+    claim = acquire(path, "the faster run", 60)
     assert isinstance(claim, Claim)
     with claim:
-        with claims._alone(path, judged, 60) as void_still:
+        with claims._takeover_lock(path, judged, 60) as void_still:
             assert not void_still
-        assert isinstance(take(path, "the slower run", 60), Holder)
+        assert isinstance(acquire(path, "the slower run", 60), Holder)
 
 
 def test_who_was_killed_while_it_took_over_holds_nobody_up(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_only_what_is_void_is_swept(tmp_path: Path) -> None:
     lives = left_by(claim_path(tmp_path, tmp_path / "embed" / "b.h5"))
     (gone.parent / ".0.now").touch()
     os.utime(gone.parent / ".0.now", (0, 0))
-    sweep_claims(tmp_path, "this run", 60)
+    remove_stale_claims(tmp_path, "this run", 60)
     assert [p for p in (tmp_path / ".claims").rglob("*") if p.is_file()] == [lives]
     assert not gone.parent.exists()
 
@@ -198,14 +198,14 @@ def test_only_what_is_void_is_swept(tmp_path: Path) -> None:
 def test_a_folder_that_goes_at_the_wrong_moment_costs_nothing(tmp_path: Path) -> None:
     stop, path = threading.Event(), path_in(tmp_path)
 
-    def sweep() -> None:
+    def remove_abandoned() -> None:
         while not stop.is_set():
-            sweep_claims(tmp_path, "other", 60)
+            remove_stale_claims(tmp_path, "other", 60)
 
     def ask(count: int) -> bool:
         return all(got(path, run=f"run {n}") for n in range(count))
 
-    sweeping: Callable[[], None] = sweep
+    sweeping: Callable[[], None] = remove_abandoned
     thread = threading.Thread(target=sweeping)
     thread.start()
     try:

@@ -13,12 +13,12 @@ import psutil
 import pytest
 from test_engine import Watch, good, jobs
 
+from wsi_pipeline.artifacts import Provenance, write_provenance, write_text
 from wsi_pipeline.config import EngineConfig
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.engine.clusters import WorkerPlan, plan_workers, queue_options
 from wsi_pipeline.engine.gpus import gpus
 from wsi_pipeline.errors import EngineError
-from wsi_pipeline.files import Provenance, write_made, write_text
 
 LISTED = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-5d5c)
 GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-77aa)
@@ -90,7 +90,7 @@ def environment(path: Path, key: str) -> int:
     time.sleep(0.3)  # so that every worker has its turn
     names = ("CUDA_VISIBLE_DEVICES", "WSI_WORKER_CORES", "OMP_NUM_THREADS")
     write_text(path, "/".join(os.environ.get(name, "-") for name in names))
-    write_made(path, Provenance.of(key, "embed"))
+    write_provenance(path, Provenance.of(key, "embed"))
     return 1
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from wsi_pipeline.csvtable import csv_text
 from wsi_pipeline.errors import ArtifactError, ConfigError
 from wsi_pipeline.evaluate.bootstrap import p_value
 from wsi_pipeline.evaluate.compare import COLUMNS, Comparison, compare_runs, comparison_table, write_comparison
 from wsi_pipeline.evaluate.delong import areas, difference
-from wsi_pipeline.train.table import table
 
 HOW = [
     "model",
@@ -58,8 +58,8 @@ def write_run(root: Path, models: dict[str, list[float]], per_patient: int = 1, 
             if i // 2 % per_patient == 0:
                 patients.append([slides[-1][1], per_patient, *what])
     rest = ["label", *HOW, "set"]
-    (root / "predict" / "predictions.csv").write_text(table(["slide_id", "patient_id", *rest], slides))
-    (root / "predict" / "patients.csv").write_text(table(["patient_id", "slides", *rest], patients))
+    (root / "predict" / "predictions.csv").write_text(csv_text(["slide_id", "patient_id", *rest], slides))
+    (root / "predict" / "patients.csv").write_text(csv_text(["patient_id", "slides", *rest], patients))
     return root
 
 

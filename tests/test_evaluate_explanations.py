@@ -20,22 +20,22 @@ from typer.testing import CliRunner
 
 from wsi_pipeline.aggregate import models
 from wsi_pipeline.aggregate.checkpoint import ModelCard, load_model, save_model
-from wsi_pipeline.cli import app
+from wsi_pipeline.artifacts import Provenance
+from wsi_pipeline.cli.main import app
 from wsi_pipeline.config import EvaluateConfig, ExplainConfig
+from wsi_pipeline.csvtable import csv_text
 from wsi_pipeline.errors import WsiError
-from wsi_pipeline.evaluate.explanations_lines import paired_p
-from wsi_pipeline.evaluate.explanations_slide import outlined_class
 from wsi_pipeline.evaluate.froc_cohort import froc_of_models
-from wsi_pipeline.evaluate.maps import SlideMaps
+from wsi_pipeline.evaluate.map_scores import SlideMaps
 from wsi_pipeline.evaluate.overlap import dice_of_others, mean_iou, overlap, pixel_accuracy, unit_scaled
 from wsi_pipeline.evaluate.predictions import Prediction
 from wsi_pipeline.evaluate.summary import EXPLANATION_HEADLINES, digits, read_explanations_summary
-from wsi_pipeline.explain import explainers
-from wsi_pipeline.explain.faithfulness import ask, flipping
+from wsi_pipeline.evaluate.xai_slide import outlined_class
+from wsi_pipeline.evaluate.xai_statistics import paired_p
+from wsi_pipeline.explain.measures.patch_flipping import flipping, perturbable
+from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.stage import explain_slide
-from wsi_pipeline.files import Provenance
 from wsi_pipeline.store import BagWriter, read_bag
-from wsi_pipeline.train.table import table
 from wsi_pipeline.types import Float32, Float64, PatchGrid, SlideRow, Unit
 
 DIM, SIDE = 6, 5  # features a patch, patches a row
@@ -162,14 +162,14 @@ class House:
             for fold in range(2):
                 self.write_model(name, fold)
         rows = [(name, 0, fold) for name in names for fold in range(2)]
-        (self.run_folder / "train" / "predictions.csv").write_text(table(["model", "seed", "fold"], rows))
+        (self.run_folder / "train" / "predictions.csv").write_text(csv_text(["model", "seed", "fold"], rows))
         choices = [{"name": name, "options": SMALL[name]} for name in names]
         settings = {
             "slides": "slides.csv",
             "out": "run",
             "aggregate": {"models": choices},
             "explain": {"methods": METHODS},
-            "evaluate": {"bootstrap": 40, "flips": 11, "removals": 5, "perturbations": 2},
+            "evaluate": {"bootstrap": 40, "flipping_points": 11, "infidelity_samples": 5, "sensitivity_samples": 2},
         }
         (root / "config.yaml").write_text(yaml.safe_dump(settings))
 
@@ -249,7 +249,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> House:
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     """One of abmil alone, which draws a dot for a picture."""
-    monkeypatch.setattr("wsi_pipeline.evaluate.explanations_cohort.curves_png", lambda curves: b"a dot")
+    monkeypatch.setattr("wsi_pipeline.evaluate.xai_report.curves_png", lambda curves: b"a dot")
     return House(tmp_path)
 
 
@@ -285,7 +285,7 @@ def test_curves_are_those_of_the_members_that_have_not_seen_the_patient(
     for way, stand_in in (("drop", None), ("replace", features.mean(0))):
         for name in METHODS:
             scores = np.mean([explainers.build(name)(m, features, xy, target) for m in members], axis=0)
-            expected = flipping(ask(members, features, xy, stand_in), scores, target, points=11)
+            expected = flipping(perturbable(members, features, xy, stand_in), scores, target, points=11)
             found = said["methods"][name]["flips"][way]
             np.testing.assert_allclose(found["most"], expected.most.outcome, atol=1e-6)
             np.testing.assert_allclose(found["least"], expected.least.outcome, atol=1e-6)
@@ -493,7 +493,7 @@ def test_what_changes_is_made_again_and_nothing_else(house: House) -> None:
 
 
 def test_replacing_and_perturbing_can_be_left_out(house: House) -> None:
-    house.measure("evaluate.replace=null", "evaluate.removals=0", "evaluate.perturbations=0")
+    house.measure("evaluate.replacement=null", "evaluate.infidelity_samples=0", "evaluate.sensitivity_samples=0")
     metrics = {row["metric"] for row in house.rows("explanations.csv")}
     assert "aupc_drop" in metrics
     assert not metrics & {"aupc_replace", "infidelity", "sensitivity"}

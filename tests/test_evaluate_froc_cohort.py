@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wsi_pipeline.artifacts import Provenance
 from wsi_pipeline.config import EvaluateConfig
 from wsi_pipeline.evaluate.bootstrap import intervals
 from wsi_pipeline.evaluate.detections import Detections
@@ -23,9 +24,8 @@ from wsi_pipeline.evaluate.froc_cohort import (
     froc_of_models,
     froc_report,
 )
-from wsi_pipeline.evaluate.maps import SlideMaps
+from wsi_pipeline.evaluate.map_scores import SlideMaps
 from wsi_pipeline.evaluate.predictions import Prediction
-from wsi_pipeline.files import Provenance
 from wsi_pipeline.store import write_explanations
 from wsi_pipeline.types import Explanation, Int64, PatchGrid, Unit
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wsi_pipeline.artifacts import Provenance, write_provenance
 from wsi_pipeline.config import Config
+from wsi_pipeline.csvtable import csv_text
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ArtifactError
 from wsi_pipeline.evaluate.stage import run
-from wsi_pipeline.files import Provenance, write_made
 from wsi_pipeline.predict import weights_id
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import write_explanations
-from wsi_pipeline.train.table import table
 from wsi_pipeline.types import Explanation, PatchGrid, SlideRow
 
 COLUMNS = ["slide_id", "patient_id", "label", "split", "model", "task", "members", "weights"]
@@ -79,8 +79,8 @@ class Study:
     def write(self, name: str, columns: Sequence[str], lines: Sequence[Sequence[Any]], key: str) -> None:
         path = self.root / "predict" / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(table(columns, lines))
-        write_made(path, Provenance.of(f"{key} {name}", "predict"))
+        path.write_text(csv_text(columns, lines))
+        write_provenance(path, Provenance.of(f"{key} {name}", "predict"))
 
     def annotate(
         self, slide_id: str, boxes: Sequence[tuple[int, int, int, int]], hole: tuple[int, int, int, int] | None = None
@@ -149,7 +149,7 @@ def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def drawn() -> None:
-    """Asked for by tests that need the pictures themselves."""
+    """PerturbationModel for by tests that need the pictures themselves."""
 
 
 @pytest.fixture
@@ -319,8 +319,8 @@ def test_the_folds_of_each_seed_are_measured_by_themselves(study: Study) -> None
         lines = [["abmil", seed, 0, y, "test", 1 - q, q] for y, q, seed in said]
         path = study.root / "train" / "predictions.csv"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(table(["model", "seed", "fold", "label", "part", "prob_normal", "prob_tumour"], lines))
-        write_made(path, Provenance.of(key, "train"))
+        path.write_text(csv_text(["model", "seed", "fold", "label", "part", "prob_normal", "prob_tumour"], lines))
+        write_provenance(path, Provenance.of(key, "train"))
 
     assert study.run()["seeds"] == []
     folds("first", last=0.8)

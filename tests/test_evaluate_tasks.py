@@ -16,7 +16,9 @@ from rich.console import Console
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score, roc_auc_score
 
+from wsi_pipeline.concordance import concordance
 from wsi_pipeline.config import Config, EvaluateConfig
+from wsi_pipeline.csvtable import csv_text
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ArtifactError
 from wsi_pipeline.evaluate.metrics import multilabel_metrics, regression_metrics
@@ -24,10 +26,8 @@ from wsi_pipeline.evaluate.predictions import read_predictions, scored
 from wsi_pipeline.evaluate.ranking import auroc, average_precision, ranking, sensitivity_at
 from wsi_pipeline.evaluate.stage import run
 from wsi_pipeline.evaluate.summary import metric_name, summary_tables
-from wsi_pipeline.evaluate.tasks import measures
+from wsi_pipeline.evaluate.task_metrics import measures
 from wsi_pipeline.project import Project
-from wsi_pipeline.train.concordance import concordance
-from wsi_pipeline.train.table import table
 from wsi_pipeline.types import Bool, Float64, Int64, SlideRow
 
 # --- one class against the rest ------------------------------------------------------------------------------
@@ -178,10 +178,10 @@ def write(root: Path, task: str, rows: Rows) -> None:
     how = ["model", "task", "members", "weights", "held_out", "threshold", "predicted"]
     said = ["abmil", task, 5, "w", "true", "", ""]
     header = ["slide_id", "patient_id", *BEFORE[task], "split", *how, *OUTCOMES[task]]
-    (folder / "predictions.csv").write_text(table(header, [[s, p, *t, "", *said, *o] for s, p, t, o in rows]))
+    (folder / "predictions.csv").write_text(csv_text(header, [[s, p, *t, "", *said, *o] for s, p, t, o in rows]))
     header = ["patient_id", "slides", *BEFORE[task], *how, *OUTCOMES[task]]
     first = {p: (t, o) for _, p, t, o in reversed(rows)}
-    (folder / "patients.csv").write_text(table(header, [[p, 1, *t, *said, *o] for p, (t, o) in first.items()]))
+    (folder / "patients.csv").write_text(csv_text(header, [[p, 1, *t, *said, *o] for p, (t, o) in first.items()]))
 
 
 def evaluate(root: Path, rows: Rows) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def test_of_three_classes_each_has_its_own_auroc_and_interval(tmp_path: Path) ->
             [f"s{i}", f"p{i}", names[i % 3], "abmil", "classification", "w", "true", "", "", *said, *said, "a;b"]
         )
     path = tmp_path / "predictions.csv"
-    path.write_text(table([*header, *kinds, "set"], lines))
+    path.write_text(csv_text([*header, *kinds, "set"], lines))
     model = scored(read_predictions(path), "abmil")
     assert model is not None
     assert model.sets.tolist() == [[True, True, False]] * 30
@@ -285,7 +285,7 @@ def test_of_three_classes_each_has_its_own_auroc_and_interval(tmp_path: Path) ->
     assert found["coverage"].interval.value == pytest.approx(2 / 3)
 
 
-# --- the table at the end ------------------------------------------------------------------------------------
+# --- the table at the end ---------------------------------------------------------------------------------------
 
 
 def test_measures_have_names_for_people() -> None:

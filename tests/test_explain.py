@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsi_pipeline.aggregate import Additive, MILOutput, models
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain import Explainer, explainers
-from wsi_pipeline.explain.alone import batches, logits_alone
-from wsi_pipeline.explain.target import contrast
+from wsi_pipeline.explain.logit_contrast import contrast
+from wsi_pipeline.explain.methods import Explainer, explainers
+from wsi_pipeline.explain.single_patch import batches, logits_alone
 
 DIM = 8
 SMALL = {"hidden": 16, "attention_dim": 4, "heads": 2, "landmarks": 4, "nodes": 8, "dropout": 0.5}

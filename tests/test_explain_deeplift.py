@@ -16,10 +16,16 @@ from wsi_pipeline.aggregate import MILOutput, models, ppeg
 from wsi_pipeline.aggregate.sparse import entmax15, sparsemax
 from wsi_pipeline.aggregate.transmil import TransMIL
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain import Account, Accounting, explainers
-from wsi_pipeline.explain.differences import COMPLETE, HELD_ATTENTION
-from wsi_pipeline.explain.followed import NoRuleError, Way, as_operator, follow, followed_logits
-from wsi_pipeline.explain.target import contrast
+from wsi_pipeline.explain.logit_contrast import contrast
+from wsi_pipeline.explain.methods import Attribution, ReportsResidual, explainers
+from wsi_pipeline.explain.propagation.deeplift_rules import COMPLETE, HELD_ATTENTION
+from wsi_pipeline.explain.propagation.traced_tensor import (
+    BackwardRules,
+    NoRuleError,
+    as_operator,
+    traced,
+    traced_logits,
+)
 
 DIM = 6
 SMALL = {"hidden": 16, "attention_dim": 4, "heads": 2, "landmarks": 4, "nodes": 8, "query_dim": 5}
@@ -61,10 +67,10 @@ def bag(patches: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return features, torch.stack([index % 5, index // 5], 1).double()
 
 
-def account(model: nn.Module, features: Tensor, xy: Tensor, target: int = 1, baseline: str = "zero") -> Account:
+def attribute(model: nn.Module, features: Tensor, xy: Tensor, target: int = 1, baseline: str = "zero") -> Attribution:
     explainer = explainers.build("deeplift", baseline=baseline)
-    assert isinstance(explainer, Accounting)
-    return explainer.account(model, features, xy, target)
+    assert isinstance(explainer, ReportsResidual)
+    return explainer.attribute(model, features, xy, target)
 
 
 # --- each rule alone -------------------------------------------------------------------------------------------
@@ -76,9 +82,9 @@ def multipliers(
     operator: Operator, now: list[Tensor], before: list[Tensor], weights: Tensor | None = None
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Multipliers of sum(weights * output), and the output at ``now`` and at ``before`` as the rule has them."""
-    way = Way(COMPLETE)
+    way = BackwardRules(COMPLETE)
     leaves = [tensor.clone().requires_grad_() for tensor in now]
-    output = operator(*[follow(way, leaf, reference) for leaf, reference in zip(leaves, before, strict=True)])
+    output = operator(*[traced(way, leaf, reference) for leaf, reference in zip(leaves, before, strict=True)])
     weights = torch.ones_like(output.value) if weights is None else weights  # type: ignore[attr-defined]
     total = (output.value * weights).sum()  # type: ignore[attr-defined]
     return list(torch.autograd.grad(total, leaves)), output.value.detach(), output.reference  # type: ignore[attr-defined]
@@ -301,7 +307,7 @@ def test_scores_add_up_to_the_answers_change(name: str, options: dict[str, Any],
         model = build(name, classes, sharper, **options)
         for patches in (1, 2, 17, 90):
             features, xy = bag(patches)
-            found = account(model, features, xy, classes - 1, baseline)
+            found = attribute(model, features, xy, classes - 1, baseline)
             assert found.scores.sum().item() == pytest.approx(
                 change(model, features, xy, classes - 1, baseline), abs=1e-10
             )
@@ -313,11 +319,11 @@ def test_of_transmil_the_held_attention_takes_the_rest(name: str, options: dict[
     model = build(name, classes=3, **options)
     for patches in (1, 2, 17, 90):
         features, xy = bag(patches)
-        found = account(model, features, xy, 0, baseline)
-        assert set(found.unattributed) <= {"baseline", "frozen attention"}
-        whole = found.scores.sum().item() + sum(found.unattributed.values())
+        found = attribute(model, features, xy, 0, baseline)
+        assert set(found.residual) <= {"baseline", "frozen attention"}
+        whole = found.scores.sum().item() + sum(found.residual.values())
         assert whole == pytest.approx(contrast(model(features, xy).logits, 0).item(), abs=1e-10)
-    assert abs(found.unattributed["frozen attention"]) > 1e-6
+    assert abs(found.residual["frozen attention"]) > 1e-6
 
 
 @pytest.mark.parametrize(("name", "options"), TRANSMILS)
@@ -329,8 +335,8 @@ def test_attention_that_sees_no_patch_leaves_no_rest(name: str, options: dict[st
         for layer in (model.layer1, model.layer2):
             layer.attn.to_qkv.weight.chunk(3)[0].zero_()
     features, xy = bag(20)
-    found = account(model, features, xy)
-    assert found.unattributed.get("frozen attention", 0) == pytest.approx(0, abs=1e-12)
+    found = attribute(model, features, xy)
+    assert found.residual.get("frozen attention", 0) == pytest.approx(0, abs=1e-12)
     assert found.scores.sum().item() == pytest.approx(change(model, features, xy, 1, "zero"), abs=1e-12)
     assert found.scores.abs().max() > 1e-3
 
@@ -339,9 +345,9 @@ def test_attention_that_sees_no_patch_leaves_no_rest(name: str, options: dict[st
 def test_groups_of_channels_change_nothing(baseline: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large raster is made a group of channels at a time, and again for the gradient."""
     model, (features, xy) = build("transmil", position="grid"), bag(20)
-    whole = account(model, features, xy, baseline=baseline)
+    whole = attribute(model, features, xy, baseline=baseline)
     monkeypatch.setattr(ppeg, "RASTER_VALUES", 60)
-    grouped = account(model, features, xy, baseline=baseline)
+    grouped = attribute(model, features, xy, baseline=baseline)
     torch.testing.assert_close(grouped.scores, whole.scores, rtol=0, atol=1e-12)
 
 
@@ -349,12 +355,12 @@ def test_of_mean_pooling_a_score_is_a_patchs_own_change() -> None:
     model, (features, xy) = build("mean"), bag(12)
     own = contrast(torch.cat([model(features[k : k + 1], xy[:1]).logits[None] for k in range(12)]), 1)
     start = contrast(model(torch.zeros(1, DIM).double(), xy[:1]).logits, 1)
-    torch.testing.assert_close(account(model, features, xy).scores, (own - start) / 12, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attribute(model, features, xy).scores, (own - start) / 12, rtol=0, atol=1e-12)
 
 
 def test_patches_that_are_all_alike_differ_from_their_mean_by_nothing() -> None:
     features, xy = bag(1)
-    scores = account(build("abmil"), features.expand(9, DIM), xy.expand(9, 2), baseline="mean").scores
+    scores = attribute(build("abmil"), features.expand(9, DIM), xy.expand(9, 2), baseline="mean").scores
     assert scores.abs().max() < 1e-12
 
 
@@ -369,9 +375,9 @@ class Placed(nn.Module):
 def test_a_patch_that_would_not_have_been_picked_leaves_a_rest() -> None:
     features = torch.tensor([[9.0], [1.0], [0.0]])
     xy = torch.tensor([[0.0, 0], [1, 0], [5, 0]])
-    found = account(Placed(), features, xy)
+    found = attribute(Placed(), features, xy)
     assert found.scores.tolist() == [9, 0, 0]
-    assert found.unattributed == {"baseline": 5, "frozen selection": -5}  # t(x) is 9
+    assert found.residual == {"baseline": 5, "frozen selection": -5}  # t(x) is 9
 
 
 # --- the model as it is ----------------------------------------------------------------------------------------
@@ -381,9 +387,9 @@ def test_a_patch_that_would_not_have_been_picked_leaves_a_rest() -> None:
 def test_the_followed_forward_pass_is_the_models_own_bit_for_bit(name: str, options: dict[str, Any]) -> None:
     model = build(name, **options).float().requires_grad_(False)
     features, xy = (part.float() for part in bag(50))
-    way = Way(HELD_ATTENTION if name == "transmil" else COMPLETE)
+    way = BackwardRules(HELD_ATTENTION if name == "transmil" else COMPLETE)
     start = torch.zeros_like(features)
-    followed = followed_logits(model, way, features.clone().requires_grad_(), xy, start)
+    followed = traced_logits(model, way, features.clone().requires_grad_(), xy, start)
     assert torch.equal(followed.value, model(features, xy).logits)
     if not way.held:
         assert torch.equal(followed.reference, model(start, xy).logits)
@@ -403,7 +409,7 @@ def test_an_operator_without_a_rule_is_refused_and_never_taken_as_linear() -> No
     reason = explainers.build("deeplift").fits(model)
     assert reason == "has the operator 'logsumexp' on the way to its logits; this method needs a rule for each"
     with pytest.raises(NoRuleError, match="leave the method out"):
-        account(model, *bag(4))
+        attribute(model, *bag(4))
 
 
 def test_a_baseline_that_is_not_known_is_refused() -> None:

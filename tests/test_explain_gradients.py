@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from wsi_pipeline.aggregate import MILOutput
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain import Account, Accounting, explainers
-from wsi_pipeline.explain.embedding import embedded_leaf, embedding
-from wsi_pipeline.explain.target import contrast
+from wsi_pipeline.explain.logit_contrast import contrast
+from wsi_pipeline.explain.methods import Attribution, ReportsResidual, explainers
+from wsi_pipeline.explain.patch_embedding import embedded_leaf, embedding
 
 CONTINUOUS = [name for name in MODELS if name != "dsmil"]  # it jumps where another patch becomes critical
 
@@ -24,10 +24,10 @@ def answer(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> float
         return contrast(model(features, xy).logits, target).item()
 
 
-def account(method: str, model: nn.Module, features: Tensor, xy: Tensor, target: int, **options: Any) -> Account:
+def attribute(method: str, model: nn.Module, features: Tensor, xy: Tensor, target: int, **options: Any) -> Attribution:
     explainer = explainers.build(method, **options)
-    assert isinstance(explainer, Accounting)
-    return explainer.account(model, features, xy, target)
+    assert isinstance(explainer, ReportsResidual)
+    return explainer.attribute(model, features, xy, target)
 
 
 @pytest.mark.parametrize("model_name", MODELS)
@@ -127,7 +127,7 @@ def test_integrated_gradients_are_a_sum_of_gradients_on_the_way_one_whole_bag_ea
         there = (start + (node + 1) / 2 * (features - start)).requires_grad_()
         (slopes,) = torch.autograd.grad(contrast(model(there, xy).logits, 1), there)
         expected += weight / 2 * (slopes * (features - start)).sum(1)
-    found = account("integrated_gradients", model, features, xy, 1, steps=4, baseline=baseline)
+    found = attribute("integrated_gradients", model, features, xy, 1, steps=4, baseline=baseline)
     torch.testing.assert_close(found.scores, expected, rtol=1e-5, atol=1e-7)
     assert found.scores.abs().max() > 1e-3
 
@@ -135,7 +135,7 @@ def test_integrated_gradients_are_a_sum_of_gradients_on_the_way_one_whole_bag_ea
 @pytest.mark.parametrize("model_name", CONTINUOUS)
 def test_integrated_gradients_add_up_to_the_answer_less_that_of_the_empty_slide(model_name: str) -> None:
     model, (features, xy) = build(model_name, classes=3), bag(300)
-    found = account("integrated_gradients", model, features, xy, 1, steps=200)
+    found = attribute("integrated_gradients", model, features, xy, 1, steps=200)
     gained = answer(model, features, xy, 1) - answer(model, 0 * features, xy, 1)
     assert found.scores.sum().item() == pytest.approx(gained, abs=1e-3)
     assert abs(gained) > 0.01
@@ -144,11 +144,11 @@ def test_integrated_gradients_add_up_to_the_answer_less_that_of_the_empty_slide(
 @pytest.mark.parametrize("model_name", MODELS)
 def test_what_integrated_gradients_miss_is_told(model_name: str) -> None:
     model, (features, xy) = build(model_name), bag(30)
-    found = account("integrated_gradients", model, features, xy, 1, steps=2)
-    assert found.unattributed["baseline"] == pytest.approx(answer(model, 0 * features, xy, 1), abs=1e-12)
-    whole = found.scores.sum().item() + sum(found.unattributed.values())
+    found = attribute("integrated_gradients", model, features, xy, 1, steps=2)
+    assert found.residual["baseline"] == pytest.approx(answer(model, 0 * features, xy, 1), abs=1e-12)
+    whole = found.scores.sum().item() + sum(found.residual.values())
     assert whole == pytest.approx(answer(model, features, xy, 1), abs=1e-12)
-    assert [*found.unattributed] == ["baseline", "integration error"]
+    assert [*found.residual] == ["baseline", "integration error"]
 
 
 class Watched(nn.Module):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from wsi_pipeline.aggregate.gtn import Block, GraphTransformer
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain import Account, explainers
-from wsi_pipeline.explain.graphcam import GraphCAM, pooled, ran
-from wsi_pipeline.explain.target import contrast
+from wsi_pipeline.explain.logit_contrast import contrast
+from wsi_pipeline.explain.methods import Attribution, explainers
+from wsi_pipeline.explain.methods.graphcam import GraphCAM, pooled, ran
 
 
 def graph_transformer(classes: int = 3, **options: int) -> GraphTransformer:
@@ -29,10 +29,10 @@ def graph_transformer(classes: int = 3, **options: int) -> GraphTransformer:
     return model
 
 
-def account(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Account:
+def attribute(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Attribution:
     explainer = explainers.build("graphcam")
     assert isinstance(explainer, GraphCAM)
-    return explainer.account(model, features, xy, target)
+    return explainer.attribute(model, features, xy, target)
 
 
 # --- the oracle ----------------------------------------------------------------------------------------------
@@ -117,18 +117,18 @@ def slow(model: GraphTransformer, features: Tensor, xy: Tensor, target: int) -> 
 @pytest.mark.parametrize("options", [{}, {"layers": 1}, {"nodes": 3, "layers": 2, "heads": 4}])
 def test_graphcam_is_the_materialised_product_of_relevance_times_gradient(options: dict[str, int], target: int) -> None:
     model, (features, xy) = graph_transformer(**options), bag(60)
-    found = account(model, features, xy, target)
+    found = attribute(model, features, xy, target)
     scores, class_token = slow(model, features, xy, target)
     torch.testing.assert_close(found.scores, scores, rtol=1e-6, atol=1e-12)
-    assert found.unattributed == pytest.approx({"class token": class_token}, abs=1e-9)
+    assert found.residual == pytest.approx({"class token": class_token}, abs=1e-9)
     assert class_token < 0.999
 
 
 @pytest.mark.parametrize("patches", [1, 2, 300])
 def test_patches_and_class_token_share_one(patches: int) -> None:
     model, (features, xy) = graph_transformer(), bag(patches)
-    found = account(model, features, xy, 1)
-    assert found.scores.sum().item() + found.unattributed["class token"] == pytest.approx(1, abs=1e-12)
+    found = attribute(model, features, xy, 1)
+    assert found.scores.sum().item() + found.residual["class token"] == pytest.approx(1, abs=1e-12)
     assert found.scores.min() >= 0
 
 
@@ -138,7 +138,7 @@ def test_a_patchs_nodes_share_sums_to_one_and_its_score_is_their_mean() -> None:
         model.assign.weight.mul_(200)  # each patch to one node
         assignment = model.assignment(features, xy)
     torch.testing.assert_close(assignment.sum(1), torch.ones(40).double())
-    scores = account(model, features, xy, 1).scores
+    scores = attribute(model, features, xy, 1).scores
     for node in assignment.argmax(1).unique():
         own = scores[(assignment[:, node] > 1 - 1e-9)]
         np.testing.assert_allclose(own, own[:1].expand(len(own)), rtol=1e-6)
@@ -162,14 +162,14 @@ def test_the_class_token_keeps_all_where_no_attention_matters() -> None:
     model, (features, xy) = graph_transformer(), bag(20)
     with torch.no_grad():
         model.head.weight.zero_()
-    found = account(model, features, xy, 1)
+    found = attribute(model, features, xy, 1)
     assert found.scores.tolist() == [0.0] * 20
-    assert found.unattributed == {"class token": 1.0}
+    assert found.residual == {"class token": 1.0}
 
 
 def test_each_class_has_a_map_of_its_own() -> None:
     model, (features, xy) = graph_transformer(), bag(100)
-    maps = [account(model, features, xy, target).scores for target in range(3)]
+    maps = [attribute(model, features, xy, target).scores for target in range(3)]
     assert all((maps[a] - maps[b]).abs().max() > 1e-3 * maps[a].max() for a, b in ((0, 1), (1, 2), (0, 2)))
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from wsi_pipeline.aggregate.dtfd import DTFD
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain import explainers
-from wsi_pipeline.explain.instance_head import probabilities
-from wsi_pipeline.explain.leave_one_out import closed_form, one_by_one
-from wsi_pipeline.explain.target import contrast
+from wsi_pipeline.explain.logit_contrast import contrast
+from wsi_pipeline.explain.methods import explainers
+from wsi_pipeline.explain.methods.instance_head import probabilities
+from wsi_pipeline.explain.methods.leave_one_out import closed_form, one_by_one
 
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("abmil", {"gated": True}),

@@ -15,10 +15,10 @@ from wsi_pipeline.aggregate.abmil import AttentionMIL
 from wsi_pipeline.aggregate.nystrom import TokenAttention, iterated_pinv, landmark_means
 from wsi_pipeline.aggregate.transmil import TransLayer, TransMIL
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain import Account, Accounting, explainers
-from wsi_pipeline.explain.followed import NoRuleError, followed_logits
-from wsi_pipeline.explain.lrp import RULES, Relevance
-from wsi_pipeline.explain.target import contrast
+from wsi_pipeline.explain.logit_contrast import contrast
+from wsi_pipeline.explain.methods import Attribution, ReportsResidual, explainers
+from wsi_pipeline.explain.propagation.lrp_rules import RULES, Relevance
+from wsi_pipeline.explain.propagation.traced_tensor import NoRuleError, traced_logits
 
 DIM = 6
 SMALL = {"hidden": 16, "attention_dim": 4, "heads": 2, "landmarks": 4, "nodes": 8, "query_dim": 5}
@@ -61,12 +61,12 @@ def bag(patches: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return features, torch.stack([index % 5, index // 5], 1).double()
 
 
-def account(
+def attribute(
     model: nn.Module, features: Tensor, xy: Tensor, target: int = 1, epsilon: float = 0.0, gamma: float = 0.0
-) -> Account:
+) -> Attribution:
     explainer = explainers.build("lrp", epsilon=epsilon, gamma=gamma)
-    assert isinstance(explainer, Accounting)
-    return explainer.account(model, features, xy, target)
+    assert isinstance(explainer, ReportsResidual)
+    return explainer.attribute(model, features, xy, target)
 
 
 # --- rules against their definitions ---------------------------------------------------------------------------
@@ -142,10 +142,10 @@ def listed(layer: nn.Linear) -> tuple[list[list[float]], list[float]]:
 def test_epsilon_and_gamma_are_those_of_the_papers(epsilon: float, gamma: float, target: int) -> None:
     model, (features, xy) = two(nn.Linear(DIM, 5), 5), bag(4)
     scores, of_bias, of_epsilon = slow(model, features, target, epsilon, gamma)
-    found = account(model, features, xy, target, epsilon=epsilon, gamma=gamma)
+    found = attribute(model, features, xy, target, epsilon=epsilon, gamma=gamma)
     np.testing.assert_allclose(found.scores, scores, atol=1e-12)
-    assert found.unattributed["bias"] == pytest.approx(of_bias, abs=1e-12)
-    assert found.unattributed.get("epsilon", 0) == pytest.approx(of_epsilon, abs=1e-12)
+    assert found.residual["bias"] == pytest.approx(of_bias, abs=1e-12)
+    assert found.residual.get("epsilon", 0) == pytest.approx(of_epsilon, abs=1e-12)
     assert max(map(abs, scores)) > 0.1
 
 
@@ -170,11 +170,11 @@ class Convolved(nn.Module):
 def test_a_convolution_is_the_linear_layer_that_it_is(epsilon: float, gamma: float) -> None:
     features, xy = bag(4)
     found, expected = (
-        account(two(Convolved(one_matrix), 18), features, xy, epsilon=epsilon, gamma=gamma)
+        attribute(two(Convolved(one_matrix), 18), features, xy, epsilon=epsilon, gamma=gamma)
         for one_matrix in (False, True)
     )
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-12)
-    assert found.unattributed == pytest.approx(dict(expected.unattributed), abs=1e-12)
+    assert found.residual == pytest.approx(dict(expected.residual), abs=1e-12)
 
 
 class Smooth(nn.Module):
@@ -186,13 +186,13 @@ def test_an_activation_hands_on_what_it_is_given() -> None:
     features, xy = bag(5)
     given = F.gelu(features[:, :2]) + features[:, 2:4].tanh()
     expected = given[:, 1] - given[:, 0]
-    torch.testing.assert_close(account(Smooth(), features, xy).scores, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attribute(Smooth(), features, xy).scores, expected, rtol=0, atol=1e-12)
 
 
 def test_of_a_maximum_the_winner_takes_all() -> None:
     model, (features, xy) = build("max"), bag(30)
     winners = model(features, xy).attention.argmax(1).tolist()
-    scores = account(model, features, xy).scores
+    scores = attribute(model, features, xy).scores
     assert set(scores.nonzero()[:, 0].tolist()) == set(winners)
 
 
@@ -253,9 +253,9 @@ def test_transmil_hands_back_as_its_map_written_out(attention: str) -> None:
     logits, cls = slow_transmil(model, leaf, side=4)
     torch.testing.assert_close(logits, model(features, xy).logits)
     slope, of_class = torch.autograd.grad(contrast(logits, 1), [leaf, cls])
-    found = account(model, features, xy)
+    found = attribute(model, features, xy)
     torch.testing.assert_close(found.scores, (features * slope).sum(1), rtol=0, atol=1e-12)
-    assert found.unattributed["class token"] == pytest.approx((cls * of_class).sum().item(), abs=1e-12)
+    assert found.residual["class token"] == pytest.approx((cls * of_class).sum().item(), abs=1e-12)
     assert found.scores.abs().max() > 0.01
 
 
@@ -263,11 +263,11 @@ def test_transmil_hands_back_as_its_map_written_out(attention: str) -> None:
 def test_groups_of_channels_change_nothing(epsilon: float, gamma: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large raster is made a group of channels at a time, and again for the gradient."""
     model, (features, xy) = build("transmil", position="grid"), bag(20)
-    whole = account(model, features, xy, epsilon=epsilon, gamma=gamma)
+    whole = attribute(model, features, xy, epsilon=epsilon, gamma=gamma)
     monkeypatch.setattr(ppeg, "RASTER_VALUES", 60)
-    grouped = account(model, features, xy, epsilon=epsilon, gamma=gamma)
+    grouped = attribute(model, features, xy, epsilon=epsilon, gamma=gamma)
     torch.testing.assert_close(grouped.scores, whole.scores, rtol=0, atol=1e-12)
-    assert grouped.unattributed == pytest.approx(dict(whole.unattributed), abs=1e-12)
+    assert grouped.residual == pytest.approx(dict(whole.residual), abs=1e-12)
 
 
 # --- conservation ----------------------------------------------------------------------------------------------
@@ -279,11 +279,11 @@ def test_relevance_is_conserved(name: str, options: dict[str, Any], epsilon: flo
     model = build(name, classes=3, **options)
     for patches in (1, 2, 17, 90):
         features, xy = bag(patches)
-        found = account(model, features, xy, 2, epsilon=epsilon, gamma=gamma)
-        whole = found.scores.sum().item() + sum(found.unattributed.values())
+        found = attribute(model, features, xy, 2, epsilon=epsilon, gamma=gamma)
+        whole = found.scores.sum().item() + sum(found.residual.values())
         assert whole == pytest.approx(contrast(model(features, xy).logits, 2).item(), abs=1e-10)
-        assert set(found.unattributed) <= {"bias", "class token", "epsilon"}
-        assert abs(found.unattributed["bias"]) > 1e-6
+        assert set(found.residual) <= {"bias", "class token", "epsilon"}
+        assert abs(found.residual["bias"]) > 1e-6
 
 
 @pytest.mark.parametrize("name", ["abmil", "clam_sb", "clam_mb", "smile", "dsmil", "dtfd", "mean", "max"])
@@ -296,10 +296,10 @@ def test_without_biases_in_front_it_is_the_contribution(name: str) -> None:
             for layer in dict(model.named_modules()).get(part, nn.Identity()).modules():
                 if isinstance(layer, nn.Linear) and layer.bias is not None:
                     layer.bias.zero_()
-    found = account(model, features, xy)
+    found = attribute(model, features, xy)
     expected = contrast(model.evidence(features, xy), 1)
     torch.testing.assert_close(found.scores, expected, rtol=0, atol=1e-12)
-    assert found.unattributed["bias"] == pytest.approx(contrast(model.bias(), 1).item(), abs=1e-12)
+    assert found.residual["bias"] == pytest.approx(contrast(model.bias(), 1).item(), abs=1e-12)
     assert expected.abs().max() > 0.01
 
 
@@ -311,7 +311,7 @@ def test_a_bias_in_front_takes_its_part_of_the_contribution() -> None:
     weights, on = model(features, xy).attention, model.embed(features) > 0
     of_bias = contrast((weights[:, None] * on * first.bias) @ model.classify.weight.T, 1)  # (N,)
     expected = contrast(model.evidence(features, xy), 1) - of_bias
-    torch.testing.assert_close(account(model, features, xy).scores, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attribute(model, features, xy).scores, expected, rtol=0, atol=1e-12)
     assert of_bias.abs().max() > 1e-3
 
 
@@ -323,7 +323,7 @@ def test_the_followed_forward_pass_is_the_models_own_bit_for_bit(name: str, opti
     model = build(name, **options).float().requires_grad_(False)
     features, xy = (part.float() for part in bag(50))
     for rules in (Relevance(RULES), Relevance(RULES, epsilon=0.1, gamma=0.1)):
-        followed = followed_logits(model, rules, features.clone().requires_grad_(), xy)
+        followed = traced_logits(model, rules, features.clone().requires_grad_(), xy)
         assert torch.equal(followed.value, model(features, xy).logits)
 
 
@@ -352,10 +352,10 @@ KEPT = {
 @pytest.mark.parametrize("named", KEPT)
 def test_whatever_is_added_on_the_way_is_told(named: str) -> None:
     model, (features, xy) = Plain(KEPT[named]), bag(4)
-    found = account(model, features, xy)
-    whole = found.scores.sum().item() + sum(found.unattributed.values())
+    found = attribute(model, features, xy)
+    whole = found.scores.sum().item() + sum(found.residual.values())
     assert whole == pytest.approx(contrast(model(features, xy).logits, 1).item(), abs=1e-12)
-    assert set(found.unattributed) == {"a number": {"bias"}, "a constant": {"class token", "bias"}}.get(named, set())
+    assert set(found.residual) == {"a number": {"bias"}, "a constant": {"class token", "bias"}}.get(named, set())
 
 
 REFUSED = {
@@ -374,7 +374,7 @@ REFUSED = {
 @pytest.mark.parametrize("named", REFUSED)
 def test_what_has_no_rule_is_refused_in_one_line(named: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        account(Plain(REFUSED[named]), *bag(4))
+        attribute(Plain(REFUSED[named]), *bag(4))
     assert isinstance(refused.value, NoRuleError)
     assert named in str(refused.value)
     assert "needs" in refused.value.reason

@@ -15,13 +15,13 @@ from wsi_pipeline.aggregate.checkpoint import load_model
 from wsi_pipeline.config import Config
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ConfigError, SlideError
-from wsi_pipeline.explain import explainers
-from wsi_pipeline.explain.choice import POINTS
-from wsi_pipeline.explain.choosing import Case, validation_scores
-from wsi_pipeline.explain.combine import agreement, consensus, faithful_weights
+from wsi_pipeline.explain.map_arithmetic import agreement, consensus, faithful_weights
+from wsi_pipeline.explain.map_uncertainty import entropy, reference_distance, reference_of
+from wsi_pipeline.explain.method_selection import Case, validation_scores
+from wsi_pipeline.explain.methods import explainers
+from wsi_pipeline.explain.selection_job import POINTS
 from wsi_pipeline.explain.stage import run
-from wsi_pipeline.explain.uncertainty import entropy, reference_distance, reference_of
-from wsi_pipeline.project import Project, read_choice
+from wsi_pipeline.project import Project, read_selection
 from wsi_pipeline.store import read_bag, read_explanations
 from wsi_pipeline.types import Explanation
 
@@ -49,7 +49,7 @@ def test_auto_is_the_candidate_with_the_lowest_area_on_the_validation_slides(hou
     models = [load_model(house.fold("abmil", fold), "cpu")[0] for fold in range(2)]
     cases = [Case([model], features, xy) for model in models]
     expected = validation_scores(cases, {name: explainers.build(name) for name in METHODS}, points=POINTS)
-    choice = read_choice(house.root / "explain" / "abmil" / "choice.json")
+    choice = read_selection(house.root / "explain" / "abmil" / "selection.json")
     assert choice is not None
     assert choice.aupc == pytest.approx(expected)
     assert choice.aupc[choice.method] == min(expected.values())
@@ -57,9 +57,9 @@ def test_auto_is_the_candidate_with_the_lowest_area_on_the_validation_slides(hou
     for method in {"attention", choice.method}:
         of = found(house, method, "s0")
         assert of.aupc == pytest.approx(expected[method])
-        assert of.chosen == (method == choice.method)
+        assert of.selected == (method == choice.method)
     explained = {path.name for path in (house.root / "explain" / "abmil").iterdir() if path.name[0] != "."}
-    assert explained == {"attention", choice.method, "choice.json"}
+    assert explained == {"attention", choice.method, "selection.json"}
 
 
 def test_auto_alone_is_a_list_of_one_and_is_not_picked_twice(house: House) -> None:
@@ -73,7 +73,7 @@ def test_auto_alone_is_a_list_of_one_and_is_not_picked_twice(house: House) -> No
 def test_a_candidate_that_does_not_fit_is_passed_over(tmp_path: Path) -> None:
     house = House(tmp_path, ["transmil"])
     house.run(methods="auto", candidates=["contribution", "attention"])
-    assert json.loads((house.root / "explain/transmil/choice.json").read_text())["method"] == "attention"
+    assert json.loads((house.root / "explain/transmil/selection.json").read_text())["method"] == "attention"
     with pytest.raises(ConfigError, match=r"explain.candidates: none fits transmil"):
         house.run(methods="auto", candidates=["contribution"])
 
@@ -90,7 +90,7 @@ def test_a_given_model_has_no_validation_slides_here(house: House) -> None:
 
 
 def test_consensus_and_agreement_are_those_of_the_methods_maps(house: House) -> None:
-    house.run(methods=METHODS, maps=["consensus", "agreement"])
+    house.run(methods=METHODS, summary_maps=["consensus", "agreement"])
     maps = [found(house, method, "s3") for method in METHODS]
     values, signed = [one.scores for one in maps], [one.signed for one in maps]
     joined, agreed = found(house, "consensus", "s3"), found(house, "agreement", "s3")
@@ -100,8 +100,8 @@ def test_consensus_and_agreement_are_those_of_the_methods_maps(house: House) -> 
 
 
 def test_what_was_measured_weighs_in_the_consensus(house: House) -> None:
-    house.run(methods=["contribution", "gradient_x_input", "auto"], candidates=METHODS, maps=["consensus"])
-    choice = read_choice(house.root / "explain" / "abmil" / "choice.json")
+    house.run(methods=["contribution", "gradient_x_input", "auto"], candidates=METHODS, summary_maps=["consensus"])
+    choice = read_selection(house.root / "explain" / "abmil" / "selection.json")
     assert choice is not None
     names = list(dict.fromkeys(["contribution", "gradient_x_input", choice.method]))
     weights = faithful_weights({name: choice.aupc[name] for name in names}, choice.random)
@@ -111,7 +111,7 @@ def test_what_was_measured_weighs_in_the_consensus(house: House) -> None:
 
 
 def test_uncertainty_is_over_the_members_that_judge(house: House) -> None:
-    house.run(methods=["attention", "contribution"], maps=MAPS)
+    house.run(methods=["attention", "contribution"], summary_maps=MAPS)
     members = np.stack([house.direct("abmil", "contribution", "s3", fold) for fold in range(2)])
     np.testing.assert_allclose(found(house, "spread", "s3").scores, members.std(0, ddof=1), rtol=1e-4, atol=1e-7)
     same = np.sign(members[0]) == np.sign(members[1])
@@ -136,7 +136,7 @@ def test_a_map_that_cannot_be_made_is_said_once_and_the_others_are_made(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "wsi_pipeline"):
-        _, engine = house.run(methods=["contribution"], maps=["consensus", "spread", "entropy"])
+        _, engine = house.run(methods=["contribution"], summary_maps=["consensus", "spread", "entropy"])
     assert engine.failures == []
     assert [record.getMessage() for record in caplog.records] == [
         "abmil has no map 'consensus', which needs the maps of two methods (4 slides)",
@@ -149,24 +149,24 @@ def test_a_map_that_cannot_be_made_is_said_once_and_the_others_are_made(
 
 
 def test_one_more_map_is_one_more_file_and_a_new_one_follows_what_it_rests_on(house: House) -> None:
-    house.run(methods=METHODS, maps=["entropy"])
+    house.run(methods=METHODS, summary_maps=["entropy"])
     before = snapshot(house.root)
-    made, _ = house.run(methods=METHODS, maps=["entropy", "consensus", "distance"])
+    made, _ = house.run(methods=METHODS, summary_maps=["entropy", "consensus", "distance"])
     wanted = [f"abmil/{name}/s{i}" for name in ("consensus", "distance") for i in range(4)]
     assert [name for name in made if ".reference" not in name] == sorted(wanted)
     assert before.items() <= snapshot(house.root).items()
-    assert house.run(methods=METHODS, maps=["entropy", "consensus", "distance"])[0] == []
+    assert house.run(methods=METHODS, summary_maps=["entropy", "consensus", "distance"])[0] == []
     house.write_bag("s1", np.ones((9, 6)), key="another")
-    made, _ = house.run(methods=METHODS, maps=["entropy", "consensus", "distance"])
+    made, _ = house.run(methods=METHODS, summary_maps=["entropy", "consensus", "distance"])
     # s1 itself; and the distance of the slides judged by the fold that was trained on it
     assert {"abmil/entropy/s1", "abmil/consensus/s1", "abmil/distance/s1", "abmil/distance/s0"} <= set(made)
     assert "abmil/consensus/s0" not in made
 
 
 def test_a_map_that_can_no_longer_be_made_does_not_stay(house: House) -> None:
-    house.run(methods=["contribution", "attention"], maps=["agreement"])
+    house.run(methods=["contribution", "attention"], summary_maps=["agreement"])
     assert house.path("abmil", "agreement", "s0").exists()
-    house.run(methods=["contribution"], maps=["agreement"])
+    house.run(methods=["contribution"], summary_maps=["agreement"])
     assert not house.path("abmil", "agreement", "s0").exists()
 
 
@@ -174,7 +174,7 @@ def test_a_slide_that_cannot_be_explained_has_no_such_map_either(house: House) -
     features = np.ones((5, 6))
     features[3, 2] = np.nan
     house.write_bag("s1", features)
-    _, engine = house.run(methods=METHODS, maps=["consensus"])
+    _, engine = house.run(methods=METHODS, summary_maps=["consensus"])
     assert {(f.slide_id, f.error) for f in engine.failures} == {("s1", SlideError.__name__)}
     assert not house.path("abmil", "consensus", "s1").exists()
     assert house.path("abmil", "consensus", "s0").exists()

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from wsi_pipeline.aggregate import models
-from wsi_pipeline.explain import explainers
+from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.types import Float32
 
 DIM, PATCHES, BAGS = 8, 60, 20

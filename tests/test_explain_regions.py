@@ -13,17 +13,17 @@ from test_explain import MODELS, bag, build
 from torch import Tensor, nn
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain import Account, Accounting, explainers
+from wsi_pipeline.explain.logit_contrast import contrast
+from wsi_pipeline.explain.methods import Attribution, ReportsResidual, explainers
 from wsi_pipeline.explain.regions import MOST, regions
-from wsi_pipeline.explain.target import contrast
 
 METHODS = ["lime", "kernel_shap"]
 
 
-def account(method: str, model: nn.Module, features: Tensor, xy: Tensor, target: int, **options: Any) -> Account:
+def attribute(method: str, model: nn.Module, features: Tensor, xy: Tensor, target: int, **options: Any) -> Attribution:
     explainer = explainers.build(method, **options)
-    assert isinstance(explainer, Accounting)
-    return explainer.account(model, features, xy, target)
+    assert isinstance(explainer, ReportsResidual)
+    return explainer.attribute(model, features, xy, target)
 
 
 def answer(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> float:
@@ -64,7 +64,7 @@ def test_regions_of_far_scattered_patches_end_in_few() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_sum_a_region_has_what_its_patches_contribute(method: str, baseline: str) -> None:
     model, (features, xy) = build("mean", classes=3), bag(300)
-    found = account(method, model, features, xy, 1, baseline=baseline)
+    found = attribute(method, model, features, xy, 1, baseline=baseline)
     instead = torch.zeros_like(features) if baseline == "zero" else features.mean(0).expand_as(features)
     contribution = explainers.build("contribution")
     gained = contribution(model, features, xy, 1) - contribution(model, instead, xy, 1).astype(float)
@@ -74,7 +74,7 @@ def test_on_a_sum_a_region_has_what_its_patches_contribute(method: str, baseline
         own = (region == r).numpy()
         assert found.scores.numpy()[own].sum() == pytest.approx(gained[own].sum(), abs=1e-6)
         assert len({*found.scores.numpy()[own].tolist()}) == 1  # in equal shares
-    assert abs(found.unattributed["fit error"]) < 1e-6
+    assert abs(found.residual["fit error"]) < 1e-6
     assert np.abs(gained).max() > 1e-3
 
 
@@ -82,8 +82,8 @@ def test_on_a_sum_a_region_has_what_its_patches_contribute(method: str, baseline
 @pytest.mark.parametrize("method", METHODS)
 def test_patches_and_the_rest_add_up_to_the_answer(method: str, model_name: str) -> None:
     model, (features, xy) = build(model_name), bag(50)
-    found = account(method, model, features, xy, 1, samples=20, region=3)
-    whole = found.scores.sum().item() + sum(found.unattributed.values())
+    found = attribute(method, model, features, xy, 1, samples=20, region=3)
+    whole = found.scores.sum().item() + sum(found.residual.values())
     assert whole == pytest.approx(answer(model, features, xy, 1), abs=1e-9)
 
 
@@ -93,22 +93,22 @@ def test_one_region_has_all_that_the_slide_has_over_the_baseline(method: str, ba
     model, (features, xy) = build("transmil"), bag(9)
     instead = 0 * features if baseline == "zero" else features.mean(0).expand_as(features)
     start = answer(model, instead, xy, 1)
-    found = account(method, model, features, xy, 1, region=10, baseline=baseline)
+    found = attribute(method, model, features, xy, 1, region=10, baseline=baseline)
     np.testing.assert_allclose(found.scores, np.full(9, (answer(model, features, xy, 1) - start) / 9), atol=1e-12)
-    assert found.unattributed == pytest.approx({"intercept": start, "fit error": 0.0}, abs=1e-12)
+    assert found.residual == pytest.approx({"intercept": start, "fit error": 0.0}, abs=1e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_draws_are_the_seeds_and_nobody_elses(method: str) -> None:
     model, (features, xy) = build("abmil"), bag(40)
-    first = account(method, model, features, xy, 1, samples=70).scores
+    first = attribute(method, model, features, xy, 1, samples=70).scores
     torch.manual_seed(5)
     np.random.seed(5)  # noqa: NPY002
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
-    assert torch.equal(account(method, model, features, xy, 1, samples=70).scores, first)
+    assert torch.equal(attribute(method, model, features, xy, 1, samples=70).scores, first)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.random.get_state()[1].tolist() == numpy_state  # type: ignore[index]  # noqa: NPY002
-    assert not torch.equal(account(method, model, features, xy, 1, samples=70, seed=1).scores, first)
+    assert not torch.equal(attribute(method, model, features, xy, 1, samples=70, seed=1).scores, first)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_other_options_are_refused(method: str, options: dict[str, Any]) -> None
 @pytest.mark.parametrize("model_name", ["abmil", "transmil"])
 def test_lime_is_a_weighted_linear_fit_to_slides_with_half_of_the_regions(model_name: str) -> None:
     model, (features, xy) = build(model_name), bag(40)
-    found = account("lime", model, features, xy, 1, region=3, samples=50, seed=3)
+    found = attribute("lime", model, features, xy, 1, region=3, samples=50, seed=3)
     region = regions(xy, 3)
     count = int(region.max()) + 1
     generator = torch.Generator().manual_seed(3)
@@ -141,18 +141,18 @@ def test_lime_is_a_weighted_linear_fit_to_slides_with_half_of_the_regions(model_
     sizes = [int((region == r).sum()) for r in range(count)]
     expected = [coefficients[r] / sizes[r] for r in region.tolist()]
     np.testing.assert_allclose(found.scores, expected, atol=1e-6)
-    assert found.unattributed["intercept"] == pytest.approx(intercept, abs=1e-6)
+    assert found.residual["intercept"] == pytest.approx(intercept, abs=1e-6)
     assert max(map(abs, expected)) > 1e-4
 
 
 @pytest.mark.parametrize("model_name", MODELS)
 def test_kernel_shap_adds_up_to_the_answer_less_that_of_the_empty_slide(model_name: str) -> None:
     model, (features, xy) = build(model_name, classes=3), bag(300)
-    found = account("kernel_shap", model, features, xy, 0, samples=100)
+    found = attribute("kernel_shap", model, features, xy, 0, samples=100)
     start = answer(model, 0 * features, xy, 0)
     assert found.scores.sum().item() == pytest.approx(answer(model, features, xy, 0) - start, abs=1e-5)
-    assert found.unattributed["intercept"] == pytest.approx(start, abs=1e-5)
-    assert abs(found.unattributed["fit error"]) < 1e-5
+    assert found.residual["intercept"] == pytest.approx(start, abs=1e-5)
+    assert abs(found.residual["fit error"]) < 1e-5
 
 
 @pytest.mark.parametrize("model_name", ["abmil", "additive", "dsmil"])
@@ -170,6 +170,6 @@ def test_kernel_shap_is_near_the_shapley_values_over_all_orders(model_name: str)
                 for sign, kept in ((1, after), (-1, before))
             )
     shapley /= math.factorial(5)
-    found = account("kernel_shap", model, features, xy, 1, samples=2000).scores.numpy()
+    found = attribute("kernel_shap", model, features, xy, 1, samples=2000).scores.numpy()
     np.testing.assert_allclose(found, shapley, atol=0.03 * np.abs(shapley).max())
     assert found.sum() == pytest.approx(shapley.sum(), abs=1e-5)

@@ -12,15 +12,15 @@ import torch
 
 from wsi_pipeline.aggregate import models
 from wsi_pipeline.aggregate.checkpoint import ModelCard, load_model, save_model
+from wsi_pipeline.artifacts import Provenance, read_key
 from wsi_pipeline.config import Config
+from wsi_pipeline.csvtable import csv_text
 from wsi_pipeline.engine import Engine, Job
 from wsi_pipeline.errors import ConfigError, UnknownNameError, WsiError
-from wsi_pipeline.explain import explainers
+from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.stage import run
-from wsi_pipeline.files import Provenance, read_key
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import BagWriter, read_bag, read_explanations
-from wsi_pipeline.train.table import table
 from wsi_pipeline.types import Float32, PatchGrid, SlideRow
 
 DIM = 6
@@ -41,7 +41,7 @@ class House:
                 self.write_model(name, fold)
         rows = [(name, 0, fold, "s2", "yes", "val") for name in self.names for fold in range(2)]
         columns = ["model", "seed", "fold", "slide_id", "label", "part"]
-        (root / "train" / "predictions.csv").write_text(table(columns, rows))
+        (root / "train" / "predictions.csv").write_text(csv_text(columns, rows))
 
     def project(self, **explain: Any) -> Project:
         choices = [{"name": name, "options": MODELS[name]} for name in self.names]

@@ -1,4 +1,4 @@
-"""The methods for TransMIL against their definitions, written out: whole maps, their gradients, dense matrices."""
+"""The methods for TransMIL against their definitions: whole attention maps, their gradients, dense matrices."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from wsi_pipeline.aggregate import models
 from wsi_pipeline.aggregate.nystrom import iterated_pinv
 from wsi_pipeline.aggregate.transmil import TransLayer, TransMIL
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain import Account, Accounting, explainers, layers, maps, relevance
-from wsi_pipeline.explain.target import contrast
+from wsi_pipeline.explain.logit_contrast import contrast
+from wsi_pipeline.explain.methods import Attribution, ReportsResidual, explainers
+from wsi_pipeline.explain.transformer import attention_maps, relevance, trace
 
 DIM, HIDDEN, LANDMARKS, STEPS = 7, 16, 10, 3
 FORMS = list(product(["nystrom", "exact"], ["sequence", "grid"]))
@@ -52,10 +53,10 @@ def bag(patches: int) -> tuple[Tensor, Tensor]:
     return features, torch.stack([index % 20, index // 20], 1).double()
 
 
-def explained(method: str, model: nn.Module, features: Tensor, xy: Tensor, target: int = 1) -> Account:
+def explained(method: str, model: nn.Module, features: Tensor, xy: Tensor, target: int = 1) -> Attribution:
     explainer = explainers.build(method, **({"steps": STEPS} if method in ("token_wise", "head_wise") else {}))
-    assert isinstance(explainer, Accounting)
-    return explainer.account(model, features, xy, target)
+    assert isinstance(explainer, ReportsResidual)
+    return explainer.attribute(model, features, xy, target)
 
 
 # --- the definition --------------------------------------------------------------------------------------------
@@ -264,8 +265,8 @@ def slow_head_wise(model: TransMIL, features: Tensor, xy: Tensor, target: int) -
 def test_a_streamed_method_is_the_definition(
     method: str, attention: str, position: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maps, "ROWS", 128)
-    monkeypatch.setattr(maps, "COLUMNS", 100)
+    monkeypatch.setattr(attention_maps, "ROWS", 128)
+    monkeypatch.setattr(attention_maps, "COLUMNS", 100)
     model, (features, xy) = build(attention, position), bag(300)
     whole = globals()[f"slow_{method}"](model, features, xy, 1).detach()
     padding = len(whole) - (1 + 300 + (24 if position == "sequence" else 0))
@@ -277,9 +278,9 @@ def test_a_streamed_method_is_the_definition(
     precision = 1e-10 * float(row.abs().max())
     assert float(owned.abs().max()) > 1e-9
     torch.testing.assert_close(account.scores, owned, rtol=0, atol=precision)
-    assert account.unattributed["class token"] == pytest.approx(float(row[padding]), abs=precision)
-    assert account.unattributed["padding"] == pytest.approx(float(row[:padding].sum()), abs=precision)
-    total = float(account.scores.sum()) + sum(account.unattributed.values())
+    assert account.residual["class token"] == pytest.approx(float(row[padding]), abs=precision)
+    assert account.residual["padding"] == pytest.approx(float(row[:padding].sum()), abs=precision)
+    total = float(account.scores.sum()) + sum(account.residual.values())
     assert total == pytest.approx(float(row.sum()), rel=1e-10)
 
 
@@ -287,20 +288,20 @@ def test_a_streamed_method_is_the_definition(
 def test_what_is_differentiated_is_the_models_own_answer_bit_for_bit(attention: str, position: str) -> None:
     model, (features, xy) = build(attention, position), bag(57)
     answer = contrast(model(features, xy).logits, 2)
-    seen = layers.trace(model, features, xy)
-    assert torch.equal(layers.answer_from_first(model, seen, seen.first.mixed, 2), answer)
-    assert torch.equal(layers.answer_from_last(model, seen, seen.last.mixed, 2), answer)
+    seen = trace.trace(model, features, xy)
+    assert torch.equal(trace.answer_from_first(model, seen, seen.first.mixed, 2), answer)
+    assert torch.equal(trace.answer_from_last(model, seen, seen.last.mixed, 2), answer)
 
 
 @pytest.mark.parametrize(("attention", "position"), FORMS)
 def test_a_map_in_tiles_is_the_whole_map(attention: str, position: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maps, "ROWS", 7)
-    monkeypatch.setattr(maps, "COLUMNS", 5)
+    monkeypatch.setattr(attention_maps, "ROWS", 7)
+    monkeypatch.setattr(attention_maps, "COLUMNS", 5)
     model, (features, xy) = build(attention, position), bag(23)
     whole = slow(model, features, xy, 0).layers[0]
     expected = whole.map[:, whole.padding :].detach()
     with torch.no_grad():
-        tiled = maps.attention_map(layers.trace(model, features, xy).first)
+        tiled = attention_maps.attention_map(trace.trace(model, features, xy).first)
         tile = tiled.tile(2, slice(3, 9), slice(4, 20))
         torch.testing.assert_close(tile, expected[2, 3:9, 4:20], rtol=0, atol=1e-13)
         x = torch.randn(4, expected.shape[1], 3, dtype=torch.float64)
@@ -314,15 +315,15 @@ def test_a_map_in_tiles_is_the_whole_map(attention: str, position: str, monkeypa
 @pytest.mark.parametrize("patches", [1, 2, 40, 300])
 def test_rollout_of_exact_attention_gives_out_1_in_all(position: str, patches: int) -> None:
     account = explained("rollout", build("exact", position), *bag(patches))
-    assert float(account.scores.sum()) + account.unattributed["class token"] == pytest.approx(1, abs=1e-12)
-    assert account.unattributed["padding"] == 0
+    assert float(account.scores.sum()) + account.residual["class token"] == pytest.approx(1, abs=1e-12)
+    assert account.residual["padding"] == 0
     assert float(account.scores.min()) > 0
 
 
 @pytest.mark.parametrize(("attention", "position"), FORMS)
 def test_transformer_attribution_gives_out_1_in_all(attention: str, position: str) -> None:
     account = explained("transformer_attribution", build(attention, position), *bag(40))
-    assert float(account.scores.sum()) + account.unattributed["class token"] == pytest.approx(1, abs=1e-12)
+    assert float(account.scores.sum()) + account.residual["class token"] == pytest.approx(1, abs=1e-12)
     assert float(account.scores.min()) >= 0
 
 
@@ -343,7 +344,7 @@ def test_without_gradient_no_patch_scores(method: str, attention: str) -> None:
     account = explained(method, model, *bag(40))
     assert account.scores.tolist() == [0.0] * 40
     kept = {"transformer_attribution": 1.0, "generic_attribution": 1.0}.get(method, 0.0)  # the identity's
-    assert account.unattributed == {"class token": kept, "padding": 0.0}
+    assert account.residual == {"class token": kept, "padding": 0.0}
 
 
 @pytest.mark.parametrize("attention", ["nystrom", "exact"])
@@ -358,7 +359,7 @@ def test_grad_cam_of_two_classes_cuts_one_map_at_zero_from_either_side(attention
 def test_relevance_is_neither_made_nor_lost_on_its_way_down(attention: str, position: str) -> None:
     model, (features, xy) = build(attention, position), bag(60)
     with torch.no_grad():
-        seen = layers.trace(model, features, xy)
+        seen = trace.trace(model, features, xy)
         last = relevance.last_relevance(model, seen, 1)
         convolved = relevance.class_convolution(seen.last)
         attended = (seen.last.mixed - convolved) * last.attended.flatten()
@@ -377,7 +378,7 @@ def test_relevance_is_neither_made_nor_lost_on_its_way_down(attention: str, posi
 def test_with_one_head_head_wise_is_token_wise_without_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (features, xy) = build("nystrom", "sequence", heads=1), bag(40)
     with_lengths = explained("token_wise", model, features, xy).scores
-    monkeypatch.setattr("wsi_pipeline.explain.token_wise.lengthening", lambda _: 1)
+    monkeypatch.setattr("wsi_pipeline.explain.methods.token_wise.lengthening", lambda _: 1)
     plain = explained("token_wise", model, features, xy).scores
     assert not torch.allclose(plain, with_lengths, rtol=1e-3)
     torch.testing.assert_close(explained("head_wise", model, features, xy).scores, plain, rtol=1e-10, atol=0)
@@ -388,8 +389,8 @@ def test_feedback_over_one_step_is_that_of_the_bag_itself_and_no_step_is_refused
     model, (features, xy) = build("exact", "grid"), bag(20)
     gradient = slow(model, features, xy, 1).gradients()[1][:, 0].clamp(min=0).mean(0)
     explainer = explainers.build(method, steps=1)
-    assert isinstance(explainer, Accounting)
-    scores = explainer.account(model, features, xy, 1).scores
+    assert isinstance(explainer, ReportsResidual)
+    scores = explainer.attribute(model, features, xy, 1).scores
     assert ((scores > 0) == (gradient[1:] > 0)).all()
     for steps in (0, -1, True, 2.5):
         with pytest.raises(ConfigError, match="steps"):

@@ -7,7 +7,14 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from wsi_pipeline.explain.uncertainty import NEAREST, entropy, reference_distance, reference_of, sign_agreement, spread
+from wsi_pipeline.explain.map_uncertainty import (
+    NEAREST,
+    entropy,
+    reference_distance,
+    reference_of,
+    sign_agreement,
+    spread,
+)
 
 
 def test_members_that_agree_have_no_spread() -> None:

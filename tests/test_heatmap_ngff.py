@@ -15,10 +15,10 @@ import pytest
 import zarr
 from defusedxml.ElementTree import fromstring
 
+from wsi_pipeline.artifacts import Provenance, read_key
 from wsi_pipeline.config import Config, HeatmapConfig
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ArtifactError, ConfigError
-from wsi_pipeline.files import Provenance, read_key
 from wsi_pipeline.geometry import grid_corners_px0
 from wsi_pipeline.heatmap import halve, paint_block
 from wsi_pipeline.heatmap.metadata import signed_rgba

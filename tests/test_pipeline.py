@@ -13,7 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from wsi_pipeline.cli import app
+from wsi_pipeline.cli.main import app
 from wsi_pipeline.config import load_config
 from wsi_pipeline.demo import draw_cohort
 from wsi_pipeline.engine import Failure

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score
 from wsi_pipeline.aggregate import models
 from wsi_pipeline.config import ReadConfig
 from wsi_pipeline.embed import encoders
-from wsi_pipeline.explain import explainers
+from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.read import open_slide, readers
 from wsi_pipeline.tile import detectors
 

@@ -16,15 +16,15 @@ from test_train_data import DIM, planted_features, planted_project, write_bag
 from wsi_pipeline.aggregate import models
 from wsi_pipeline.aggregate.checkpoint import ModelCard, load_model, save_model
 from wsi_pipeline.config import PredictConfig, build_config
+from wsi_pipeline.csvtable import read_csv
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import ArtifactError, WsiError
 from wsi_pipeline.predict import stage
-from wsi_pipeline.predict.members import ensembles, judges, load_members, member_logits
-from wsi_pipeline.predict.verdict import Verdict, columns, verdict, votes
+from wsi_pipeline.predict.ensemble_prediction import EnsemblePrediction, columns, combine_members, member_outputs
+from wsi_pipeline.predict.ensembles import find_ensembles, held_out_members, load_members, member_logits
 from wsi_pipeline.project import Project, RunFolder
 from wsi_pipeline.store import read_bag
 from wsi_pipeline.train import stage as train_stage
-from wsi_pipeline.train.table import read_table
 from wsi_pipeline.types import SlideRow
 
 
@@ -36,7 +36,7 @@ def predict(project: Project) -> list[Failure]:
 
 def predictions(project: Project) -> dict[tuple[str, str], dict[str, str]]:
     """(slide_id, model) -> row."""
-    header, rows = read_table(project.folder.predictions)
+    header, rows = read_csv(project.folder.predictions)
     found = [dict(zip(header, row, strict=True)) for row in rows]
     return {(row["slide_id"], row["model"]): row for row in found}
 
@@ -108,7 +108,7 @@ def apply(tmp_path: Path, model: Path, slides: int = 2, **sections: Any) -> Proj
 
 
 def test_every_slide_has_a_row_a_model_in_the_order_of_the_manifest(run_once: Project) -> None:
-    header, _ = read_table(run_once.folder.predictions)
+    header, _ = read_csv(run_once.folder.predictions)
     columns = (
         "slide_id patient_id label split model task members weights held_out threshold predicted "
         "prob_normal prob_tumour calibrated_normal calibrated_tumour entropy aleatoric epistemic set"
@@ -131,7 +131,7 @@ def test_of_one_seed_predict_repeats_what_training_wrote_of_the_test_slides(run_
     train = run_once.config.train.model_dump(mode="json") | {"seeds": [1]}
     project = moved(run_once, out=str(tmp_path / "run"), train=train)
     assert predict(project) == []
-    header, lines = read_table(run_once.folder.train / "predictions.csv")
+    header, lines = read_csv(run_once.folder.train / "predictions.csv")
     tested = [row for line in lines if (row := dict(zip(header, line, strict=True)))["part"] == "test"]
     tested = [row for row in tested if row["seed"] == "1"]
     assert len(tested) == 24
@@ -203,18 +203,21 @@ def test_a_slide_predicted_on_its_own_leaves_the_rows_of_the_others(trained: Pro
 
 def test_judges_are_the_members_that_have_not_seen_the_patient(tmp_path: Path) -> None:
     a, b = save(tmp_path / "a", ["p1", "p2"]), save(tmp_path / "b", ["p2", "p3"])
-    assert judges([a, b], "p1", ()) == ((b,), True)
-    assert judges([a, b], "p3", ()) == ((a,), True)
-    assert judges([a, b], "new", ()) == ((a, b), True)
-    assert judges([a, b], "p2", ()) == ((a, b), False)  # all have: they say what they know, and the row says so
+    assert held_out_members([a, b], "p1", ()) == ((b,), True)
+    assert held_out_members([a, b], "p3", ()) == ((a,), True)
+    assert held_out_members([a, b], "new", ()) == ((a, b), True)
+    assert held_out_members([a, b], "p2", ()) == (
+        (a, b),
+        False,
+    )  # all have seen it, and the row says so
     save(tmp_path / "a", ["p1"], seed=1)
-    assert judges([a, b], "p2", ()) == ((a,), True)
+    assert held_out_members([a, b], "p2", ()) == ((a,), True)
 
 
 def test_a_patient_by_another_name_is_known_by_the_slides(tmp_path: Path) -> None:
     folder = save(tmp_path / "a", ["p1"], trained={"seen_patients": ["p1"], "seen_slides": ["s1"]})
-    assert judges([folder], "s1", ("s1", "s2")) == ((folder,), False)
-    assert judges([folder], "s3", ("s3",)) == ((folder,), True)
+    assert held_out_members([folder], "s1", ("s1", "s2")) == ((folder,), False)
+    assert held_out_members([folder], "s3", ("s3",)) == ((folder,), True)
 
 
 def test_a_model_from_elsewhere_does_not_choose_which_code_runs(trained: Project, tmp_path: Path) -> None:
@@ -223,19 +226,19 @@ def test_a_model_from_elsewhere_does_not_choose_which_code_runs(trained: Project
     predict = PredictConfig(model=tmp_path / "a")
     given = replace(trained, config=trained.config.model_copy(update={"predict": predict}))
     with pytest.raises(ArtifactError, match="names the plug-in 'os:getcwd', which is code"):
-        ensembles(given)
+        find_ensembles(given)
 
 
 def test_a_given_folder_is_one_model_or_an_ensemble_a_model_name(tmp_path: Path) -> None:
     for name, options in (("mean", {"hidden": 4}), ("abmil", {"hidden": 4, "attention_dim": 2})):
         for fold in range(2):
             save(tmp_path / "models" / name / f"fold{fold}", [], model=name, options=options)
-    found = ensembles(apply(tmp_path, tmp_path / "models"))
+    found = find_ensembles(apply(tmp_path, tmp_path / "models"))
     assert {label: [f.name for f in folders] for label, folders in found.items()} == {
         "abmil": ["fold0", "fold1"],
         "mean": ["fold0", "fold1"],
     }
-    assert list(ensembles(apply(tmp_path, tmp_path / "models" / "mean" / "fold1"))) == ["mean"]
+    assert list(find_ensembles(apply(tmp_path, tmp_path / "models" / "mean" / "fold1"))) == ["mean"]
 
 
 def test_a_given_model_predicts_without_labels_and_without_training(tmp_path: Path) -> None:
@@ -287,21 +290,26 @@ def test_models_that_do_not_belong_together_are_refused(tmp_path: Path, card: di
     save(tmp_path / "models" / "a", [])
     save(tmp_path / "models" / "b", [], **card)
     with pytest.raises(ArtifactError, match=message):
-        ensembles(apply(tmp_path, tmp_path / "models"))
+        find_ensembles(apply(tmp_path, tmp_path / "models"))
 
 
 def test_without_a_model_the_line_says_to_train(trained: Project) -> None:
     train = trained.config.train.model_dump(mode="json") | {"seeds": [1, 9]}
     with pytest.raises(ArtifactError, match="no fold of model 'mean' with seed 9; run `wsi train` first"):
-        ensembles(moved(trained, train=train))
+        find_ensembles(moved(trained, train=train))
     (trained.folder.train / "predictions.csv").unlink()
     with pytest.raises(ArtifactError, match=r"run `wsi train` first, or give predict\.model"):
-        ensembles(trained)
+        find_ensembles(trained)
 
 
 def test_folds_that_the_config_no_longer_has_are_not_asked(trained: Project) -> None:
     save(trained.folder.fold("ab", 1, 7), [])
-    assert [f.name for f in ensembles(trained)["ab"]] == ["seed1_fold0", "seed1_fold1", "seed3_fold0", "seed3_fold1"]
+    assert [f.name for f in find_ensembles(trained)["ab"]] == [
+        "seed1_fold0",
+        "seed1_fold1",
+        "seed3_fold0",
+        "seed3_fold1",
+    ]
 
 
 def test_members_are_loaded_once_frozen_and_ready_to_judge(tmp_path: Path) -> None:
@@ -317,9 +325,9 @@ def test_members_are_loaded_once_frozen_and_ready_to_judge(tmp_path: Path) -> No
     assert load_members([folder], "cpu")[0][0] is not first
 
 
-def said_of(probabilities: list[float], threshold: float | None) -> Verdict:
+def said_of(probabilities: list[float], threshold: float | None) -> EnsemblePrediction:
     numbers, names = np.array(probabilities), ("a", "b", "c")[: len(probabilities)]
-    return Verdict("classification", names, numbers, numbers, threshold, 0.0, 0.0, 0.0, None)
+    return EnsemblePrediction("classification", names, numbers, numbers, threshold, 0.0, 0.0, 0.0, None)
 
 
 def test_of_two_classes_the_threshold_decides_and_of_more_the_likeliest() -> None:
@@ -348,7 +356,7 @@ def card_of(**facts: Any) -> ModelCard:
 def test_three_classes_are_joined_without_a_threshold() -> None:
     cards = [card_of(), card_of()]
     logits = np.log([[0.2, 0.2, 0.6], [0.2, 0.6, 0.2]])
-    said = verdict(cards, votes(cards, logits, logits[:0]), PredictConfig())
+    said = combine_members(cards, member_outputs(cards, logits, logits[:0]), PredictConfig())
     assert said.threshold is None
     assert said.outcome.tolist() == pytest.approx([0.2, 0.4, 0.4], abs=1e-6)
     assert said.epistemic == pytest.approx(said.entropy - said.aleatoric)
@@ -358,7 +366,7 @@ def test_three_classes_are_joined_without_a_threshold() -> None:
 def test_the_temperature_changes_the_calibrated_probability_only() -> None:
     cards = [card_of(temperature=2.0)]
     logits = np.array([[1.0, 2.0, 4.0]])
-    said = verdict(cards, votes(cards, logits, logits[:0]), PredictConfig())
+    said = combine_members(cards, member_outputs(cards, logits, logits[:0]), PredictConfig())
     soft = [np.exp([1.0, 2.0, 4.0]), np.exp([0.5, 1.0, 2.0])]
     assert said.outcome.tolist() == pytest.approx((soft[0] / soft[0].sum()).tolist(), abs=1e-6)
     assert said.calibrated.tolist() == pytest.approx((soft[1] / soft[1].sum()).tolist(), abs=1e-6)
@@ -368,7 +376,7 @@ def test_who_abstains_names_no_class_unless_the_set_holds_just_one() -> None:
     cards = [card_of(calibration=(0.1,) * 30)]
     sure, unsure = (np.log([p]) for p in ([0.01, 0.01, 0.98], [0.3, 0.3, 0.4]))
     words = {
-        name: verdict(cards, votes(cards, z, z[:0]), PredictConfig(alpha=0.1)).word(abstain=True)
+        name: combine_members(cards, member_outputs(cards, z, z[:0]), PredictConfig(alpha=0.1)).decision(abstain=True)
         for name, z in (("sure", sure), ("unsure", unsure))
     }
     assert words == {"sure": "c", "unsure": "abstain"}
@@ -376,20 +384,24 @@ def test_who_abstains_names_no_class_unless_the_set_holds_just_one() -> None:
 
 def test_the_tasks_have_their_own_words_and_columns() -> None:
     several = card_of(task="multilabel", temperature=1.0)
-    said = verdict([several], votes([several], np.array([[3.0, -3.0, 0.1]]), np.zeros((0, 3))), PredictConfig())
-    assert said.word(abstain=False) == "a;c"
+    said = combine_members(
+        [several], member_outputs([several], np.array([[3.0, -3.0, 0.1]]), np.zeros((0, 3))), PredictConfig()
+    )
+    assert said.decision(abstain=False) == "a;c"
     assert [c.partition("_")[0] for c in columns("multilabel", "abc")][2:] == [
         *["prob"] * 3, *["calibrated"] * 3, "entropy", "aleatoric", "epistemic"
     ]  # fmt: skip
     value = card_of(task="regression", classes=("value",), scale=(600.0, 10.0))
-    said = verdict([value] * 2, votes([value] * 2, np.array([[1.0], [2.0]]), np.zeros((0, 1))), PredictConfig())
+    said = combine_members(
+        [value] * 2, member_outputs([value] * 2, np.array([[1.0], [2.0]]), np.zeros((0, 1))), PredictConfig()
+    )
     assert said.outcome.tolist() == [615.0]
     assert said.epistemic == 25.0
     assert columns("regression", ("value",)) == ["threshold", "predicted", "value", "epistemic"]
 
 
 def patients(project: Project) -> dict[tuple[str, str], dict[str, str]]:
-    header, rows = read_table(project.folder.patients)
+    header, rows = read_csv(project.folder.patients)
     found = [dict(zip(header, row, strict=True)) for row in rows]
     return {(row["patient_id"], row["model"]): row for row in found}
 

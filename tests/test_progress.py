@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from wsi_pipeline.cli.progress import Bars
 from wsi_pipeline.engine import Job, Result
-from wsi_pipeline.progress import Bars
 
 
 def test_what_another_run_did_is_up_to_date_and_what_is_waited_for_is_said() -> None:

@@ -17,9 +17,9 @@ from tifffile import TiffFile, TiffWriter
 from wsi_pipeline.config import ReadConfig
 from wsi_pipeline.errors import RegionError, SlideError
 from wsi_pipeline.read import open_slide, read_batches, read_patch, readers
-from wsi_pipeline.read.patches import patch_level, patch_tiles
+from wsi_pipeline.read.jpeg_tiles import TileLevel
+from wsi_pipeline.read.patch_geometry import patch_level, patch_tiles
 from wsi_pipeline.read.slide import tile_levels
-from wsi_pipeline.read.tiles import TileLevel
 from wsi_pipeline.types import PatchGrid, Slide, UInt8
 
 FAST, PLAIN = ReadConfig(reader="jpeg_tiff", mpp=0.25), ReadConfig(reader="openslide", mpp=0.25)
@@ -343,7 +343,9 @@ def test_squares_are_averaged_tile_by_tile_where_none_lies_across_two(
         np.testing.assert_array_equal(found, one_by_one(slide, grid))
 
 
-def decoded(monkeypatch: pytest.MonkeyPatch, slide: Slide, grid: PatchGrid, tile_mb: int) -> tuple[Counter[int], UInt8]:
+def decoded(
+    monkeypatch: pytest.MonkeyPatch, slide: Slide, grid: PatchGrid, tile_cache_mb: int
+) -> tuple[Counter[int], UInt8]:
     counts: Counter[int] = Counter()
     lock = threading.Lock()
     original = TileLevel.decode
@@ -355,7 +357,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch, slide: Slide, grid: PatchGrid, tile
 
     with monkeypatch.context() as patch:
         patch.setattr(TileLevel, "decode", counting)
-        batches = list(read_batches(slide, grid, batch=16, threads=2, tile_mb=tile_mb))
+        batches = list(read_batches(slide, grid, batch=16, threads=2, tile_cache_mb=tile_cache_mb))
     return counts, np.concatenate([b.pixels for b in batches])
 
 
@@ -367,7 +369,7 @@ def test_each_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         if shuffled:
             order = np.random.default_rng(0).permutation(len(grid))
             grid = PatchGrid(**{**vars(grid), "xy_px0": grid.xy_px0[order]})
-        counts, pixels = decoded(monkeypatch, slide, grid, tile_mb=512)
+        counts, pixels = decoded(monkeypatch, slide, grid, tile_cache_mb=512)
         (x, y), side = grid.xy_px0.T, 64
         touched = {
             row * 24 + column
@@ -386,8 +388,8 @@ def test_with_little_memory_tiles_are_decoded_again_and_pixels_stay(
     path = write_slide(tmp_path / "a.tif", size=(6000, 500), tile=128)  # a row of tiles: 47 x 48 KB
     with open_slide(path, FAST) as slide:
         grid = grid_on(slide, 200.0, 100)
-        few, pixels = decoded(monkeypatch, slide, grid, tile_mb=1)
-        many, expected = decoded(monkeypatch, slide, grid, tile_mb=64)
+        few, pixels = decoded(monkeypatch, slide, grid, tile_cache_mb=1)
+        many, expected = decoded(monkeypatch, slide, grid, tile_cache_mb=64)
         assert set(many.values()) == {1}
         assert max(few.values()) > 1
         np.testing.assert_array_equal(pixels, expected)

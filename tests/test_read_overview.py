@@ -21,7 +21,7 @@ class DrawnSlide:
     """A slide of one level whose pixel (x, y) is (x mod 251, y mod 241, 7); ``bad`` px0 boxes cannot be read."""
 
     reader, vendor, mpp_source = "drawn", "drawn", "drawn"
-    passed_over: tuple[str, ...] = ()
+    rejected_readers: tuple[str, ...] = ()
     downsamples: tuple[float, ...] = (1.0,)
     path = Path("drawn")
 

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from wsi_pipeline import files, store
+from wsi_pipeline import artifacts, store
+from wsi_pipeline.artifacts import Provenance
 from wsi_pipeline.errors import ArtifactError, StorageError
-from wsi_pipeline.files import Provenance
 from wsi_pipeline.types import Explanation, PatchGrid, TissueMask
 
 MADE = Provenance.of("k1", "tile", config={"mpp": 0.5})
@@ -28,8 +28,8 @@ def grid(n: int = 5) -> PatchGrid:
 
 
 def test_a_key_is_the_same_for_the_same_parts_in_any_order() -> None:
-    assert files.content_key(a=1, b=[1, 2]) == files.content_key(b=[1, 2], a=1)
-    assert files.content_key(a=1) != files.content_key(a=2)
+    assert artifacts.content_key(a=1, b=[1, 2]) == artifacts.content_key(b=[1, 2], a=1)
+    assert artifacts.content_key(a=1) != artifacts.content_key(a=2)
 
 
 def test_a_fingerprint_knows_the_pixels_and_not_the_name(tmp_path: Path) -> None:
@@ -37,55 +37,55 @@ def test_a_fingerprint_knows_the_pixels_and_not_the_name(tmp_path: Path) -> None
     (tmp_path / "a.svs").write_bytes(data)
     (tmp_path / "b.svs").write_bytes(data)
     (tmp_path / "c.svs").write_bytes(data[:-1] + b"x")
-    first = files.fingerprint(tmp_path / "a.svs")
-    assert first == files.fingerprint(tmp_path / "b.svs")
-    assert first != files.fingerprint(tmp_path / "c.svs")
+    first = artifacts.fingerprint(tmp_path / "a.svs")
+    assert first == artifacts.fingerprint(tmp_path / "b.svs")
+    assert first != artifacts.fingerprint(tmp_path / "c.svs")
 
 
 def test_a_folder_beside_a_slide_is_not_part_of_it(tmp_path: Path) -> None:
     (tmp_path / "case.tif").write_bytes(b"pixels")
-    before = files.fingerprint(tmp_path / "case.tif")
+    before = artifacts.fingerprint(tmp_path / "case.tif")
     (tmp_path / "case").mkdir()
     (tmp_path / "case" / "report.html").write_text("of the run")
-    assert files.fingerprint(tmp_path / "case.tif") == before
+    assert artifacts.fingerprint(tmp_path / "case.tif") == before
 
 
 def test_a_text_whose_writing_is_cut_off_is_not_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "predictions.csv"
-    files.write_made_text(path, "a", Provenance.of("A", "predict"))
+    artifacts.write_text_with_provenance(path, "a", Provenance.of("A", "predict"))
 
     def killed(*_: object) -> None:
         raise RuntimeError
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(files, "write_made", killed)
-        files.write_made_text(path, "b", Provenance.of("B", "predict"))
+        patch.setattr(artifacts, "write_provenance", killed)
+        artifacts.write_text_with_provenance(path, "b", Provenance.of("B", "predict"))
     assert path.read_text() == "b"
-    assert not files.is_current(path, "A")
+    assert not artifacts.is_current(path, "A")
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot create the folder"):
-        files.write_text(tmp_path / "file" / "run" / "config.yaml", "x")
+        artifacts.write_text(tmp_path / "file" / "run" / "config.yaml", "x")
 
 
 def test_a_slide_that_keeps_pixels_in_a_folder_is_known_by_them(tmp_path: Path) -> None:
     (tmp_path / "a.mrxs").write_bytes(b"index")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "Data0000.dat").write_bytes(b"1234")
-    before = files.fingerprint(tmp_path / "a.mrxs")
+    before = artifacts.fingerprint(tmp_path / "a.mrxs")
     (tmp_path / "a" / "Data0000.dat").write_bytes(b"12345")
-    assert files.fingerprint(tmp_path / "a.mrxs") != before
+    assert artifacts.fingerprint(tmp_path / "a.mrxs") != before
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "x.txt"
-    with pytest.raises(RuntimeError), files.atomic_path(target) as beside:
+    with pytest.raises(RuntimeError), artifacts.atomic_path(target) as beside:
         beside.write_text("half")
         raise RuntimeError
     assert list(target.parent.iterdir()) == []
-    with files.atomic_path(target) as beside:
+    with artifacts.atomic_path(target) as beside:
         beside.write_text("whole")
         assert not target.exists()
     assert target.read_text() == "whole"
@@ -99,9 +99,9 @@ def test_what_a_killed_process_left_is_swept_and_a_living_one_is_left_alone(tmp_
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "x.txt"], check=False)
     (left,) = tmp_path.glob(".writing-*")
-    with files.atomic_path(tmp_path / "y.txt") as beside:
+    with artifacts.atomic_path(tmp_path / "y.txt") as beside:
         beside.write_text("whole")
-        files.sweep(tmp_path)
+        artifacts.remove_abandoned(tmp_path)
         assert beside.exists()
     assert not left.exists()
     assert [p.name for p in tmp_path.iterdir()] == ["y.txt"]
@@ -110,7 +110,7 @@ def test_what_a_killed_process_left_is_swept_and_a_living_one_is_left_alone(tmp_
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     target = tmp_path / "x.ome.zarr"
     for content in ("old", "new"):
-        with files.atomic_path(target) as beside:
+        with artifacts.atomic_path(target) as beside:
             beside.mkdir()
             (beside / content).write_text(content)
     assert [p.name for p in target.iterdir()] == ["new"]
@@ -126,21 +126,21 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
 )
 def test_a_full_disk_is_one_line_that_says_what_to_do(tmp_path: Path, error: OSError) -> None:
     with pytest.raises(StorageError, match=r"cannot write .*x\.h5: No space left on device; free some space"):
-        with files.atomic_path(tmp_path / "x.h5"):
+        with artifacts.atomic_path(tmp_path / "x.h5"):
             raise error
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_of_the_slide_is_not_blamed_on_the_disk(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="Input/output"), files.atomic_path(tmp_path / "x.h5"):
+    with pytest.raises(OSError, match="Input/output"), artifacts.atomic_path(tmp_path / "x.h5"):
         raise OSError(errno.EIO, "Input/output error")
 
 
 def test_an_equal_text_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    files.write_text(path, "same\n")
+    artifacts.write_text(path, "same\n")
     before = path.stat()
-    files.write_text(path, "same\n")
+    artifacts.write_text(path, "same\n")
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert path.stat().st_ino == before.st_ino
 
@@ -155,7 +155,7 @@ def test_a_grid_reads_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(got, name), value)
     np.testing.assert_array_equal(got_mask.tissue, mask.tissue)
     assert (got_mask.side_px0, got_mask.unreadable_px0) == (mask.side_px0, mask.unreadable_px0)
-    assert files.read_key(path) == "k1"
+    assert artifacts.read_key(path) == "k1"
 
 
 def test_a_bag_keeps_row_order_and_leaves_unreadable_patches_out(tmp_path: Path) -> None:
@@ -225,22 +225,22 @@ def test_explanations_read_back_per_class(tmp_path: Path) -> None:
 def test_a_text_says_what_made_it_in_a_file_beside(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
     path.write_text("x\n")
-    assert files.read_key(path) is None
-    files.write_made(path, MADE)
-    assert files.is_current(path, "k1")
+    assert artifacts.read_key(path) is None
+    artifacts.write_provenance(path, MADE)
+    assert artifacts.is_current(path, "k1")
     path.unlink()
-    assert not files.is_current(path, "k1")
+    assert not artifacts.is_current(path, "k1")
 
 
 def test_a_damaged_file_is_not_current_and_a_foreign_schema_is_refused(tmp_path: Path) -> None:
     damaged = tmp_path / "a.h5"
     damaged.write_bytes(b"\x89HDF nonsense")
-    assert files.read_key(damaged) is None
+    assert artifacts.read_key(damaged) is None
     foreign = tmp_path / "b.h5"
     with h5py.File(foreign, "w") as file:
         file.attrs.update({"schema": 99, "key": "k1"})
     with pytest.raises(ArtifactError, match="schema 99, this version reads 1"):
-        files.read_key(foreign)
+        artifacts.read_key(foreign)
 
 
 @pytest.mark.parametrize("reader", [store.read_bag, store.read_grid, store.read_explanations])

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from wsi_pipeline.errors import ArtifactError, ConfigError
-from wsi_pipeline.studies.plan import Study
-from wsi_pipeline.studies.summary import Design, run_measures, summarise, summary_markdown, summary_rows
+from wsi_pipeline.studies.study_plan import Study
+from wsi_pipeline.studies.study_table import Design, run_measures, summarise, summary_markdown, summary_rows
 
 STUDY: dict[str, Any] = {
     "data": "data",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from wsi_pipeline.cli import app
+from wsi_pipeline.cli.main import app
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.project import read_manifest
 from wsi_pipeline.studies.camelyon16 import KNOWN, camelyon16_rows, canonical, read_camelyon16, reference_labels

@@ -14,7 +14,7 @@ from PIL import Image
 from shapely.geometry import box
 from test_read_slide import spoil_tile
 
-from wsi_pipeline import files, store
+from wsi_pipeline import artifacts, store
 from wsi_pipeline.config import Config, TileConfig
 from wsi_pipeline.demo import draw_slide
 from wsi_pipeline.engine import Engine, Failure
@@ -126,13 +126,13 @@ def test_a_deleted_outline_or_picture_comes_back(drawn: Path, out: Path) -> None
 
 def test_an_option_changes_the_key_and_the_outlines(drawn: Path, out: Path) -> None:
     tile(out, [drawn])
-    key, outlines = files.read_key(RunFolder(out).grid("slide_1")), RunFolder(out).tissue("slide_1").read_bytes()
+    key, outlines = artifacts.read_key(RunFolder(out).grid("slide_1")), RunFolder(out).tissue("slide_1").read_bytes()
     tile(out, [drawn], detector_options={"min_hole_um2": 0})
-    assert files.read_key(RunFolder(out).grid("slide_1")) != key
+    assert artifacts.read_key(RunFolder(out).grid("slide_1")) != key
     assert RunFolder(out).tissue("slide_1").read_bytes() != outlines
     assert made_by(out)["tissue"] == "detected"
     tile(out, [drawn])
-    assert files.read_key(RunFolder(out).grid("slide_1")) == key
+    assert artifacts.read_key(RunFolder(out).grid("slide_1")) == key
     assert RunFolder(out).tissue("slide_1").read_bytes() == outlines
 
 
@@ -188,9 +188,9 @@ def test_broken_outlines_stop_the_run_and_stay(drawn: Path, out: Path) -> None:
 def test_a_run_killed_in_the_middle_takes_nothing_for_the_users(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     write_outlines(path, "first", "key")
-    old = files.file_digest(path)
-    note = files.Provenance.of("key", "tile", written=["the new digest", old])
-    files.write_made(path, note)  # the note is written, then the program is killed
+    old = artifacts.file_digest(path)
+    note = artifacts.Provenance.of("key", "tile", written=["the new digest", old])
+    artifacts.write_provenance(path, note)  # the note is written, then the program is killed
     assert edited_digest(path) is None
     write_outlines(path, "second", "key")
     assert path.read_text(encoding="utf-8") == "second"
@@ -253,7 +253,7 @@ def test_the_regions_content_is_in_the_key_and_not_its_place(drawn: Path, out: P
         roi = tmp_path / f"{name}.geojson"
         roi.write_text(square(x, 300, 640), encoding="utf-8")
         tile(out, [drawn], roi=roi)
-        keys.append(files.read_key(RunFolder(out).grid("slide_1")))
+        keys.append(artifacts.read_key(RunFolder(out).grid("slide_1")))
     assert keys[0] == keys[1] != keys[2]
 
 

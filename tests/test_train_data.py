@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wsi_pipeline.artifacts import Provenance, content_key
 from wsi_pipeline.config import build_config
 from wsi_pipeline.errors import ArtifactError
-from wsi_pipeline.files import Provenance, content_key
 from wsi_pipeline.project import Project, RunFolder
+from wsi_pipeline.rng import generator_for
 from wsi_pipeline.store import BagWriter
 from wsi_pipeline.train.data import BagReader, FoldData, Sampling
-from wsi_pipeline.train.sampling import epoch_order, patch_rows, stream
+from wsi_pipeline.train.sampling import epoch_order, patch_rows
 from wsi_pipeline.types import Float32, PatchGrid, SlideRow
 
 DIM, PATCHES, EVIDENCE = 32, 40, 4
@@ -70,7 +71,7 @@ def planted_project(out: Path, slides: int = 24, **sections: Any) -> Project:
 def test_balanced_epochs_show_every_class_equally_often_and_every_scarce_bag() -> None:
     labels = [0] * 9 + [1] * 2
     for epoch in range(20):
-        order = epoch_order(labels, True, stream(epoch))
+        order = epoch_order(labels, True, generator_for(epoch))
         shown = Counter(order)
         assert Counter(labels[i] for i in order) == {0: 6, 1: 6}  # ceil(11 / 2) each
         assert (shown[9], shown[10]) == (3, 3)
@@ -79,28 +80,28 @@ def test_balanced_epochs_show_every_class_equally_often_and_every_scarce_bag() -
 
 def test_in_the_long_run_every_bag_of_a_class_is_shown() -> None:
     labels = [0] * 9 + [1] * 2
-    assert {i for epoch in range(20) for i in epoch_order(labels, True, stream(epoch))} == set(range(11))
+    assert {i for epoch in range(20) for i in epoch_order(labels, True, generator_for(epoch))} == set(range(11))
 
 
 def test_unbalanced_epochs_show_every_bag_once() -> None:
-    order = epoch_order([0] * 9 + [1] * 2, False, stream(0))
+    order = epoch_order([0] * 9 + [1] * 2, False, generator_for(0))
     assert sorted(order) == list(range(11))
     assert order != list(range(11))
 
 
 def test_a_sample_of_patches_keeps_the_order_of_the_grid_and_repeats_none() -> None:
-    rows = patch_rows(1000, 100, stream(0))
+    rows = patch_rows(1000, 100, generator_for(0))
     assert rows is not None
     assert len(rows) == 100
     assert (np.diff(rows) > 0).all()
     assert rows[0] < 100 < 900 < rows[-1] < 1000
-    assert patch_rows(100, 100, stream(0)) is None
+    assert patch_rows(100, 100, generator_for(0)) is None
 
 
 def test_streams_depend_on_all_their_parts_and_on_nothing_else() -> None:
-    assert stream("bags", 0, 1).integers(2**62) == stream("bags", 0, 1).integers(2**62)
+    assert generator_for("bags", 0, 1).integers(2**62) == generator_for("bags", 0, 1).integers(2**62)
     parts: list[tuple[object, ...]] = [("bags", 0, 1), ("bags", 1, 0), ("patches", 0, 1), ("bags", -1, 0), ("bags", 1)]
-    assert len({int(stream(*p).integers(2**62)) for p in parts}) == 5
+    assert len({int(generator_for(*p).integers(2**62)) for p in parts}) == 5
 
 
 @pytest.fixture

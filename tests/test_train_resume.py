@@ -17,8 +17,8 @@ from test_train_data import planted_project
 from test_train_stage import files, train
 
 from wsi_pipeline.project import Project
+from wsi_pipeline.train.fold_job import STATE
 from wsi_pipeline.train.resume import state_of
-from wsi_pipeline.train.task import STATE
 
 # Every slide's label is in its name, so that the process which is killed needs no manifest of ours.
 CHILD = """

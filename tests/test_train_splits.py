@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from wsi_pipeline.config import TrainConfig
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.train.labels import class_order
 from wsi_pipeline.train.splits import Split, labelled, make_splits
-from wsi_pipeline.train.targets import class_order
 from wsi_pipeline.types import SlideRow
 
 

@@ -15,18 +15,18 @@ import torch
 from test_train_data import MODEL, planted_project
 
 from wsi_pipeline.aggregate.checkpoint import load_card, load_model
+from wsi_pipeline.aggregate.inference import bag_output, probabilities
+from wsi_pipeline.artifacts import read_key
 from wsi_pipeline.config import build_config
+from wsi_pipeline.csvtable import read_csv
 from wsi_pipeline.engine import Engine, Failure, Job, Result
 from wsi_pipeline.errors import ConfigError, WsiError
-from wsi_pipeline.files import read_key
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import read_bag
 from wsi_pipeline.train import stage
 from wsi_pipeline.train.data import FoldData
-from wsi_pipeline.train.inference import bag_output, probabilities
 from wsi_pipeline.train.losses import macro_auroc
 from wsi_pipeline.train.optimizer import lr_factor
-from wsi_pipeline.train.table import read_table
 
 
 class Watcher:
@@ -87,7 +87,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def predictions(project: Project) -> list[dict[str, str]]:
-    header, rows = read_table(project.folder.train / "predictions.csv")
+    header, rows = read_csv(project.folder.train / "predictions.csv")
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -98,7 +98,7 @@ def test_held_out_slides_are_told_apart(trained: Project) -> None:
 
 
 def test_the_table_of_predictions_names_model_seed_fold_part_and_every_class(trained: Project) -> None:
-    header, rows = read_table(trained.folder.train / "predictions.csv")
+    header, rows = read_csv(trained.folder.train / "predictions.csv")
     columns = "model seed fold slide_id patient_id label part prob_normal prob_tumour"
     assert header == columns.split()
     assert {tuple(row[:3]) for row in rows} == {("abmil", "0", "0"), ("abmil", "0", "1")}
@@ -127,7 +127,7 @@ def test_the_card_says_what_the_model_is_and_whom_it_has_seen(trained: Project, 
 @pytest.mark.parametrize("fold", [0, 1])
 def test_the_saved_weights_are_those_of_the_best_epoch(trained: Project, fold: int) -> None:
     folder = trained.folder.fold("abmil", 0, fold)
-    header, lines = read_table(folder / "log.csv")
+    header, lines = read_csv(folder / "log.csv")
     assert header == ["epoch", "train_loss", "val_loss", "val_auroc", "lr"]
     assert [line[0] for line in lines] == [str(i + 1) for i in range(len(lines))]
     assert lines[0][4] == "0.0025"  # half the rate in the one warm-up epoch

@@ -14,19 +14,18 @@ from test_train_data import DIM, PATCHES, planted_project, write_bag
 from test_train_stage import predictions, train
 
 from wsi_pipeline.aggregate.checkpoint import load_card
-from wsi_pipeline.config import TrainConfig, train_of
+from wsi_pipeline.aggregate.inference import GAP, bag_tensors
+from wsi_pipeline.concordance import concordance
+from wsi_pipeline.config import ModelChoice, TrainConfig, train_of
+from wsi_pipeline.config.train_recipes import RECIPES
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.project import Project
-from wsi_pipeline.recipes import RECIPES
-from wsi_pipeline.sections import ModelChoice
 from wsi_pipeline.store import read_bag
-from wsi_pipeline.train.concordance import concordance
-from wsi_pipeline.train.inference import GAP, bag_tensors
+from wsi_pipeline.train.labels import outputs, strata, units
 from wsi_pipeline.train.losses import class_weights, score, symmetric_cross_entropy, task_loss
 from wsi_pipeline.train.optimizer import build_optimizer
 from wsi_pipeline.train.splits import make_splits, site_of
 from wsi_pipeline.train.survival import cox_loss
-from wsi_pipeline.train.targets import outputs, strata, units
 from wsi_pipeline.types import SlideRow
 
 rng = np.random.default_rng(0)

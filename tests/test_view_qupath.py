@@ -15,8 +15,8 @@ from shapely.geometry import MultiPolygon, Polygon, shape
 
 from wsi_pipeline.read.annotations import read_annotation
 from wsi_pipeline.types import Explanation, PatchGrid, SlideRow
-from wsi_pipeline.view.geojson import kept_tiles, write_tiles
 from wsi_pipeline.view.groovy import loader_text, slides_text, write_loader
+from wsi_pipeline.view.qupath_tiles import kept_tiles, write_tiles
 
 TISSUE = MultiPolygon(
     [Polygon([(110, 220), (190, 220), (190, 280), (110, 280)], [[(130, 240), (150, 240), (150, 260)]])]

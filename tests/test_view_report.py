@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 from shapely.geometry import MultiPolygon, Polygon
 
+from wsi_pipeline.artifacts import Provenance
 from wsi_pipeline.config import Config
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import ArtifactError
-from wsi_pipeline.files import Provenance
 from wsi_pipeline.heatmap import stage as heatmap_stage
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import write_explanations, write_grid
@@ -216,11 +216,11 @@ def paint(project: Project) -> None:
         heatmap_stage.run(project, engine)
 
 
-def explain(project: Project, grid: PatchGrid, key: str = "e", sign: int = 1, chosen: str = "") -> None:
+def explain(project: Project, grid: PatchGrid, key: str = "e", sign: int = 1, selected: str = "") -> None:
     scores = sign * np.linspace(-1, 1, len(grid)).astype(np.float32)
     for method, unit, signed in (("attention", "attention", False), ("contribution", "attribution", True)):
-        picked = method == chosen
-        found = Explanation(grid, scores, method, "abmil", EVIL, unit, signed, chosen=picked)  # type: ignore[arg-type]
+        picked = method == selected
+        found = Explanation(grid, scores, method, "abmil", EVIL, unit, signed, selected=picked)  # type: ignore[arg-type]
         path = project.folder.explanation("abmil", method, grid.slide_id)
         write_explanations(path, [found], Provenance.of(key, "explain"))
 
@@ -382,8 +382,8 @@ def test_pictures_of_evaluate_are_shown_with_its_report_and_not_without(tmp_path
 def test_the_method_that_was_picked_is_shown_first_and_its_measure_stands_in_the_report(tmp_path: Path) -> None:
     project = make_project(tmp_path, ("a",), explain={"methods": ["contribution", "auto"]})
     choice = {"method": "attention", "aupc": {"attention": 0.25, "contribution": 0.5}, "random": 0.75, "slides": 3}
-    project.folder.choice("abmil").write_text(json.dumps(choice))
-    explain(project, grid_of(project, "a"), "e2", chosen="attention")
+    project.folder.selection("abmil").write_text(json.dumps(choice))
+    explain(project, grid_of(project, "a"), "e2", selected="attention")
     paint(project)
     assert view(project) == []
     text = project.folder.report.read_text(encoding="utf-8")

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from wsi_pipeline.artifacts import write_text
+from wsi_pipeline.cli.progress import Bars
 from wsi_pipeline.demo import draw_cohort
 from wsi_pipeline.demo.study import demo_config
-from wsi_pipeline.files import write_text
 from wsi_pipeline.pipeline import STAGES, run_stages
-from wsi_pipeline.progress import Bars
 from wsi_pipeline.project import RunFolder, open_project
 
 Values = dict[tuple[str, str], list[float]]

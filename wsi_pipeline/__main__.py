@@ -1,5 +1,5 @@
 """``python -m wsi_pipeline`` is ``wsi``."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -8,10 +8,10 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from .artifacts import discard, write_text
 from .config import Config, train_of
 from .engine import Engine, Failure, Observer
 from .errors import ArtifactError, ConfigError
-from .files import discard, write_text
 from .project import AUTO, Project
 
 STAGES = ("tile", "embed", "train", "predict", "explain", "heatmap", "evaluate", "view")
@@ -76,7 +76,7 @@ def check_names(config: Config, stages: Sequence[str]) -> None:
             models.check(choice.name, choice.options)
             train_of(config.train, choice)
     if "explain" in stages or EXPLANATIONS in stages:
-        from .explain import explainers
+        from .explain.methods import explainers
 
         named = {*config.explain.methods} - {AUTO}
         for method in sorted(named | {*(config.explain.candidates if AUTO in config.explain.methods else ())}):
@@ -87,8 +87,8 @@ def check_names(config: Config, stages: Sequence[str]) -> None:
 
 def check_splits(project: Project) -> None:
     """The manifest's labels and patients can be split. Raises ``ConfigError`` before a slide is read for nothing."""
+    from .train.labels import outputs, units
     from .train.splits import labelled, make_splits
-    from .train.targets import outputs, units
 
     config = project.config.train
     rows = labelled(project.cohort, config.task)

@@ -12,12 +12,13 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
+from .artifacts import write_text
 from .config import Config, dump_config
 from .errors import ArtifactError, ConfigError
-from .files import write_text
 from .types import SlideRow
 
 _COLUMNS = ("slide_id", "path", "patient_id", "label", "split", "mpp", "annotation", "time", "event", "site")
+LABEL_SEPARATOR = ";"  # between the classes of a multilabel slide
 AUTO = "auto"  # in explain.methods: the method that patch flipping picks for each model
 _LONGEST_ID = 200  # bytes; file systems take 255, and endings are added
 _SPLITS = {"train", "val", "test"}
@@ -47,8 +48,8 @@ class RunFolder:
     def explanation(self, model: str, method: str, slide_id: str) -> Path:
         return self.root / "explain" / model / method / f"{slide_id}.h5"
 
-    def choice(self, model: str) -> Path:
-        return self.root / "explain" / model / "choice.json"
+    def selection(self, model: str) -> Path:
+        return self.root / "explain" / model / "selection.json"
 
     def reference(self, digest: str) -> Path:
         return self.root / "explain" / ".reference" / f"{digest}.npy"
@@ -89,7 +90,7 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class Choice:
+class MethodSelection:
     """What patch flipping on validation slides found for one model, and the method that it picks."""
 
     method: str
@@ -112,7 +113,7 @@ class Project:
 
     def methods(self, model: str) -> tuple[str, ...]:
         """The methods that explain ``model``, ``auto`` replaced by the one that was picked, if it was by now."""
-        choice = read_choice(self.folder.choice(model))
+        choice = read_selection(self.folder.selection(model))
         picked = (choice.method,) if choice else ()
         named = self.config.explain.methods
         return tuple(dict.fromkeys(m for name in named for m in (picked if name == AUTO else (name,))))
@@ -129,14 +130,14 @@ class Project:
         return found
 
 
-def read_choice(path: Path) -> Choice | None:
+def read_selection(path: Path) -> MethodSelection | None:
     """The choice that ``wsi explain`` left; None where there is none. Raises ``ArtifactError`` where it is damaged."""
     if not path.exists():
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         aupc = {name: float(area) for name, area in found["aupc"].items()}
-        return Choice(str(found["method"]), aupc, float(found["random"]), int(found["slides"]))
+        return MethodSelection(str(found["method"]), aupc, float(found["random"]), int(found["slides"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error!r}); delete it and run `wsi explain` again") from error
 

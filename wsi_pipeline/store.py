@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from .artifacts import Provenance, atomic_path
 from .errors import ArtifactError
-from .files import Provenance, atomic_path
 from .types import Box, Explanation, FeatureBag, Int64, PatchGrid, TissueMask
 
 
@@ -177,8 +177,8 @@ def write_explanations(path: Path, explanations: Sequence[Explanation], provenan
                 "targets": [e.target for e in explanations],
                 "unit": first.unit,
                 "signed": first.signed,
-                "unattributed": json.dumps([dict(e.unattributed) for e in explanations]),
-                "chosen": first.chosen,
+                "residual": json.dumps([dict(e.residual) for e in explanations]),
+                "selected": first.selected,
                 **({} if first.aupc is None else {"aupc": first.aupc}),
             }
         )
@@ -189,10 +189,10 @@ def read_explanations(path: Path) -> list[Explanation]:
     with _open(path, "the explanation") as file:
         grid = _read_grid(file, path)
         scores, a = file["scores"][:], file["scores"].attrs
-        elsewhere = json.loads(a["unattributed"]) if "unattributed" in a else [{}] * len(scores)
-        aupc, chosen = float(a["aupc"]) if "aupc" in a else None, bool(a.get("chosen", False))
+        elsewhere = json.loads(a["residual"]) if "residual" in a else [{}] * len(scores)
+        aupc, selected = float(a["aupc"]) if "aupc" in a else None, bool(a.get("selected", False))
         what = str(a["method"]), str(a["model"])
         return [
-            Explanation(grid, row, *what, str(target), a["unit"], bool(a["signed"]), lost, aupc, chosen)
+            Explanation(grid, row, *what, str(target), a["unit"], bool(a["signed"]), lost, aupc, selected)
             for row, target, lost in zip(scores, a["targets"], elsewhere, strict=True)
         ]

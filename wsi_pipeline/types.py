@@ -29,7 +29,7 @@ class Slide(Protocol):
 
     path: Path
     reader: str  # registered name of the reader that opened it
-    passed_over: tuple[str, ...]  # the readers that were tried before it, each with its reason
+    rejected_readers: tuple[str, ...]  # the readers that were tried before it, each with its reason
     vendor: str
     sizes: tuple[tuple[int, int], ...]  # (width, height) of each level, largest first
     downsamples: tuple[float, ...]  # level-0 pixels per pixel of each level
@@ -137,9 +137,9 @@ class Explanation:
     target: str  # class name
     unit: Unit
     signed: bool
-    unattributed: Mapping[str, float] = field(default_factory=dict)  # what falls on no patch: where -> how much
+    residual: Mapping[str, float] = field(default_factory=dict)  # what falls on no patch: where -> how much
     aupc: float | None = None  # of the method on validation slides, area under patch flipping; lower: more faithful
-    chosen: bool = False  # whether its aupc is the lowest of the model's candidates
+    selected: bool = False  # whether its aupc is the lowest of the model's candidates
 
     def __post_init__(self) -> None:
         if self.scores.shape != (len(self.grid),):

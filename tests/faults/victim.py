@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from wsi_pipeline.cli.progress import Bars
 from wsi_pipeline.config import load_config
 from wsi_pipeline.engine import stoppable
 from wsi_pipeline.pipeline import run_stages
-from wsi_pipeline.progress import Bars
 from wsi_pipeline.project import open_project
 
 if __name__ == "__main__":

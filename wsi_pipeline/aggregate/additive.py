@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import MILOutput, models
-from .options import check_counts, check_dropout, check_flag
+from .model_options import check_counts, check_dropout, check_flag
 
 
 class AdditiveMIL(nn.Module):

@@ -17,8 +17,8 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from ..artifacts import SCHEMA, Provenance, atomic_path, write_text
 from ..errors import ArtifactError, ConfigError, UnknownNameError
-from ..files import SCHEMA, Provenance, atomic_path, write_text
 from ..types import FeatureBag
 from . import models
 

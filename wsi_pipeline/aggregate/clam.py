@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ..errors import ConfigError
 from . import MILOutput, TrainingOutput, models
-from .options import check_choice, check_counts, check_dropout, check_flag
+from .model_options import check_choice, check_counts, check_dropout, check_flag
 
 
 class PlainScores(nn.Module):

@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from . import MILOutput, TrainingOutput, models
-from .options import check_choice, check_counts, check_dropout, check_flag
+from .model_options import check_choice, check_counts, check_dropout, check_flag
 
 
 class InstanceClassifier(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import MILOutput, TrainingOutput, models
-from .options import check_choice, check_counts, check_dropout
+from .model_options import check_choice, check_counts, check_dropout
 
 
 class GatedAttention(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from . import MILOutput, TrainingOutput, models
 from .graph import PatchGraph, patch_graph
-from .options import check_counts, check_dropout
+from .model_options import check_counts, check_dropout
 
 
 class GraphTrace(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import MILOutput, models
-from .options import check_counts, check_dropout
+from .model_options import check_counts, check_dropout
 
 
 class MaxPooling(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from . import MILOutput, models
-from .options import check_counts, check_dropout
+from .model_options import check_counts, check_dropout
 
 
 class MeanPooling(nn.Module):

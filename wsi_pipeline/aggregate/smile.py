@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from . import models
 from .abmil import AttentionMIL
-from .options import check_choice, check_counts, check_dropout, check_flag
+from .model_options import check_choice, check_counts, check_dropout, check_flag
 from .sparse import entmax15, sparsemax
 
 _NORMALISERS = {"sparsemax": sparsemax, "entmax15": entmax15}

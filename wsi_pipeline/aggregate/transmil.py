@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from . import MILOutput, models
+from .model_options import check_choice, check_counts, check_dropout
 from .nystrom import TokenAttention
-from .options import check_choice, check_counts, check_dropout
 from .ppeg import PPEG
 
 

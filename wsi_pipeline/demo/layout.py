@@ -16,8 +16,8 @@ from shapely.ops import unary_union
 
 from ..errors import ConfigError
 from ..types import Bool, Float32, Float64
+from .cohort_plan import SlidePlan
 from .nuclei import MPP
-from .plan import SlidePlan
 from .shapes import (
     closed_curve,
     crowded_points,

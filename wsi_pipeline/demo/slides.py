@@ -15,15 +15,15 @@ import numpy as np
 from PIL import Image
 from tifffile import TiffWriter
 
+from ..artifacts import Provenance, atomic_path, content_key, is_current, write_provenance, write_text
 from ..engine import cores
 from ..errors import EngineError
-from ..files import Provenance, atomic_path, content_key, is_current, write_made, write_text
 from ..types import UInt8
-from .annotations import write_asap
+from .asap_xml import write_asap
+from .cohort_plan import TUMOUR, SlidePlan, plan_cohort, plan_slide
+from .drawing import draw
 from .layout import Site
 from .nuclei import MPP
-from .paint import draw
-from .plan import TUMOUR, SlidePlan, plan_cohort, plan_slide
 
 DRAWING = 1  # to be raised when the pictures change, so that older ones are drawn again
 DOWNSAMPLES = (1, 2, 4, 8)
@@ -106,7 +106,7 @@ def _draw_in_processes(plans: list[SlidePlan], out: Path, workers: int, tell: Ca
 def _draw_planned(plan: SlidePlan, out: Path) -> None:
     path = _slide_path(plan, out)
     _write_slide(plan, path, out / _annotation(plan) if plan.label == TUMOUR else None, with_mpp=True)
-    write_made(path, Provenance.of(_key(plan), "demo", plan=asdict(plan)))
+    write_provenance(path, Provenance.of(_key(plan), "demo", plan=asdict(plan)))
 
 
 def _write_slide(plan: SlidePlan, path: Path, annotation: Path | None, with_mpp: bool) -> tuple[Site, ...]:

@@ -52,7 +52,7 @@ def _source(_: str) -> Source:
 )
 def lite0(weights: Path | None, pretrained: bool) -> Encoder:
     """EfficientNet-Lite0, ImageNet: small, fast on a CPU, needs no network; 1,280 features."""
-    from . import torchvision_guard  # noqa: F401, I001  (before timm)
+    from .. import torchvision_guard  # noqa: F401, I001  (before timm)
     import timm
 
     path = locate(_WEIGHTS, weights, pretrained)

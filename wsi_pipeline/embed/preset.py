@@ -22,7 +22,7 @@ def _same(state: State) -> State:
 
 def timm_network(preset: Preset, **more: Any) -> nn.Module:
     """The preset's transformer as timm builds it, without weights."""
-    from . import torchvision_guard  # noqa: F401, I001  (before timm)
+    from .. import torchvision_guard  # noqa: F401, I001  (before timm)
     from timm.layers import SwiGLUPacked  # type: ignore[attr-defined]
 
     gated_mlp = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU} if preset.swiglu else {}
@@ -35,7 +35,7 @@ def timm_cnn(preset: Preset) -> nn.Module:
 
 
 def _create(preset: Preset, **more: Any) -> nn.Module:
-    from . import torchvision_guard  # noqa: F401, I001  (before timm)
+    from .. import torchvision_guard  # noqa: F401, I001  (before timm)
     import timm
 
     network = timm.create_model(preset.architecture, pretrained=False, **{"num_classes": 0, **more, **preset.arguments})

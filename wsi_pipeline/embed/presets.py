@@ -17,7 +17,7 @@ from .preset import Preset
 from .preset_table import TABLE
 from .preset_table_other import TABLE_OTHER
 from .state import frozen, load_state, read_state, seeded
-from .tokens import pooled
+from .token_pooling import pooled
 from .weights import Source, digest, locate
 
 PRESETS = (*TABLE, *TABLE_OTHER)

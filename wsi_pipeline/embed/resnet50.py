@@ -29,7 +29,7 @@ def _source(_: str) -> Source:
 _INFO: dict[str, Any] = {
     "side_px": 224,
     "recommended_mpp": 0.5,
-    "licence": "BSD-3-Clause (weights: trained on ImageNet, research terms)",
+    "licence": "BSD-3-Clause (weights: trained on ImageNet, research context)",
     "paper": "He et al., CVPR 2016",
     "source": _WEIGHTS.url,
     "hub": None,
@@ -57,7 +57,7 @@ def resnet50_trunc(weights: Path | None, pretrained: bool) -> Encoder:
 
 
 def _whole(path: Path | None) -> nn.Module:
-    from . import torchvision_guard  # noqa: F401, I001  (before torchvision)
+    from .. import torchvision_guard  # noqa: F401, I001  (before torchvision)
     from torchvision.models import resnet50 as build
 
     module = seeded(lambda: build(weights=None))

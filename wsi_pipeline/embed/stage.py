@@ -13,20 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from ..artifacts import Provenance, content_key, read_key
 from ..config import EmbedConfig
-from ..engine import Engine, Job, Made, cores
+from ..device import pick_device
+from ..engine import Engine, Job, JobStats, cores
 from ..errors import ArtifactError, SlideError
-from ..files import Provenance, content_key, read_key
 from ..project import Project
 from ..read import Batch
 from ..store import BagWriter, read_grid
 from ..types import SlideRow
-from . import encoders, imported
-from .ahead import Ahead, Patches, Wanted, open_patches
-from .device import pick_device
-from .forward import Forward
+from . import encoders, from_features
+from .encoder_runner import EncoderRunner
+from .encoding import encode_batches, stored
 from .identity import identity, recommended_mpp
-from .stream import stored, stream
+from .prefetch import Patches, SlidePrefetcher, SlideRequest, open_patches
 
 _MPP_TOLERANCE = 0.1
 _log = logging.getLogger("wsi_pipeline")
@@ -36,7 +36,7 @@ _log = logging.getLogger("wsi_pipeline")
 class Task:
     """All that embedding one slide depends on; crosses to the process that does it."""
 
-    wanted: Wanted
+    wanted: SlideRequest
     bag: Path
     embed: EmbedConfig
     encoder: Mapping[str, Any]  # the identity that ``key`` was made with
@@ -46,7 +46,7 @@ class Task:
 def run(project: Project, engine: Engine) -> None:
     """Write ``embed/<slide_id>.h5`` for every slide that has a grid and no current bag."""
     slides = engine.ready("embed", project.slides, project.folder.grid, "tile")
-    make = _jobs if project.config.embed.import_ is None else imported.jobs
+    make = _jobs if project.config.embed.import_ is None else from_features.jobs
     jobs = make(project, slides) if slides else []
     engine.run("embed", jobs, device=project.config.embed.device)
 
@@ -62,7 +62,7 @@ def _jobs(project: Project, slides: list[SlideRow]) -> list[Job]:
         key = content_key(
             stage="embed", config=_result(embed), read=read.for_key(), upstream=read_key(grid), encoder=encoder
         )
-        tasks.append(Task(Wanted(row, grid, read), bag, embed, encoder, key))
+        tasks.append(Task(SlideRequest(row, grid, read), bag, embed, encoder, key))
     # Only where one process does all the slides is it known which one it does next.
     serial = project.config.engine.kind == "serial"
     following = [task.wanted if serial else None for task in tasks[1:]] + [None]
@@ -72,7 +72,7 @@ def _jobs(project: Project, slides: list[SlideRow]) -> list[Job]:
     ]
 
 
-def embed_slide(task: Task, following: Wanted | None) -> Made:
+def embed_slide(task: Task, following: SlideRequest | None) -> JobStats:
     """Write one slide's bag; the number of its patches. ``following``: the slide that this process will do next."""
     embed, encoder = task.embed, task.encoder
     forward = _forward(embed.model_dump_json(), str(encoder["weights"]))
@@ -103,11 +103,11 @@ def embed_slide(task: Task, following: Wanted | None) -> Made:
 def write_bag(
     path: Path,
     patches: Patches,
-    forward: Forward,
+    forward: EncoderRunner,
     embed: EmbedConfig,
     provenance: Provenance,
     when_read: Callable[[], None] = lambda: None,
-) -> Made:
+) -> JobStats:
     """Encode ``patches`` and write them as a bag; how many could be read, and how long the device waited for pixels.
 
     ``when_read`` is called when the last patch is read, and the device may still be at work. Raises ``SlideError``
@@ -115,7 +115,7 @@ def write_bag(
     """
     grid = patches.grid
     threads = (embed.threads or cores()) if forward.device.type == "cpu" else 1
-    encoded = stream(_then(patches.batches, when_read), forward, threads)
+    encoded = encode_batches(_then(patches.batches, when_read), forward, threads)
     readable = np.zeros(len(grid), bool)
     start, busy_s, begin = 0, 0.0, time.perf_counter()
     with BagWriter(path, grid, forward.encoder.dim, embed.dtype) as bag, contextlib.closing(encoded):
@@ -130,7 +130,7 @@ def write_bag(
         if not readable.any():
             raise SlideError(f"{patches.slide.path}: none of its {len(grid)} patches can be read; the file is damaged")
         bag.finish(readable, forward.encoder.name, forward.encoder.weights_digest, provenance)
-    return Made(int(readable.sum()), worked_s, max(0.0, worked_s - busy_s / threads))
+    return JobStats(int(readable.sum()), worked_s, max(0.0, worked_s - busy_s / threads))
 
 
 def _then(batches: Iterable[Batch], after: Callable[[], None]) -> Iterator[Batch]:
@@ -139,18 +139,18 @@ def _then(batches: Iterable[Batch], after: Callable[[], None]) -> Iterator[Batch
 
 
 @functools.lru_cache(maxsize=1)
-def _ahead() -> Ahead:
+def _ahead() -> SlidePrefetcher:
     """Of this process."""
-    return Ahead()
+    return SlidePrefetcher()
 
 
 @functools.lru_cache(maxsize=1)
-def _forward(config: str, weights: str) -> Forward:  # noqa: ARG001  (other weights, another encoder)
+def _forward(config: str, weights: str) -> EncoderRunner:  # noqa: ARG001  (other weights, another encoder)
     """The encoder of this process, built at its first slide; ``config``: the section as JSON, ``weights``: digest."""
     embed = EmbedConfig.model_validate_json(config)
     device = pick_device(embed.device)
     encoder = encoders.build(embed.encoder, embed.weights, embed.pretrained, **embed.encoder_options)
-    return Forward(encoder, device, embed)
+    return EncoderRunner(encoder, device, embed)
 
 
 def _result(embed: EmbedConfig) -> dict[str, Any]:

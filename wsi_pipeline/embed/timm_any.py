@@ -22,7 +22,7 @@ from torch import nn
 from ..errors import ArtifactError, ConfigError, UnknownNameError
 from . import Colour, Encoder, encoders
 from .state import State, frozen, load_state, read_state, seeded
-from .tokens import pooled
+from .token_pooling import pooled
 from .weights import HubFile, Source, UrlFile, digest, locate
 
 _HUB = ("hf-hub:", "hf_hub:")
@@ -103,7 +103,7 @@ def _recipe(model: str) -> _Recipe:
 
 
 def _timm_recipe(model: str) -> _Recipe:
-    from . import torchvision_guard  # noqa: F401, I001  (before timm)
+    from .. import torchvision_guard  # noqa: F401, I001  (before timm)
     import timm
     from timm.models import get_pretrained_cfg
 
@@ -131,7 +131,7 @@ def _timm_source(model: str, data: Mapping[str, Any]) -> Source:
 
 
 def _hub_recipe(identifier: str) -> _Recipe:
-    from . import torchvision_guard  # noqa: F401, I001  (before timm)
+    from .. import torchvision_guard  # noqa: F401, I001  (before timm)
     from timm.models import PretrainedCfg
 
     repo, _, revision = identifier.partition("@")
@@ -165,7 +165,7 @@ class _NoWeights:
 
 
 def _create(name: str, recipe: _Recipe, arguments: Mapping[str, Any]) -> nn.Module:
-    from . import torchvision_guard  # noqa: F401, I001  (before timm)
+    from .. import torchvision_guard  # noqa: F401, I001  (before timm)
     import timm
 
     build: Callable[..., nn.Module] = timm.create_model
@@ -178,7 +178,7 @@ def _create(name: str, recipe: _Recipe, arguments: Mapping[str, Any]) -> nn.Modu
 
 def _with_layers(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """``mlp_layer: SwiGLUPacked`` as the class that timm wants; YAML can only hold its name."""
-    from . import torchvision_guard  # noqa: F401, I001  (before timm)
+    from .. import torchvision_guard  # noqa: F401, I001  (before timm)
     import timm.layers
 
     allowed = {"Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked"}

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlparse
 
+from ..artifacts import atomic_path, file_digest
 from ..errors import ArtifactError, ConfigError, StorageError
-from ..files import atomic_path, file_digest
 
 RANDOM = "random"  # digest of an encoder without weights
 TIMEOUT_S = 10.0

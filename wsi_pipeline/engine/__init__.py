@@ -9,8 +9,19 @@ claim and its time limit. ``pools``: where jobs run, here or on Dask; ``clusters
 many there are. ``run``: the loop. ``stopping``: Ctrl-C.
 """
 
-from .jobs import Failure, Job, Made, Observer, Result, Silent, attempt, cores
+from .jobs import Failure, Job, JobStats, NullObserver, Observer, Result, attempt, cores
 from .run import Engine
 from .stopping import stoppable
 
-__all__ = ["Engine", "Failure", "Job", "Made", "Observer", "Result", "Silent", "attempt", "cores", "stoppable"]
+__all__ = [
+    "Engine",
+    "Failure",
+    "Job",
+    "JobStats",
+    "NullObserver",
+    "Observer",
+    "Result",
+    "attempt",
+    "cores",
+    "stoppable",
+]

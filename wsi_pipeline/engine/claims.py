@@ -25,7 +25,7 @@ from typing import Self
 
 import psutil
 
-from ..files import machine, storage_error
+from ..artifacts import machine, storage_error
 
 FOLDER = ".claims"  # in the run folder
 
@@ -39,13 +39,13 @@ class Holder:
     boot: str
     pid: int
     started: str  # of the process, in the machine's own count: ids are used again
-    lease_s: float
+    claim_timeout_s: float
     token: str
 
     @classmethod
-    def me(cls, run: str, lease_s: float) -> Holder:
+    def me(cls, run: str, claim_timeout_s: float) -> Holder:
         """This process."""
-        return cls(run, machine(), _boot(), os.getpid(), _started(os.getpid()), lease_s, uuid.uuid4().hex)
+        return cls(run, machine(), _boot(), os.getpid(), _started(os.getpid()), claim_timeout_s, uuid.uuid4().hex)
 
     def gone(self) -> bool:
         """Whether it surely lives no more: of a process on another machine, nobody here can tell."""
@@ -58,7 +58,7 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Found:
+class ClaimRecord:
     """A claim as it lies on the disk."""
 
     holder: Holder | None  # None: it was not written to its end
@@ -70,10 +70,12 @@ class Found:
 class Claim:
     """A claim that this process holds, and touches from a thread until it is released."""
 
-    def __init__(self, path: Path, handle: int, lease_s: float, before: Found | None) -> None:
+    def __init__(self, path: Path, handle: int, claim_timeout_s: float, before: ClaimRecord | None) -> None:
         self.handle, self.before = handle, before
         self._path, self._done = path, threading.Event()
-        self._thread = threading.Thread(target=self._touch, args=(lease_s / 4,), name=f"claim {path.name}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._touch, args=(claim_timeout_s / 4,), name=f"claim {path.name}", daemon=True
+        )
         self._thread.start()
 
     def __enter__(self) -> Self:
@@ -100,7 +102,7 @@ def claim_path(root: Path, output: Path) -> Path:
     return root / FOLDER / (output.relative_to(root) if output.is_relative_to(root) else output.name)
 
 
-def take(path: Path, run: str, lease_s: float) -> Claim | Holder | None:
+def acquire(path: Path, run: str, claim_timeout_s: float) -> Claim | Holder | None:
     """The claim; or who holds it, None where that one cannot be read.
 
     A claim of the same ``run`` is void: who asks for a job twice has lost the first process. Raises ``StorageError``
@@ -109,27 +111,27 @@ def take(path: Path, run: str, lease_s: float) -> Claim | Holder | None:
     while True:
         handle = _create(path)
         if handle is not None:
-            _sign(path, handle, Holder.me(run, lease_s))
-            return Claim(path, handle, lease_s, None)
+            _sign(path, handle, Holder.me(run, claim_timeout_s))
+            return Claim(path, handle, claim_timeout_s, None)
         found = read(path)
         if found is None:
             continue  # released just now
-        if not void(path, found, run, lease_s):
+        if not is_stale(path, found, run, claim_timeout_s):
             return found.holder
-        with _alone(path, found, lease_s) as void_still:
+        with _takeover_lock(path, found, claim_timeout_s) as void_still:
             if void_still:
-                return _replace(path, found, Holder.me(run, lease_s))
+                return _replace(path, found, Holder.me(run, claim_timeout_s))
 
 
-def void(path: Path, found: Found, run: str, lease_s: float) -> bool:
-    """Whether the claim binds nobody. ``lease_s``: of a claim that does not say its own."""
+def is_stale(path: Path, found: ClaimRecord, run: str, claim_timeout_s: float) -> bool:
+    """Whether the claim binds nobody. ``claim_timeout_s``: of a claim that does not say its own."""
     holder = found.holder
     if holder is not None and (holder.run == run or found.trace or holder.gone()):
         return True
-    return _age(path, found) > (holder.lease_s if holder else lease_s)
+    return _age(path, found) > (holder.claim_timeout_s if holder else claim_timeout_s)
 
 
-def read(path: Path) -> Found | None:
+def read(path: Path) -> ClaimRecord | None:
     """The claim that lies there; None where there is none. Opened, as a disk's cache knows older times."""
     try:
         with path.open("rb") as file:
@@ -142,17 +144,17 @@ def read(path: Path) -> Found | None:
         holder = Holder(**json.loads(first))
     except (ValueError, TypeError):
         holder = None
-    return Found(holder, trace, stat.st_mtime, (stat.st_ino, first))
+    return ClaimRecord(holder, trace, stat.st_mtime, (stat.st_ino, first))
 
 
-def sweep_claims(root: Path, run: str, lease_s: float) -> None:
+def remove_stale_claims(root: Path, run: str, claim_timeout_s: float) -> None:
     """Remove what runs that were killed left, and folders that are empty."""
     for folder, _, names in os.walk(root / FOLDER, topdown=False):
         for path in (Path(folder, name) for name in names):
             with contextlib.suppress(OSError):  # a disk that is full is said elsewhere
                 found = read(path)
-                if found is not None and void(path, found, run, lease_s):
-                    with _alone(path, found, lease_s) as void_still:
+                if found is not None and is_stale(path, found, run, claim_timeout_s):
+                    with _takeover_lock(path, found, claim_timeout_s) as void_still:
                         if void_still:
                             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -192,7 +194,7 @@ def _storage(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alone(path: Path, found: Found, lease_s: float) -> Iterator[bool]:
+def _takeover_lock(path: Path, found: ClaimRecord, claim_timeout_s: float) -> Iterator[bool]:
     """A lock, for a moment, on a claim that was found void; whether it still lies there as it was found.
 
     False, too, where another process has the lock.
@@ -201,7 +203,7 @@ def _alone(path: Path, found: Found, lease_s: float) -> Iterator[bool]:
     handle = _create(lock)
     if handle is None:
         left = read(lock)
-        if left is not None and _age(lock, left) > lease_s:  # its holder was killed in that moment
+        if left is not None and _age(lock, left) > claim_timeout_s:  # its holder was killed in that moment
             lock.unlink(missing_ok=True)
         time.sleep(0.01)
         yield False
@@ -214,17 +216,17 @@ def _alone(path: Path, found: Found, lease_s: float) -> Iterator[bool]:
         lock.unlink(missing_ok=True)
 
 
-def _replace(path: Path, found: Found, me: Holder) -> Claim:
+def _replace(path: Path, found: ClaimRecord, me: Holder) -> Claim:
     """A new claim in the place of a void one, with no moment between in which there is none."""
     beside = path.with_name(f".{me.token}.new")
     handle = _create(beside)
     assert handle is not None
     _sign(beside, handle, me)
     beside.replace(path)
-    return Claim(path, handle, me.lease_s, found)
+    return Claim(path, handle, me.claim_timeout_s, found)
 
 
-def _age(path: Path, found: Found) -> float:
+def _age(path: Path, found: ClaimRecord) -> float:
     """Seconds since it was touched, by the clock of the disk: a file that is made beside it tells the time."""
     probe = path.with_name(f".{uuid.uuid4().hex}.now")
     handle = _create(probe)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..artifacts import is_current, storage_error
 from ..errors import WsiError
-from ..files import is_current, storage_error
 
 
 @dataclass(frozen=True)
-class Made:
+class JobStats:
     """What a job made, where there is more to say than how much."""
 
     units: int
@@ -29,7 +29,7 @@ class Job:
     name: str  # slide_id, or what the job is called in messages
     output: Path
     key: str
-    function: Callable[..., int | Made]  # of a module, so that another process can import it
+    function: Callable[..., int | JobStats]  # of a module, so that another process can import it
     arguments: tuple[Any, ...]
     slide: bool = True  # False: a fold or the cohort, which may take longer than a slide
     whole: Callable[[Path], bool] | None = None  # of a module: whether what stands beside the output is there too
@@ -54,7 +54,7 @@ class Result:
     """What came of one job, in a form that crosses a process border."""
 
     units: int = 0
-    worked_s: float = 0.0  # see ``Made``
+    worked_s: float = 0.0  # see ``JobStats``
     waited_s: float = 0.0
     error: str = ""
     message: str = ""
@@ -80,7 +80,7 @@ class Observer(Protocol):
         """The stage ended."""
 
 
-class Silent:
+class NullObserver:
     """An observer that shows nothing."""
 
     def started(self, stage: str, total: int, current: int) -> None: ...
@@ -108,7 +108,7 @@ def attempt(job: Job) -> Result:
     """Run one job here; every failure becomes a value."""
     try:
         made = job.function(*job.arguments)
-        return Result(**vars(made)) if isinstance(made, Made) else Result(units=made)
+        return Result(**vars(made)) if isinstance(made, JobStats) else Result(units=made)
     except Exception as error:  # noqa: BLE001  (one bad slide never stops the rest)
         return failed(job, error)
 

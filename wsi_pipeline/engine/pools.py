@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..config import EngineConfig
 from ..errors import EngineError
 from .clusters import GPU, disconnect, given_up
+from .execute import RunContext, run_job, worker_lost_result
 from .jobs import Job, Result, one_line
-from .work import Terms, lost, work
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -26,7 +26,7 @@ _CANCELLED = (asyncio.CancelledError, concurrent.futures.CancelledError)  # a sc
 class Pool(Protocol):
     """What the engine's loop asks of a place where jobs run."""
 
-    def lines(self, gpu: bool) -> int:
+    def capacity(self, gpu: bool) -> int:
         """How many jobs can be in hand at once, at present."""
 
     def running(self) -> int:
@@ -35,30 +35,30 @@ class Pool(Protocol):
     def submit(self, job: Job, gpu: bool) -> None:
         """Begin a job, where there is a GPU if it is for one."""
 
-    def ended(self, timeout_s: float) -> Ended:
+    def completed(self, timeout_s: float) -> Ended:
         """The jobs that have ended since; waits for the first at most so long."""
 
     def close(self, at_once: bool) -> None:
         """No job comes any more. ``at_once``: nobody waits for those in hand either."""
 
 
-class Here:
+class InProcessPool:
     """This process, one job after the other."""
 
-    def __init__(self, terms: Terms) -> None:
-        self._terms = terms
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
         self._ended: Ended = []
 
-    def lines(self, gpu: bool) -> int:  # noqa: ARG002
+    def capacity(self, gpu: bool) -> int:  # noqa: ARG002
         return 1
 
     def running(self) -> int:
         return len(self._ended)
 
     def submit(self, job: Job, gpu: bool) -> None:  # noqa: ARG002
-        self._ended.append((job, work(job, self._terms)))
+        self._ended.append((job, run_job(job, self._context)))
 
-    def ended(self, timeout_s: float) -> Ended:  # noqa: ARG002
+    def completed(self, timeout_s: float) -> Ended:  # noqa: ARG002
         ended, self._ended = self._ended, []
         return ended
 
@@ -68,13 +68,13 @@ class Here:
 class Workers:
     """Dask's workers, one job each."""
 
-    def __init__(self, config: EngineConfig, client: Client, terms: Terms) -> None:
-        self._config, self._client, self._terms = config, client, terms
+    def __init__(self, config: EngineConfig, client: Client, context: RunContext) -> None:
+        self._config, self._client, self._context = config, client, context
         self._running: dict[object, tuple[Future[Result], Job]] = {}
         self._ended: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
         self._workers: list[dict[str, Any]] = []
 
-    def lines(self, gpu: bool) -> int:
+    def capacity(self, gpu: bool) -> int:
         if self._config.kind != "cluster" and given_up(self._client):
             raise EngineError("the worker processes died and cannot be started again; what is finished stays")
         try:
@@ -88,11 +88,11 @@ class Workers:
 
     def submit(self, job: Job, gpu: bool) -> None:
         resources = {GPU: 1} if self._asks(gpu) else None
-        future = self._client.submit(work, job, self._terms, pure=False, retries=0, resources=resources)
+        future = self._client.submit(run_job, job, self._context, pure=False, retries=0, resources=resources)
         self._running[future.key] = future, job
         future.add_done_callback(self._ended.put)
 
-    def ended(self, timeout_s: float) -> Ended:
+    def completed(self, timeout_s: float) -> Ended:
         ended: Ended = []
         try:
             ended += self._results(self._ended.get(timeout=timeout_s))
@@ -122,7 +122,7 @@ class Workers:
         try:
             return [(job, future.result())]
         except KilledWorker:
-            return [(job, lost(job, self._terms, self._config.retries + 1))]
+            return [(job, worker_lost_result(job, self._context, self._config.retries + 1))]
         except _CANCELLED as gone:
             raise _scheduler_lost() from gone
         except Exception as error:  # not of the job, which gives its own as a value

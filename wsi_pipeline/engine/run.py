@@ -11,15 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ..artifacts import remove_abandoned, write_text
 from ..config import EngineConfig
 from ..errors import WsiError
-from ..files import sweep, write_text
 from ..types import SlideRow
-from .claims import claim_path, read, sweep_claims, void
+from .claims import claim_path, is_stale, read, remove_stale_claims
 from .clusters import connect
-from .jobs import Failure, Job, Observer, Result, Silent
-from .pools import Here, Pool, Workers
-from .work import Terms
+from .execute import RunContext
+from .jobs import Failure, Job, NullObserver, Observer, Result
+from .pools import InProcessPool, Pool, Workers
 
 _TICK_S = 1.0  # between two looks at what others do
 
@@ -34,8 +34,8 @@ class Engine:
         self.config = config
         self._out = out
         self.failures = list(earlier)
-        self._observer = observer or Silent()
-        self._terms = Terms(out, uuid.uuid4().hex, config.lease_s, config.slide_timeout_s)
+        self._observer = observer or NullObserver()
+        self._context = RunContext(out, uuid.uuid4().hex, config.claim_timeout_s, config.slide_timeout_s)
         self._workers: Workers | None = None
         self._folders: set[Path] = set()
 
@@ -49,8 +49,8 @@ class Engine:
             self._workers.close(at_once=kind is not None)
             self._workers = None
         _sweep(self._folders)
-        sweep(self._out)  # the call's own files
-        sweep_claims(self._out, self._terms.run, self.config.lease_s)
+        remove_abandoned(self._out)  # the call's own files
+        remove_stale_claims(self._out, self._context.run, self.config.claim_timeout_s)
 
     def run(self, stage: str, jobs: Sequence[Job], device: str = "cpu") -> None:
         """Do the jobs whose output is not current; the outputs of failed ones that are out of date are removed.
@@ -108,13 +108,13 @@ class Engine:
         pool, waiting, held = self._pool(jobs), deque(jobs), list[Job]()
         said: set[str] = set()
         while waiting or held or pool.running():
-            room = pool.lines(gpu) - pool.running()
+            room = pool.capacity(gpu) - pool.running()
             if not pool.running() and room < 1:
                 self._say(said, stage, "no worker is there yet")
             while waiting and room > 0:
                 pool.submit(waiting.popleft(), gpu)
                 room -= 1
-            for job, result in pool.ended(_TICK_S):
+            for job, result in pool.completed(_TICK_S):
                 if result.held_by:
                     held.append(job)
                 else:
@@ -133,16 +133,16 @@ class Engine:
         config = self.config
         limited = bool(config.slide_timeout_s) and any(job.slide for job in jobs)
         if not limited and (config.kind == "serial" or (config.kind == "local" and len(jobs) < 2)):
-            return Here(self._terms)
+            return InProcessPool(self._context)
         if self._workers is None:
-            self._workers = Workers(config, connect(config, self._out), self._terms)
+            self._workers = Workers(config, connect(config, self._out), self._context)
         return self._workers
 
     def _free(self, job: Job) -> bool:
         """Whether no other run has the job in hand (any more)."""
         path = claim_path(self._out, job.output)
         found = read(path)
-        return found is None or void(path, found, self._terms.run, self.config.lease_s)
+        return found is None or is_stale(path, found, self._context.run, self.config.claim_timeout_s)
 
     def _say(self, said: set[str], stage: str, why: str) -> None:
         if why not in said:
@@ -161,5 +161,5 @@ def _sweep(folders: Set[Path]) -> None:
         if folders.isdisjoint(top.parents):
             for folder, names, _ in os.walk(top):
                 if any(name.startswith(".writing-") for name in names):
-                    sweep(Path(folder))
+                    remove_abandoned(Path(folder))
                 names[:] = [n for n in names if not n.startswith(".writing-") and not n.endswith(".zarr")]

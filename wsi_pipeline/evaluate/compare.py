@@ -14,17 +14,17 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from ..artifacts import write_text
 from ..config import EvaluateConfig, load_config
+from ..csvtable import csv_text, format_number
 from ..errors import ArtifactError, ConfigError
-from ..files import write_text
 from ..project import RunFolder
-from ..train.table import number, table
 from ..types import Int64
 from .bootstrap import draws, interval, p_value
 from .delong import areas, difference
 from .predictions import Prediction, Scored, read_predictions, scored
 from .summary import metric_name
-from .tasks import one_against_rest, statistic
+from .task_metrics import one_against_rest, statistic
 
 COLUMNS = (
     *("level", "model_a", "model_b", "metric", "n", "n_patients"),
@@ -96,11 +96,11 @@ def comparison_table(found: Sequence[Comparison], names: tuple[str, str]) -> Tab
 
 def write_comparison(path: Path, found: Sequence[Comparison]) -> None:
     """The lines as a CSV with ``COLUMNS``."""
-    write_text(path, table(COLUMNS, ([_cell(getattr(one, name)) for name in COLUMNS] for one in found)))
+    write_text(path, csv_text(COLUMNS, ([_cell(getattr(one, name)) for name in COLUMNS] for one in found)))
 
 
 def _cell(value: object) -> object:
-    return number(value) if isinstance(value, float) else value
+    return format_number(value) if isinstance(value, float) else value
 
 
 def _digits(value: float) -> str:
@@ -166,9 +166,10 @@ def _shared(
             )
     # Patients are those of the first run; risks are compared where one ensemble gave them in either run.
     patients = {name: usable[0][name].patient_id for name in names}
-    judges = {name: f"{usable[0][name].weights} {usable[1][name].weights}" for name in names}
+    ensembles = {name: f"{usable[0][name].weights} {usable[1][name].weights}" for name in names}
     ordered = [
-        [replace(of_run[name], patient_id=patients[name], weights=judges[name]) for name in names] for of_run in usable
+        [replace(of_run[name], patient_id=patients[name], weights=ensembles[name]) for name in names]
+        for of_run in usable
     ]
     first_model, second_model = (scored(of_run, model) for of_run, model in zip(ordered, pair, strict=True))
     assert first_model is not None

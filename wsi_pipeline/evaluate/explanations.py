@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..artifacts import Provenance, content_key, digest_or_none, is_current, read_key
 from ..config import Config, EvaluateConfig
 from ..engine import Engine, Job
 from ..errors import ArtifactError, UnknownNameError
-from ..explain import explainers
+from ..explain.methods import explainers
 from ..explain.stage import misfit, one_of_each_kind
-from ..files import Provenance, content_key, digest_or_none, is_current, read_key
-from ..predict.members import card, ensembles, judges
+from ..predict.ensembles import card, find_ensembles, held_out_members
 from ..project import AUTO, Project
 from ..types import SlideRow
-from .explanations_cohort import CSV, join_explanations
-from .explanations_lines import MeasuredSlide
-from .explanations_slide import measure, outlined_class
+from .xai_report import CSV, join_explanations
+from .xai_slide import measure, outlined_class
+from .xai_statistics import MeasuredSlide
 
 STAGE = "explanations"
+_DECIDING = ("flipping_points", "replacement", "infidelity_samples", "sensitivity_samples", "seed")  # of a slide
 
 
 def run(project: Project, engine: Engine) -> None:
@@ -35,10 +36,10 @@ def run(project: Project, engine: Engine) -> None:
     annotated_first = sorted(slides, key=lambda slide: slide.annotation is None)
     annotated = any(slide.annotation is not None for slide in slides)
     jobs: list[tuple[str, SlideRow, Job]] = []
-    for label, folders in explained(ensembles(project), section).items():
+    for label, folders in explained(find_ensembles(project), section).items():
         methods = fitting(project.config, folders)
         judged = (
-            (slide, *judges(folders, slide.patient_id, project.slides_of(slide.patient_id)))
+            (slide, *held_out_members(folders, slide.patient_id, project.slides_of(slide.patient_id)))
             for slide in annotated_first
         )
         unseen = [(slide, members) for slide, members, held_out in judged if held_out][: section.explained_slides]
@@ -91,7 +92,10 @@ def _job(
     froc = annotated and cards[0].task == "classification" and len(cards[0].classes) == 2
     told = [section.tumour_classes, digest_or_none(slide.annotation)]
     facts = {
-        "config": {name: getattr(section, name) for name in ("flips", "replace", "removals", "perturbations", "seed")},
+        "config": {
+            name: getattr(section, name)
+            for name in ("flipping_points", "replacement", "infidelity_samples", "sensitivity_samples", "seed")
+        },
         "methods": {name: explain.options.get(name, {}) for name in methods},
         "device": explain.device,
         "model": label,

@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..config import EvaluateConfig
+from ..csvtable import format_number
 from ..errors import ConfigError
 from ..read.annotations import read_annotation
 from ..store import read_explanations
-from ..train.table import number
 from ..types import Explanation, Float64, Int64, PatchGrid
 from .bootstrap import Interval, intervals
 from .detections import Detections, detections
 from .froc import RATES, SlideFroc, froc_curve, froc_score, sensitivities, slide_froc
 from .lesions import UNREADABLE, Lesions, lesions_of
-from .maps import SlideMaps
+from .map_scores import SlideMaps
 from .predictions import Prediction
-from .report import interval_report
+from .report_tables import interval_report
 
 COLUMNS = (
     *("slide_id", "model", "method", "lesions", "isolated", "false_positives"),
@@ -120,8 +120,8 @@ def froc_lines(one: ModelFroc) -> list[list[object]]:
     lines: list[list[object]] = []
     for slide in one.slides:
         found = slide.found
-        counted = [number(p) for i, p in enumerate(found.lesions.tolist(), 1) if i not in slide.isolated]
-        strongest = number(float(found.false.max())) if len(found.false) else ""
+        counted = [format_number(p) for i, p in enumerate(found.lesions.tolist(), 1) if i not in slide.isolated]
+        strongest = format_number(float(found.false.max())) if len(found.false) else ""
         what = (slide.slide_id, one.model, one.method, found.targets, len(slide.isolated), len(found.false))
         lines.append([*what, strongest, ";".join(counted)])
     return lines

@@ -15,7 +15,7 @@ from .calibration import reliability, risk_coverage, top_label
 from .metrics import decide
 from .predictions import Scored
 from .ranking import auroc, average_precision, ranking
-from .tasks import one_against_rest
+from .task_metrics import one_against_rest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

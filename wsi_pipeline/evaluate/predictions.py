@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..csvtable import read_csv
 from ..errors import ArtifactError
-from ..train.table import read_table
-from ..train.targets import SEPARATOR
+from ..project import LABEL_SEPARATOR
 from ..types import Bool, Float64
 
 ABSTAIN = "abstain"  # what predict names where the prediction set does not hold just one class
@@ -96,7 +96,7 @@ def read_predictions(path: Path, unit: str = "slide_id") -> list[Prediction]:
     """
     if not path.exists():
         raise ArtifactError(f"{path} is not there; run `wsi predict` first")
-    header, rows = read_table(path)
+    header, rows = read_csv(path)
     tasks = {row[header.index("task")] for row in rows if "task" in header}
     needed = [unit, *_NEEDED, *(column for task in sorted(tasks) for column in _OF_TASK.get(task, ()))]
     if missing := [name for name in needed if name not in header]:
@@ -109,7 +109,7 @@ def read_predictions(path: Path, unit: str = "slide_id") -> list[Prediction]:
 
 def labels_of(text: str) -> list[str]:
     """The classes of a multilabel slide; ``-`` stands for none of them."""
-    return [name for part in text.split(SEPARATOR) if (name := part.strip()) not in ("", "-")]
+    return [name for part in text.split(LABEL_SEPARATOR) if (name := part.strip()) not in ("", "-")]
 
 
 def scored(predictions: Sequence[Prediction], model: str) -> Scored | None:
@@ -168,7 +168,7 @@ def _prediction(row: Mapping[str, str], unit: str) -> Prediction:
         predicted=row["predicted"],
         outcome=outcome,
         calibrated=calibrated,
-        members=tuple(row.get("set", "").split(SEPARATOR)),
+        members=tuple(row.get("set", "").split(LABEL_SEPARATOR)),
         followed=(float(row["time"]), float(row["event"])) if followed else None,
     )
 

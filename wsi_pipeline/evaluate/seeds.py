@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..train.concordance import concordance
-from ..train.table import number, read_table, table
+from ..concordance import concordance
+from ..csvtable import csv_text, format_number, read_csv
 from .metrics import classification_metrics, multilabel_metrics, regression_metrics
 from .predictions import labels_of
 
@@ -48,7 +48,7 @@ class OverSeeds:
 
 def over_seeds(predictions: Path, task: str) -> list[OverSeeds]:
     """Every model's measures on the test bags of ``train/predictions.csv``; those that are undefined are left out."""
-    header, rows = read_table(predictions)
+    header, rows = read_csv(predictions)
     classes = [name.removeprefix("prob_") for name in header if name.startswith("prob_")]
     tested: dict[tuple[str, str], dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
     for row in (dict(zip(header, cells, strict=True)) for cells in rows):
@@ -67,16 +67,16 @@ def over_seeds(predictions: Path, task: str) -> list[OverSeeds]:
 
 def seeds_table(found: Sequence[OverSeeds]) -> str:
     """The text of seeds.csv."""
-    return table(
+    return csv_text(
         COLUMNS,
         [
             [
                 one.model,
                 one.measure,
-                number(one.mean),
-                number(one.sd),
+                format_number(one.mean),
+                format_number(one.sd),
                 len(one.values),
-                " ".join(map(number, one.values.values())),
+                " ".join(map(format_number, one.values.values())),
             ]
             for one in found
         ],

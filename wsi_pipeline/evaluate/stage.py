@@ -8,30 +8,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import EvaluateConfig
-from ..engine import Engine, Job
-from ..files import (
+from ..artifacts import (
     Provenance,
     content_key,
     digest_or_none,
     discard,
-    made_path,
+    provenance_path,
     read_key,
     read_made_by,
     write_bytes,
-    write_made,
+    write_provenance,
     write_text,
 )
+from ..config import EvaluateConfig
+from ..csvtable import csv_text, format_number
+from ..engine import Engine, Job
 from ..predict import weights_id
 from ..project import Project
-from ..train.table import number, table
 from .detections import Detections, detections_csv
 from .froc_cohort import COLUMNS as FROC_COLUMNS
 from .froc_cohort import ModelFroc, froc_lines, froc_notes, froc_of_models, froc_report
-from .maps import SlideMaps, channel_means, score_maps
+from .map_scores import SlideMaps, channel_means, score_maps
 from .plots import froc_png, pictures
 from .predictions import Prediction, read_predictions, scored
-from .report import (
+from .report_tables import (
     MAP_COLUMNS,
     METRIC_COLUMNS,
     PATIENT_COLUMNS,
@@ -45,7 +45,7 @@ from .report import (
     seeds_report,
 )
 from .seeds import OverSeeds, over_seeds, seeds_table
-from .tasks import measures
+from .task_metrics import measures
 
 _log = logging.getLogger("wsi_pipeline")
 
@@ -92,7 +92,7 @@ def run(project: Project, engine: Engine) -> None:
 
 def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, output: Path, provenance: Provenance) -> int:
     """Write the tables, the pictures and, last, report.json; returns the number of slides that were looked at."""
-    made_path(output).unlink(missing_ok=True)  # the report is out of date from the first file that changes
+    provenance_path(output).unlink(missing_ok=True)  # the report is out of date from the first file that changes
     slides, patients = _measured(cohort.predictions, section), _measured(cohort.patients, section)
     maps = score_maps(cohort.maps, section)
     means = channel_means(maps.scores, section)
@@ -103,9 +103,11 @@ def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, output: Path, prove
     seeds = _seeds(cohort, output.parent / "seeds.csv")
 
     lines = metric_lines(slides, METRIC_COLUMNS) + [line for one in frocs for line in _lesion_lines(one)]
-    write_text(output.parent / "metrics.csv", table(METRIC_COLUMNS, lines))
-    write_text(output.parent / "metrics_patients.csv", table(PATIENT_COLUMNS, metric_lines(patients, PATIENT_COLUMNS)))
-    write_text(output.parent / "maps.csv", table(MAP_COLUMNS, map(map_line, maps.scores)))
+    write_text(output.parent / "metrics.csv", csv_text(METRIC_COLUMNS, lines))
+    write_text(
+        output.parent / "metrics_patients.csv", csv_text(PATIENT_COLUMNS, metric_lines(patients, PATIENT_COLUMNS))
+    )
+    write_text(output.parent / "maps.csv", csv_text(MAP_COLUMNS, map(map_line, maps.scores)))
     curves = [(one.model, *one.curve) for one in frocs if one.curve]
     drawn = pictures([one.model for one in slides], section.bins) | {"froc.png": froc_png(curves) if curves else None}
     for name, picture in drawn.items():
@@ -123,7 +125,7 @@ def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, output: Path, prove
         "notes": _notes(cohort) + map_notes(maps) + [note for one in frocs for note in froc_notes(one)],
     }
     write_text(output, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    write_made(output, provenance)
+    write_provenance(output, provenance)
     return len({row.name for row in cohort.predictions})
 
 
@@ -145,7 +147,7 @@ def _frocs(cohort: Cohort, section: EvaluateConfig, folder: Path) -> list[ModelF
         write_text(folder / "detections" / model / f"{slide_id}.csv", detections_csv(found))
 
     frocs = froc_of_models(cohort.maps, cohort.predictions, section, keep)
-    write_text(folder / "froc.csv", table(FROC_COLUMNS, [line for one in frocs for line in froc_lines(one)]))
+    write_text(folder / "froc.csv", csv_text(FROC_COLUMNS, [line for one in frocs for line in froc_lines(one)]))
     return frocs
 
 
@@ -163,7 +165,16 @@ def _lesion_lines(one: ModelFroc) -> list[list[object]]:
     """Lines of metrics.csv."""
     counts = len(one.slides), len({slide.patient_id for slide in one.slides})
     return [
-        [one.model, name, number(found.value), number(found.low), number(found.high), *counts, "", ""]
+        [
+            one.model,
+            name,
+            format_number(found.value),
+            format_number(found.low),
+            format_number(found.high),
+            *counts,
+            "",
+            "",
+        ]
         for name, found in one.measures.items()
     ]
 
@@ -192,7 +203,10 @@ def _slide_maps(
         files = [
             (project.folder.explanation(row.model, method, slide_id), row)
             for row in judgements
-            for method in (*project.methods(row.model), *(m for m in project.config.explain.maps if m == "consensus"))
+            for method in (
+                *project.methods(row.model),
+                *(m for m in project.config.explain.summary_maps if m == "consensus"),
+            )
         ]
         maps = tuple((path, row.held_out) for path, row in files if path.exists() and _of_same_members(path, row))
         slides.append(SlideMaps(slide_id, judgements[0].patient_id, annotations[slide_id], maps))

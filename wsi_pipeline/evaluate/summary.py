@@ -11,8 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ..csvtable import read_csv
 from ..errors import ArtifactError
-from ..train.table import read_table
 
 NAMES = {
     "auroc": "AUROC",
@@ -99,7 +99,7 @@ def read_explanations_summary(path: Path) -> list[Table]:
     """explanations.csv as a table a model, a line a method; none where it is not there."""
     if not path.exists():
         return []
-    header, rows = read_table(path)
+    header, rows = read_csv(path)
     lines = [dict(zip(header, row, strict=True)) for row in rows]
     return [
         _methods_table(name, [x for x in lines if x["model"] == name])

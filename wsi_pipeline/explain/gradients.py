@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..types import Float32, Unit
 from .frozen import frozen
-from .target import contrast
+from .logit_contrast import contrast
 
 
 def gradient(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..types import Float32, Unit
-from . import Account
 from .baseline import BASELINES, baseline_row
 from .frozen import frozen
-from .options import check_choice, check_whole
-from .target import contrast
+from .logit_contrast import contrast
+from .method_options import check_choice, check_whole
+from .methods import Attribution
 
 MOST = 60  # regions, where the side is not given: a linear fit of so many needs some hundred samples
 
@@ -89,10 +89,10 @@ class RegionMethod:
         return None
 
     def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        scores: Float32 = self.account(model, features, xy, target).scores.float().cpu().numpy()
+        scores: Float32 = self.attribute(model, features, xy, target).scores.float().cpu().numpy()
         return scores
 
-    def account(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Account:
+    def attribute(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Attribution:
         """Scores (N,), "intercept" and "fit error"."""
         return account_of_regions(model, features, xy, target, self.options, self.method)
 
@@ -104,7 +104,7 @@ def account_of_regions(
     target: int,
     options: RegionOptions,
     method: Callable[[Callable[[Tensor], Tensor]], Any],
-) -> Account:
+) -> Attribution:
     """A region's coefficient in equal shares on its patches, so that patches add up as regions do.
 
     ``method``: captum's, fitted by ``LeastSquares``, for a function of a bag as a batch of one, (1, N, D) -> (1,). With
@@ -133,7 +133,7 @@ def account_of_regions(
             coefficients, intercept = whole - origin, origin.item()
     scores = (coefficients / sizes)[region]  # (N,)
     missed = whole.item() - intercept - coefficients.sum().item()
-    return Account(scores, {"intercept": intercept, "fit error": missed})
+    return Attribution(scores, {"intercept": intercept, "fit error": missed})
 
 
 @contextlib.contextmanager

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from ..aggregate.checkpoint import check_fits
+from ..aggregate.inference import bag_tensors, cpu_threads, fault
+from ..artifacts import Provenance, content_key, read_key
 from ..config import ExplainConfig
-from ..embed.device import pick_device
+from ..device import pick_device
 from ..engine import Engine, Job
 from ..errors import ConfigError, SlideError, UnknownNameError
-from ..files import Provenance, content_key, read_key
-from ..predict.members import card, ensembles, judges, load_members, predicted_class
-from ..project import AUTO, Project, read_choice
+from ..predict.ensembles import card, find_ensembles, held_out_members, load_members, predicted_class
+from ..project import AUTO, Project, read_selection
 from ..store import read_bag, write_explanations
-from ..train.inference import bag_tensors, cpu_threads, fault
 from ..types import Explanation, Float32, SlideRow
-from . import Account, Accounting, Explainer, explainers
-from .choice import choice_job
-from .derived import derived_jobs
-from .reference import reference_jobs
+from .ensemble_maps import derived_jobs
+from .methods import Attribution, Explainer, ReportsResidual, explainers
+from .selection_job import selection_job
+from .training_reference import reference_jobs
 
 
 def run(project: Project, engine: Engine) -> None:
@@ -34,7 +34,7 @@ def run(project: Project, engine: Engine) -> None:
     """
     section = project.config.explain
     slides = engine.ready("explain", project.slides, project.folder.bag, "embed")
-    members = ensembles(project)
+    members = find_ensembles(project)
     for label, folders in members.items():
         check_classes(section.classes or (), label, card(folders[0]).classes)
     kinds = {label: one_of_each_kind(folders) for label, folders in members.items()}
@@ -44,8 +44,8 @@ def run(project: Project, engine: Engine) -> None:
         engine.run("explain", choices, section.device)
         fitting = {label: _with_choice(project, label, fits) for label, fits in fitting.items()}
     patients = dict.fromkeys(slide.patient_id for slide in slides)
-    jury = {
-        (label, patient): judges(folders, patient, project.slides_of(patient))[0]
+    held_out = {
+        (label, patient): held_out_members(folders, patient, project.slides_of(patient))[0]
         for label, folders in members.items()
         for patient in patients
     }
@@ -53,21 +53,23 @@ def run(project: Project, engine: Engine) -> None:
     for label in members:
         for method in fitting[label]:
             measured = _measured(project, label, method)
-            jobs += [_job(project, slide, label, method, jury[label, slide.patient_id], measured) for slide in slides]
+            jobs += [
+                _job(project, slide, label, method, held_out[label, slide.patient_id], measured) for slide in slides
+            ]
     engine.run("explain", jobs, section.device)
-    if section.maps:
+    if section.summary_maps:
         sampled: dict[Path, Job] = {}
-        if "distance" in section.maps:
-            sampled = reference_jobs(project, {member for panel in jury.values() for member in panel})
+        if "distance" in section.summary_maps:
+            sampled = reference_jobs(project, {member for panel in held_out.values() for member in panel})
             engine.run("explain", list({job.output: job for job in sampled.values()}.values()))
         references = {member: job.output for member, job in sampled.items()}
-        engine.run("explain", derived_jobs(project, slides, fitting, jury, references), section.device)
+        engine.run("explain", derived_jobs(project, slides, fitting, held_out, references), section.device)
 
 
 def _choice_job(project: Project, label: str, folders: Sequence[Path], kinds: Sequence[nn.Module]) -> Job:
     section = project.config.explain
     built = {name: explainers.build(name, **section.options.get(name, {})) for name in section.candidates}
-    return choice_job(project, label, folders, [n for n, explainer in built.items() if not misfit(explainer, kinds)])
+    return selection_job(project, label, folders, [n for n, explainer in built.items() if not misfit(explainer, kinds)])
 
 
 def _with_choice(project: Project, label: str, fits: Sequence[str]) -> list[str]:
@@ -146,10 +148,10 @@ def _job(
 
 def _measured(project: Project, label: str, method: str) -> dict[str, object]:
     """What the choice among the candidates found of the method; empty where it was none of them."""
-    choice = read_choice(project.folder.choice(label)) if AUTO in project.config.explain.methods else None
+    choice = read_selection(project.folder.selection(label)) if AUTO in project.config.explain.methods else None
     if choice is None or method not in choice.aupc:
         return {}
-    return {"aupc": choice.aupc[method], "chosen": method == choice.method}
+    return {"aupc": choice.aupc[method], "selected": method == choice.method}
 
 
 def _identity(folder: Path) -> list[object]:
@@ -170,7 +172,7 @@ def explain_slide(
 ) -> int:
     """Write one method's scores of one slide, the mean over the members; returns the number of patches.
 
-    ``measured``: the method's ``aupc`` and whether it is ``chosen``, where that is known.
+    ``measured``: the method's ``aupc`` and whether it is ``selected``, where that is known.
     """
     device = pick_device(section.device)
     explainer = explainers.build(method, **section.options.get(method, {}))
@@ -185,7 +187,7 @@ def explain_slide(
         targets = target_classes(section.classes, classes, lambda: predicted_class(members, bag, str(device)))
         features, xy = bag_tensors(bag, device)
         models = [module for module, _ in members]
-        found = [mean_account(explainer, models, features.float(), xy, target) for target in targets]
+        found = [mean_attribution(explainer, models, features.float(), xy, target) for target in targets]
     if not all(np.isfinite(scores).all() for scores, _ in found):
         raise SlideError(
             f"{method} of {label} gives scores that are no numbers for slide {bag.grid.slide_id!r}; "
@@ -208,18 +210,18 @@ def target_classes(wanted: Sequence[str] | None, classes: Sequence[str], predict
     return [len(classes) - 1] if len(classes) <= 2 else [predicted()]
 
 
-def mean_account(
+def mean_attribution(
     explainer: Explainer, models: Sequence[nn.Module], features: Tensor, xy: Tensor, target: int
 ) -> tuple[Float32, dict[str, float]]:
     """Scores (N,) and what falls on no patch, each the mean over an ensemble's members."""
-    accounts = [account(explainer, model, features, xy, target) for model in models]
-    scores: Float32 = np.mean([one.scores.double().cpu().numpy() for one in accounts], axis=0).astype(np.float32)
-    places = dict.fromkeys(place for one in accounts for place in one.unattributed)
-    return scores, {place: sum(one.unattributed.get(place, 0.0) for one in accounts) / len(models) for place in places}
+    attributions = [attribute(explainer, model, features, xy, target) for model in models]
+    scores: Float32 = np.mean([one.scores.double().cpu().numpy() for one in attributions], axis=0).astype(np.float32)
+    places = dict.fromkeys(place for one in attributions for place in one.residual)
+    return scores, {place: sum(one.residual.get(place, 0.0) for one in attributions) / len(models) for place in places}
 
 
-def account(explainer: Explainer, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Account:
+def attribute(explainer: Explainer, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Attribution:
     """The explainer's account; of one that keeps none, its scores."""
-    if isinstance(explainer, Accounting):
-        return explainer.account(model, features, xy, target)
-    return Account(torch.from_numpy(explainer(model, features, xy, target)))
+    if isinstance(explainer, ReportsResidual):
+        return explainer.attribute(model, features, xy, target)
+    return Attribution(torch.from_numpy(explainer(model, features, xy, target)))

@@ -37,7 +37,7 @@ class Channel:
     extent: tuple[float, float]  # smallest and largest value; symmetric about 0 if signed
     window: tuple[float, float]
     aupc: float | None = None  # of the method on validation slides, lower is more faithful; None: not measured
-    chosen: bool = False  # whether that is why the method is here
+    selected: bool = False  # whether that is why the method is here
 
 
 def channels_of(explanations: Sequence[Explanation]) -> tuple[Channel, ...]:
@@ -45,13 +45,13 @@ def channels_of(explanations: Sequence[Explanation]) -> tuple[Channel, ...]:
     return tuple(_channel(e, COLORS[i % len(COLORS)]) for i, e in enumerate(explanations))
 
 
-def primary(methods: Sequence[tuple[str, str]], chosen: Sequence[bool] = ()) -> int:
-    """Which of the (model, method) is shown first: of the first model, the one that was ``chosen`` by measurement.
+def primary(methods: Sequence[tuple[str, str]], selected: Sequence[bool] = ()) -> int:
+    """Which of the (model, method) is shown first: of the first model, the one that was ``selected`` by measurement.
 
     Else the first of ``PRIMARY_METHODS`` there is.
     """
     first_model = methods[0][0]
-    for i, (model, picked) in enumerate(zip((model for model, _ in methods), chosen, strict=False)):
+    for i, (model, picked) in enumerate(zip((model for model, _ in methods), selected, strict=False)):
         if picked and model == first_model:
             return i
     for method in PRIMARY_METHODS:
@@ -102,7 +102,7 @@ def multiscales(name: str, mpp: tuple[float, float], cell_px0: int, levels: int)
 
 def omero(name: str, channels: Sequence[Channel]) -> dict[str, Any]:
     """Display settings; the primary channel alone is switched on."""
-    first = primary([(c.model, c.method) for c in channels], [c.chosen for c in channels])
+    first = primary([(c.model, c.method) for c in channels], [c.selected for c in channels])
     shown = [
         {
             "label": c.label,
@@ -192,7 +192,7 @@ def signed_rgba(color: str) -> int:
 def _channel(explanation: Explanation, color: str) -> Channel:
     extent, window = display_range(explanation.scores, explanation.unit, explanation.signed)
     e = explanation
-    return Channel(e.label, e.model, e.method, e.target, e.unit, e.signed, color, extent, window, e.aupc, e.chosen)
+    return Channel(e.label, e.model, e.method, e.target, e.unit, e.signed, color, extent, window, e.aupc, e.selected)
 
 
 def _xml_text(text: str) -> str:

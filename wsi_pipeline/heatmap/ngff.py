@@ -15,9 +15,9 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
+from ..artifacts import Provenance, atomic_path
 from ..config import HeatmapConfig
 from ..errors import ArtifactError, ConfigError
-from ..files import Provenance, atomic_path
 from ..types import Explanation, Float32
 from .metadata import Channel, channels_from, channels_of, multiscales, ome_xml, omero, own_block
 from .paint import cell_side_px0, raster_shape

@@ -50,22 +50,10 @@ def _halves(below: zarr.Array[Any]) -> Block:
 
 
 def _store(level: zarr.Array[Any], block: Block) -> None:
-    """One block at a time: where it runs cannot change what is written."""
-    import dask.array as da
-
-    channels, rows, cols = level.shape
+    """Write one block of all channels at a time."""
+    _, rows, cols = level.shape
     _, chunk_rows, chunk_cols = level.chunks
-
-    def compute(block_info: dict[Any, Any]) -> Float32:
-        _, (row0, row1), (col0, col1) = block_info[None]["array-location"]
-        return block(row0, row1, col0, col1)
-
-    chunks = ((channels,), _pieces(rows, chunk_rows), _pieces(cols, chunk_cols))
-    map_blocks: Callable[..., Any] = da.map_blocks
-    cells = map_blocks(compute, name=f"level-{level.name}", chunks=chunks, meta=np.empty((0, 0, 0), np.float32))
-    target: Any = level
-    da.store(cells, target, lock=False, scheduler="synchronous")
-
-
-def _pieces(extent: int, chunk: int) -> tuple[int, ...]:
-    return tuple(min(chunk, extent - start) for start in range(0, extent, chunk))
+    for row0 in range(0, rows, chunk_rows):
+        for col0 in range(0, cols, chunk_cols):
+            row1, col1 = min(row0 + chunk_rows, rows), min(col0 + chunk_cols, cols)
+            level[:, row0:row1, col0:col1] = block(row0, row1, col0, col1)

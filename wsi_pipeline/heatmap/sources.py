@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..project import AUTO, Choice, Project, read_choice
-from ..train.table import read_table
+from ..csvtable import read_csv
+from ..project import AUTO, MethodSelection, Project, read_selection
 
 
 class Source(NamedTuple):
@@ -16,7 +16,7 @@ class Source(NamedTuple):
     model: str
     method: str
     path: Path
-    chosen: bool  # by measurement
+    selected: bool  # by measurement
 
 
 def model_labels(project: Project) -> list[str]:
@@ -30,22 +30,22 @@ def model_labels(project: Project) -> list[str]:
     folders = sorted(p.name for p in explained if p.is_dir())
     if not project.folder.predictions.exists():
         return folders
-    header, rows = read_table(project.folder.predictions)
+    header, rows = read_csv(project.folder.predictions)
     judged = {row[header.index("model")] for row in rows}
     return [name for name in folders if name in judged]
 
 
-def method_choices(project: Project) -> dict[str, Choice]:
+def method_choices(project: Project) -> dict[str, MethodSelection]:
     """Model label -> the method that was picked for it; empty where the config asks for no choice."""
     if AUTO not in project.config.explain.methods:
         return {}
-    found = {model: read_choice(project.folder.choice(model)) for model in model_labels(project)}
+    found = {model: read_selection(project.folder.selection(model)) for model in model_labels(project)}
     return {model: choice for model, choice in found.items() if choice}
 
 
 def source_finder(project: Project) -> Callable[[str], list[Source]]:
     """A function from slide_id to its explanation files: models, then methods and maps, in the config's order."""
-    maps = project.config.explain.maps
+    maps = project.config.explain.summary_maps
     picked = {(model, choice.method) for model, choice in method_choices(project).items()}
     wanted = [(model, method) for model in model_labels(project) for method in (*project.methods(model), *maps)]
 

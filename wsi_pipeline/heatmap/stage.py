@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..artifacts import Provenance, content_key, read_key
 from ..config import HeatmapConfig
 from ..engine import Engine, Job
-from ..files import Provenance, content_key, read_key
 from ..project import Project
 from ..store import read_explanations
 from .sources import Source, source_finder

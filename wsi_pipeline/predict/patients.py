@@ -6,23 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..artifacts import Provenance, write_text_with_provenance
 from ..config import PredictConfig
-from ..files import Provenance, write_made_text
-from ..train.table import table
+from ..csvtable import csv_text
 from ..types import SlideRow
-from .members import card
-from .verdict import cells, columns, mean_votes, verdict, votes
-from .voices import Jury, hear, read_voices, voices_table, who_cells, who_columns, whole_bag
+from .ensemble_prediction import cells, columns, combine_members, mean_member_outputs, member_outputs
+from .ensembles import card
+from .member_logits import (
+    Ensemble,
+    compute_member_logits,
+    member_logits_table,
+    read_member_logits,
+    who_cells,
+    who_columns,
+    whole_bag,
+)
 
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient's slides that could be judged, and who judges them."""
+    """One patient's slides that could be judged, and the ensembles that predict for them."""
 
     slides: tuple[SlideRow, ...]
-    juries: tuple[Jury, ...]
+    ensembles: tuple[Ensemble, ...]
     joint: Path | None  # logits of the joint bag; None: the mean over the slides counts
-    voices: tuple[Path, ...]  # logits of each slide
+    member_logits: tuple[Path, ...]  # logits of each slide
 
     @property
     def label(self) -> str:
@@ -31,10 +39,16 @@ class Patient:
         return found.pop() if len(found) == 1 else ""
 
 
-def hear_joint(juries: Sequence[Jury], bags: Sequence[Path], section: PredictConfig, output: Path, key: str) -> int:
+def compute_joint_logits(
+    ensembles: Sequence[Ensemble], bags: Sequence[Path], section: PredictConfig, output: Path, key: str
+) -> int:
     """Write every member's logits of the patient's joint bag; returns its patches."""
     whole = [whole_bag(path) for path in bags]
-    write_made_text(output, voices_table(juries, hear(juries, whole, section)), Provenance.of(key, "predict"))
+    write_text_with_provenance(
+        output,
+        member_logits_table(ensembles, compute_member_logits(ensembles, whole, section)),
+        Provenance.of(key, "predict"),
+    )
     return sum(len(bag.grid) for bag in whole)
 
 
@@ -43,12 +57,14 @@ def join_patients(patients: Sequence[Patient], section: PredictConfig, output: P
     rows: list[list[object]] = []
     header: list[str] = []
     for patient in patients:
-        heard = [read_voices(path) for path in ([patient.joint] if patient.joint else patient.voices)]
-        for jury in patient.juries:
-            cards = [card(folder) for folder in jury.members]
-            said = verdict(cards, mean_votes([votes(cards, *voices[jury.model]) for voices in heard]), section)
+        paths = [patient.joint] if patient.joint else patient.member_logits
+        logits_of_each = [read_member_logits(path) for path in paths]
+        for ensemble in patient.ensembles:
+            cards = [card(folder) for folder in ensemble.members]
+            outputs = [member_outputs(cards, *logits[ensemble.model]) for logits in logits_of_each]
+            said = combine_members(cards, mean_member_outputs(outputs), section)
             header = [*who_columns(said.task, "slides"), *columns(said.task, said.classes)]
-            who = who_cells(patient.slides[0], patient.label, jury, len(patient.slides))
+            who = who_cells(patient.slides[0], patient.label, ensemble, len(patient.slides))
             rows.append([*who, *cells(said, section.abstain)])
-    write_made_text(output, table(header, rows), Provenance.of(key, "predict"))
+    write_text_with_provenance(output, csv_text(header, rows), Provenance.of(key, "predict"))
     return len(rows)

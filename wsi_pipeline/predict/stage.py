@@ -5,16 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..artifacts import (
+    Provenance,
+    content_key,
+    discard,
+    is_current,
+    provenance_path,
+    read_key,
+    write_text,
+    write_text_with_provenance,
+)
 from ..config import PredictConfig
+from ..csvtable import csv_text, read_csv
 from ..engine import Engine, Job
-from ..files import Provenance, content_key, discard, is_current, made_path, read_key, write_made_text, write_text
 from ..project import Project
-from ..train.table import read_table, table
 from ..types import SlideRow
-from .members import card, ensembles, judges
-from .patients import Patient, hear_joint, join_patients
-from .verdict import cells, columns, verdict, votes
-from .voices import Jury, hear, voices_path, voices_table, who_cells, who_columns, whole_bag
+from .ensemble_prediction import cells, columns, combine_members, member_outputs
+from .ensembles import card, find_ensembles, held_out_members
+from .member_logits import (
+    Ensemble,
+    compute_member_logits,
+    member_logits_path,
+    member_logits_table,
+    who_cells,
+    who_columns,
+    whole_bag,
+)
+from .patients import Patient, compute_joint_logits, join_patients
 
 Groups = Mapping[str, Sequence[Path]]
 _BEFORE = ("tile", "embed", "predict")
@@ -26,7 +43,7 @@ def run(project: Project, engine: Engine) -> None:
     Raises ``ArtifactError`` where there is no model.
     """
     slides = engine.ready("predict", project.slides, project.folder.bag, "embed")
-    groups = ensembles(project)
+    groups = find_ensembles(project)
     device = project.config.predict.device
     engine.run("predict", [_job(project, groups, slide) for slide in slides], device)
     # What --only leaves out keeps its rows, as long as they are current; a slide that failed loses its own.
@@ -44,49 +61,53 @@ def run(project: Project, engine: Engine) -> None:
 
 
 def predict_slide(
-    slide: SlideRow, bag: Path, juries: Sequence[Jury], section: PredictConfig, output: Path, key: str
+    slide: SlideRow, bag: Path, ensembles: Sequence[Ensemble], section: PredictConfig, output: Path, key: str
 ) -> int:
-    """Write one row a jury, and beside them every member's logits; returns how many patches were judged.
+    """Write one row a ensemble, and beside them every member's logits; returns how many patches were judged.
 
     Raises ``ArtifactError`` where the bag is not of the kind that a model was trained on, ``SlideError`` where it is
     empty or holds features that are no numbers.
     """
     whole = whole_bag(bag)
-    heard = hear(juries, [whole], section)
+    logits_of_each = compute_member_logits(ensembles, [whole], section)
     rows: list[list[object]] = []
     header: list[str] = []
-    for jury, logits in zip(juries, heard, strict=True):
-        cards = [card(folder) for folder in jury.members]
-        said = verdict(cards, votes(cards, *logits), section)
+    for ensemble, logits in zip(ensembles, logits_of_each, strict=True):
+        cards = [card(folder) for folder in ensemble.members]
+        said = combine_members(cards, member_outputs(cards, *logits), section)
         header = ["slide_id", *who_columns(said.task), *columns(said.task, said.classes)]
-        rows.append([slide.slide_id, *who_cells(slide, slide.label or "", jury), *cells(said, section.abstain)])
-    made_path(output).unlink(missing_ok=True)  # killed below, the slide is not current
-    write_text(voices_path(output), voices_table(juries, heard))
-    write_made_text(output, table(header, rows), Provenance.of(key, "predict"))
+        rows.append([slide.slide_id, *who_cells(slide, slide.label or "", ensemble), *cells(said, section.abstain)])
+    provenance_path(output).unlink(missing_ok=True)  # killed below, the slide is not current
+    write_text(member_logits_path(output), member_logits_table(ensembles, logits_of_each))
+    write_text_with_provenance(output, csv_text(header, rows), Provenance.of(key, "predict"))
     return len(whole.grid)
 
 
 def join_slides(parts: Sequence[Path], splits: Sequence[str], output: Path, key: str) -> int:
     """Write the slides' tables as one, in the manifest's order, each with its split. Returns its rows."""
-    tables = [read_table(path) for path in parts]
+    tables = [read_csv(path) for path in parts]
     at = tables[0][0].index("model")
     rows = [[*row[:at], split, *row[at:]] for (_, lines), split in zip(tables, splits, strict=True) for row in lines]
     header = [*tables[0][0][:at], "split", *tables[0][0][at:]]
-    write_made_text(output, table(header, rows), Provenance.of(key, "predict"))
+    write_text_with_provenance(output, csv_text(header, rows), Provenance.of(key, "predict"))
     return len(rows)
 
 
 def _job(project: Project, groups: Groups, slide: SlideRow) -> Job:
     output = project.folder.predictions.parent / "slides" / f"{slide.slide_id}.csv"
-    juries, bag, section = _juries(project, groups, slide), project.folder.bag(slide.slide_id), project.config.predict
+    ensembles, bag, section = (
+        _ensembles(project, groups, slide),
+        project.folder.bag(slide.slide_id),
+        project.config.predict,
+    )
     key = content_key(
         stage="predict",
         config=_result(section),
         slide=[slide.slide_id, slide.patient_id, slide.label, slide.time, slide.event],
         bag=read_key(bag),
-        juries=_identities(juries),
+        ensembles=_identities(ensembles),
     )
-    return Job(slide.slide_id, output, key, predict_slide, (slide, bag, juries, section, output, key))
+    return Job(slide.slide_id, output, key, predict_slide, (slide, bag, ensembles, section, output, key))
 
 
 def _joint_jobs(project: Project, groups: Groups, slides: Sequence[SlideRow]) -> dict[str, Job]:
@@ -97,15 +118,17 @@ def _joint_jobs(project: Project, groups: Groups, slides: Sequence[SlideRow]) ->
     for patient_id, own in _by_patient(slides).items():
         if len(own) > 1:
             output = project.folder.predictions.parent / "joint" / f"{own[0].slide_id}.csv"
-            juries, bags = _juries(project, groups, own[0]), [project.folder.bag(s.slide_id) for s in own]
+            ensembles, bags = _ensembles(project, groups, own[0]), [project.folder.bag(s.slide_id) for s in own]
             key = content_key(
                 stage="predict",
                 part="joint",
                 config=_result(section),
                 bags=[read_key(bag) for bag in bags],
-                juries=_identities(juries),
+                ensembles=_identities(ensembles),
             )
-            jobs[patient_id] = Job(own[0].slide_id, output, key, hear_joint, (juries, bags, section, output, key))
+            jobs[patient_id] = Job(
+                own[0].slide_id, output, key, compute_joint_logits, (ensembles, bags, section, output, key)
+            )
     return jobs
 
 
@@ -121,9 +144,9 @@ def _patients_job(project: Project, groups: Groups, done: Mapping[SlideRow, Job]
     output, section = project.folder.patients, project.config.predict
     patients = []
     for patient_id, own in _by_patient(list(done)).items():
-        voices = tuple(voices_path(done[slide].output) for slide in own)
+        member_logits = tuple(member_logits_path(done[slide].output) for slide in own)
         together = joint[patient_id].output if patient_id in joint else None
-        patients.append(Patient(tuple(own), _juries(project, groups, own[0]), together, voices))
+        patients.append(Patient(tuple(own), _ensembles(project, groups, own[0]), together, member_logits))
     key = content_key(
         stage="predict",
         part="patients",
@@ -133,9 +156,11 @@ def _patients_job(project: Project, groups: Groups, done: Mapping[SlideRow, Job]
     return Job("patients", output, key, join_patients, (patients, section, output, key), slide=False)
 
 
-def _juries(project: Project, groups: Groups, slide: SlideRow) -> tuple[Jury, ...]:
+def _ensembles(project: Project, groups: Groups, slide: SlideRow) -> tuple[Ensemble, ...]:
     own = project.slides_of(slide.patient_id)
-    return tuple(Jury(model, *judges(members, slide.patient_id, own)) for model, members in groups.items())
+    return tuple(
+        Ensemble(model, *held_out_members(members, slide.patient_id, own)) for model, members in groups.items()
+    )
 
 
 def _by_patient(slides: Sequence[SlideRow]) -> dict[str, list[SlideRow]]:
@@ -150,8 +175,11 @@ def _result(section: PredictConfig) -> dict[str, object]:
     return {name: value for name, value in section.for_key().items() if name != "model"}
 
 
-def _identities(juries: Sequence[Jury]) -> list[list[object]]:
-    return [[jury.model, jury.held_out, [_identity(folder) for folder in jury.members]] for jury in juries]
+def _identities(ensembles: Sequence[Ensemble]) -> list[list[object]]:
+    return [
+        [ensemble.model, ensemble.held_out, [_identity(folder) for folder in ensemble.members]]
+        for ensemble in ensembles
+    ]
 
 
 def _identity(folder: Path) -> list[object]:

@@ -6,9 +6,9 @@ are plug-ins (see ``slide.Backend``); the first that opens the file reads it, un
 
 from __future__ import annotations
 
-from .batches import Batch, Batches, read_batches
+from .batch_reader import Batch, Batches, read_batches
 from .overview import Overview, read_overview
-from .patches import patch_level, read_patch
+from .patch_geometry import patch_level, read_patch
 from .slide import Backend, open_slide, readers
 
 __all__ = [

@@ -20,9 +20,9 @@ from tifffile import TiffFile, TiffPage
 
 from ..errors import RegionError, SlideError
 from ..types import UInt8
+from .jpeg_tiles import TileFile, TileLevel, head_of, region
 from .openslide_reader import OpenSlideFile
 from .slide import Backend, readers
-from .tiles import TileFile, TileLevel, head_of, region
 
 _VENDORS = ("aperio", "generic-tiff")
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF

@@ -12,8 +12,8 @@ from ..errors import SlideError
 from ..registry import Registry
 from ..types import Box, Slide, UInt8
 from .diagnose import check_file, diagnose
+from .jpeg_tiles import TileLevel
 from .resolution import Claim, resolve_mpp
-from .tiles import TileLevel
 
 AUTO = ("jpeg_tiff", "openslide", "image")  # tried in this order
 
@@ -83,10 +83,10 @@ class CheckedSlide:
         backend: Backend,
         mpp: tuple[float, float],
         mpp_source: str,
-        passed_over: tuple[str, ...] = (),
+        rejected_readers: tuple[str, ...] = (),
     ) -> None:
         self.path = path
-        self.passed_over = passed_over  # readers that were tried before, and why they could not
+        self.rejected_readers = rejected_readers  # readers that were tried before, and why they could not
         self.reader = reader
         self.vendor = backend.vendor
         self.sizes = backend.sizes

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..artifacts import Provenance, content_key, file_digest, write_text
+from ..csvtable import csv_text, read_csv
 from ..errors import ConfigError
-from ..files import Provenance, content_key, file_digest, write_text
 from ..project import RunFolder
 from ..store import BagWriter
-from ..train.table import read_table, table
 from ..types import Float32, Float64, PatchGrid
 
 CLASSES = ("negative", "positive")
@@ -89,7 +89,7 @@ def write_study(source: Path, out: Path) -> int:
             writer.append(features)
             writer.finish(np.ones(len(features), bool), source.stem, digest, Provenance.of(key, "embed"))
     rows = [(bag.name, source.resolve(), CLASSES[bag.positive]) for bag in bags]
-    write_text(out / "slides.csv", table(("slide_id", "path", "label"), rows))
+    write_text(out / "slides.csv", csv_text(("slide_id", "path", "label"), rows))
     return len(bags)
 
 
@@ -102,7 +102,7 @@ def _raster(name: str, count: int) -> PatchGrid:
 
 def accuracies(predictions: Path, part: str = "test") -> dict[str, list[float]]:
     """model -> accuracy of each repeat (seed) over all its folds' bags of ``part``, where 0.5 decides."""
-    header, rows = read_table(predictions)
+    header, rows = read_csv(predictions)
     right: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for row in (dict(zip(header, cells, strict=True)) for cells in rows):
         if row["part"] == part:

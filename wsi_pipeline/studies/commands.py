@@ -67,7 +67,7 @@ def summary(
     out: Annotated[Path, typer.Option(help="Folder for summary.csv and summary.md.")],
 ) -> None:
     """Runs in one table, mean ± sd: those that lie in one folder differ in their seed only."""
-    from .summary import summarise
+    from .study_table import summarise
 
     typer.echo(summarise(runs, out), nl=False)
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..artifacts import write_text
+from ..csvtable import csv_text
 from ..errors import ConfigError
-from ..files import write_text
-from ..train.table import table
 from ..types import SlideRow
 
 COLUMNS = ("slide_id", "path", "patient_id", "label", "split", "annotation", "site", "time", "event")
@@ -18,7 +18,7 @@ def manifest_text(rows: Sequence[SlideRow]) -> str:
     """The rows as a CSV, in the order given; a column that no row fills is left out."""
     cells = [[_cell(row, name) for name in COLUMNS] for row in rows]
     used = [i for i, name in enumerate(COLUMNS) if name in COLUMNS[:2] or any(line[i] for line in cells)]
-    return table([COLUMNS[i] for i in used], [[line[i] for i in used] for line in cells])
+    return csv_text([COLUMNS[i] for i in used], [[line[i] for i in used] for line in cells])
 
 
 def chosen(rows: Sequence[SlideRow], leave_out: Sequence[str] = (), count: int | None = None) -> tuple[SlideRow, ...]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import shapely
 from shapely.geometry import MultiPolygon
 
+from ..artifacts import Provenance, file_digest, provenance_path, write_provenance, write_text
 from ..config import TileConfig
 from ..errors import ArtifactError, ConfigError, SlideError
-from ..files import Provenance, file_digest, made_path, write_made, write_text
 from ..read.annotations import read_annotation
 from ..types import Box
 
@@ -38,9 +38,9 @@ def write_outlines(path: Path, text: str, key: str) -> None:
         raise SlideError(f"{path} was edited while the slide was being tiled; run again to use it")
     digest = hashlib.sha256(text.encode()).hexdigest()
     safe = {digest, file_digest(path)} if path.exists() else {digest}
-    write_made(path, Provenance.of(key, "tile", written=sorted(safe)))
+    write_provenance(path, Provenance.of(key, "tile", written=sorted(safe)))
     write_text(path, text)
-    write_made(path, Provenance.of(key, "tile", written=[digest]))
+    write_provenance(path, Provenance.of(key, "tile", written=[digest]))
 
 
 def read_outlines(path: Path, bounds_px0: Box) -> tuple[MultiPolygon, tuple[str, ...]]:
@@ -78,7 +78,7 @@ def read_roi(path: Path, config: TileConfig, slide_id: str, bounds_px0: Box) -> 
 def _written(path: Path) -> list[str]:
     """Digests that the program noted for ``path``; none where the note is absent or damaged."""
     try:
-        note = json.loads(made_path(path).read_text(encoding="utf-8"))
+        note = json.loads(provenance_path(path).read_text(encoding="utf-8"))
         return list(json.loads(note["made_by"])["written"])
     except (OSError, ValueError, KeyError, TypeError):
         return []

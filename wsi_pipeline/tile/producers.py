@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import ConfigError, EmptySlideError, SlideError
-from ..foreign import ForeignFile, ImportOptions
+from ..interop.feature_files import ForeignFile, ImportOptions
 from ..types import Float64
 
 Pair = tuple[float, float]

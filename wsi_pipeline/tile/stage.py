@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from shapely.geometry import MultiPolygon
 
+from ..artifacts import Provenance, content_key, discard, file_digest, fingerprint, write_bytes, write_provenance
 from ..config import ReadConfig, TileConfig
 from ..engine import Engine, Job
 from ..errors import ConfigError
-from ..files import Provenance, content_key, discard, file_digest, fingerprint, write_bytes, write_made
 from ..project import Project, RunFolder
 from ..read import Overview, open_slide, read_overview
 from ..read.resample import area_mean
 from ..store import write_grid
 from ..types import Bool, PatchGrid, Slide, SlideRow, TissueMask
-from . import detectors, imported
+from . import detectors, from_features
 from .contours import mask_polygons, rasterise, tissue_geojson
 from .grid import SlideFacts, check_resolution, patch_grid, require_patches
 from .outlines import edited_digest, read_outlines, read_roi, roi_path, write_outlines
@@ -55,7 +55,7 @@ def run(project: Project, engine: Engine) -> None:
     """
     config, folder = project.config, project.folder
     if config.embed.import_ is not None:
-        engine.run("tile", imported.jobs(project))
+        engine.run("tile", from_features.jobs(project))
         return
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         all_inputs = list(pool.map(lambda row: _inputs(row, config.tile, folder), project.slides))
@@ -89,7 +89,7 @@ def tile_slide(task: Task) -> int:
     overlay = Overlay(outlines, roi, grid, mask.unreadable_px0, _legend(task, mask, grid))
     quality = task.folder.quality(slide_id)
     write_bytes(quality, quality_picture(picture.rgb, picture.side_px0, overlay))
-    write_made(quality, provenance)
+    write_provenance(quality, provenance)
     require_patches(grid, mask, config)
     write_grid(task.folder.grid(slide_id), grid, mask, provenance)
     return len(grid)

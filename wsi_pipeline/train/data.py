@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..aggregate.inference import bag_tensors, fault
 from ..errors import ArtifactError
+from ..rng import generator_for
 from ..store import read_bag
 from ..types import FeatureBag
-from .inference import bag_tensors, fault
-from .sampling import epoch_order, patch_rows, stream
-from .targets import Target
+from .labels import Target
+from .sampling import epoch_order, patch_rows
 
 CACHE_BYTES = 2**30  # folds whose bags are smaller keep them in memory, as stored
 
@@ -134,7 +135,7 @@ class Bags:
         target = torch.tensor(self._data.targets[name], dtype=torch.float32)
         if self._sampling is None:
             return LabelledBag(*bag_tensors(bags), target)
-        generator = stream("patches", *self._seeds, position, name)
+        generator = generator_for("patches", *self._seeds, position, name)
         rows = None
         if self._sampling.max_patches is not None:
             rows = patch_rows(sum(len(b.grid) for b in bags), self._sampling.max_patches, generator)
@@ -162,7 +163,7 @@ class FoldData:
         """Groups of bags of ``epoch``; the same for every call. ``balanced`` needs class indices as targets."""
         seeds = (self.seed, self.fold, epoch)
         classes = [int(self.targets[name][0]) for name in self.train] if balanced else [0] * len(self.train)
-        order = epoch_order(classes, balanced, stream("bags", *seeds))
+        order = epoch_order(classes, balanced, generator_for("bags", *seeds))
         return Bags(self, [self.train[i] for i in order], sampling, seeds, size)
 
     def validation(self) -> Bags:

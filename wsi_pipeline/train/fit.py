@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .. import torchvision_guard  # noqa: F401
+from ..aggregate.inference import cpu_threads
 from ..config import TrainConfig
-from ..embed import torchvision_guard  # noqa: F401
 from ..errors import ConfigError
+from ..rng import seed_from
 from .data import Bags, FoldData, Sampling
-from .inference import cpu_threads
+from .fold_job import STATE
 from .losses import task_loss
 from .module import EpochLog, FoldModule
 from .resume import SaveState, state_of
-from .sampling import entropy
-from .task import STATE
 
 # isort: split
 import lightning as L
@@ -77,7 +77,7 @@ def reproducible(device: torch.device, threads: int, *seed_parts: object) -> Ite
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     with torch.random.fork_rng(devices=accelerators), cpu_threads(threads):
-        torch.manual_seed(entropy(*seed_parts))
+        torch.manual_seed(seed_from(*seed_parts))
         try:
             yield
         finally:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..concordance import concordance
 from ..config import TrainConfig
 from ..types import Float64, Int64
-from .concordance import concordance
 from .survival import cox_loss
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), targets (B, K) -> ()

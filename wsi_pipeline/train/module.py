@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import torchvision_guard  # noqa: F401
 from ..aggregate import OwnTraining, TrainingOutput
 from ..config import TrainConfig
-from ..embed import torchvision_guard  # noqa: F401
+from ..rng import seed_from
 from ..types import Float64
 from .data import LabelledBag
 from .losses import TaskLoss, score
 from .optimizer import build_optimizer, lr_factor
-from .sampling import entropy
 
 # isort: split
 import lightning as L
@@ -61,7 +61,7 @@ class FoldModule(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Seeds the epoch and sets its learning rate: both are decided by the epoch, and by nothing before it."""
         config, epoch = self._config, self.current_epoch
-        torch.manual_seed(entropy(*self._seeds, epoch))
+        torch.manual_seed(seed_from(*self._seeds, epoch))
         self._lr = config.lr * lr_factor(epoch, config.warmup_epochs, config.epochs, config.schedule)
         optimizer: Any = self.optimizers()
         for group in optimizer.param_groups:

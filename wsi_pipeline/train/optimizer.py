@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import torchvision_guard  # noqa: F401
 from ..config import TrainConfig
-from ..embed import torchvision_guard  # noqa: F401
 
 LOOKAHEAD = {"alpha": 0.5, "k": 6}  # Zhang et al., NeurIPS 2019, as TransMIL uses it
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..embed import torchvision_guard  # noqa: F401
-from ..files import atomic_path, discard
+from .. import torchvision_guard  # noqa: F401
+from ..artifacts import atomic_path, discard
 
 # isort: split
 import lightning as L

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..types import Int64
-
-
-def entropy(*parts: object) -> int:
-    """A 63-bit seed that ``parts`` decide, the same on every machine; any seed of the user is good, also negative."""
-    digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def stream(*parts: object) -> np.random.Generator:
-    """A generator of its own for ``parts``: what it draws depends neither on order nor on process."""
-    return np.random.default_rng(entropy(*parts))
 
 
 def epoch_order(labels: Sequence[int], balanced: bool, generator: np.random.Generator) -> list[int]:

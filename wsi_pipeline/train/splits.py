@@ -10,9 +10,9 @@ import numpy as np
 
 from ..config import TrainConfig
 from ..errors import ConfigError
+from ..rng import generator_for, seed_from
 from ..types import SlideRow
-from .sampling import entropy, stream
-from .targets import has_target, strata
+from .labels import has_target, strata
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def make_splits(slides: Sequence[SlideRow], config: TrainConfig, seed: int) -> t
     splits = []
     for fold, (train, val, test) in enumerate(parts):
         if not val:
-            train, val = _without_validation(train, kinds, config.val_fraction, stream("val", seed, fold))
+            train, val = _without_validation(train, kinds, config.val_fraction, generator_for("val", seed, fold))
         splits.append(Split(fold, *(tuple(r.slide_id for r in part) for part in (train, val, test))))
         _check(train, val, test, config.task, {str(r.label) for r in rows}, given)
     return tuple(splits)
@@ -100,7 +100,7 @@ def _k_folds(rows: Rows, kinds: Mapping[str, str], config: TrainConfig, seed: in
         raise ConfigError(
             f"there are {len(set(groups))} {what}, too few for {config.folds} folds; set fewer train.folds"
         )
-    dealer = StratifiedGroupKFold(config.folds, shuffle=True, random_state=entropy("folds", seed) % 2**32)
+    dealer = StratifiedGroupKFold(config.folds, shuffle=True, random_state=seed_from("folds", seed) % 2**32)
     parts = dealer.split(rows, [kinds[r.slide_id] for r in rows], groups)
     return [([rows[i] for i in train], [], [rows[i] for i in test]) for train, test in parts]
 

@@ -6,15 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..artifacts import Provenance, content_key, discard, file_digest, write_text_with_provenance
 from ..config import train_of
+from ..csvtable import csv_text, read_csv
 from ..engine import Engine, Job
-from ..files import Provenance, content_key, discard, file_digest, write_made_text
 from ..project import Project
 from ..types import SlideRow
+from .fold_job import STATE, FoldJob
+from .labels import outputs
 from .splits import labelled, make_splits
-from .table import read_table, table
-from .targets import outputs
-from .task import STATE, FoldTask
 
 Fold = tuple[str, int, int]  # model label, seed, fold
 
@@ -51,9 +51,9 @@ def _weights_stand(card: Path) -> bool:
         return False
 
 
-def train_fold(task: FoldTask, folder: Path, key: str) -> int:
+def train_fold(task: FoldJob, folder: Path, key: str) -> int:
     """One fold's job; loads torch and Lightning where they are needed, and no earlier."""
-    from .job import train_fold as train
+    from .train_fold import train_fold as train
 
     return train(task, folder, key)
 
@@ -63,10 +63,10 @@ def join_folds(parts: Mapping[Fold, Path], output: Path, key: str) -> int:
     header: list[str] = []
     rows: list[list[object]] = []
     for fold, path in parts.items():
-        columns, lines = read_table(path)
+        columns, lines = read_csv(path)
         header = ["model", "seed", "fold", *columns]
         rows.extend([*fold, *line] for line in lines)
-    write_made_text(output, table(header, rows), Provenance.of(key, "train"))
+    write_text_with_provenance(output, csv_text(header, rows), Provenance.of(key, "train"))
     return len(rows)
 
 
@@ -79,7 +79,7 @@ def _fold_jobs(project: Project, slides: Sequence[SlideRow], classes: tuple[str,
     for choice in project.config.aggregate.models:
         for seed in splits:
             for split in splits[seed]:
-                task = FoldTask(choice, train_of(config, choice), options, classes, seed, split, tuple(slides), bags)
+                task = FoldJob(choice, train_of(config, choice), options, classes, seed, split, tuple(slides), bags)
                 folder, key = project.folder.fold(choice.label, seed, split.fold), task.key()
                 name = f"{choice.label}_seed{seed}_fold{split.fold}"
                 jobs[choice.label, seed, split.fold] = Job(

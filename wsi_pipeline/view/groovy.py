@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from ..files import Provenance, write_made_text
+from ..artifacts import Provenance, write_text_with_provenance
 from ..types import SlideRow
 
 LOADER = "load_into_qupath.groovy"
@@ -31,6 +31,6 @@ def write_loader(output: Path, slides: Sequence[SlideRow], key: str) -> int:
     """Write the script at ``output`` and the list beside it; returns the number of slides."""
     listing = output.parent / SLIDES
     provenance = Provenance.of(key, "view")
-    write_made_text(listing, slides_text(slides), provenance)
-    write_made_text(output, loader_text(), provenance)
+    write_text_with_provenance(listing, slides_text(slides), provenance)
+    write_text_with_provenance(output, loader_text(), provenance)
     return len(slides)

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ArtifactError
 from ..evaluate.predictions import ABSTAIN, Prediction, labels_of, read_predictions
 from ..evaluate.summary import digits, mean_sd, measure_text, metric_name
-from ..project import Choice
+from ..project import MethodSelection
 
 _OUTCOMES = {"regression": "Value", "survival": "Risk"}  # classification, multilabel: Probability
 _CAPTIONS = {
@@ -129,7 +129,7 @@ def read_metrics(path: Path) -> Metrics:
         raise ArtifactError(f"{path} cannot be read ({error!r}); delete it and run `wsi evaluate` again") from error
 
 
-def choice_table(choices: Mapping[str, Choice]) -> NumberTable:
+def choice_table(choices: Mapping[str, MethodSelection]) -> NumberTable:
     """Area under patch flipping: a line a method, a column a model; the picked one is marked."""
     names = sorted({name for choice in choices.values() for name in choice.aupc})
     lines = [Line(name, tuple(_area(choice, name) for choice in choices.values())) for name in names]
@@ -138,7 +138,7 @@ def choice_table(choices: Mapping[str, Choice]) -> NumberTable:
     return NumberTable(_CHOICE, "Method", tuple(choices), (*lines, chance, slides))
 
 
-def _area(choice: Choice, name: str) -> Cell:
+def _area(choice: MethodSelection, name: str) -> Cell:
     if name not in choice.aupc:
         return Cell("–", "")
     return Cell(digits(choice.aupc[name]), "picked" if name == choice.method else "")

@@ -16,9 +16,9 @@ import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
+from ..artifacts import Provenance, write_text_with_provenance
 from ..config import ReadConfig, ViewConfig
 from ..errors import ConfigError, RegionError, SlideError
-from ..files import Provenance, write_made_text
 from ..heatmap.metadata import Channel, primary
 from ..heatmap.ngff import Pyramid, read_heatmap
 from ..read import open_slide, patch_level, read_overview, read_patch
@@ -112,7 +112,7 @@ def write_panel(inputs: PanelInput, key: str) -> int:
             raise
         panel = make_panel(inputs, None, f"no picture of the slide: {error}")
     provenance = Provenance.of(key, "view", config=inputs.view.for_key())
-    write_made_text(inputs.output, render("panel.html", panel=panel), provenance)
+    write_text_with_provenance(inputs.output, render("panel.html", panel=panel), provenance)
     return 1 + len(panel.maps) + len(panel.patches)
 
 
@@ -159,7 +159,7 @@ def _thumbnail(slide: Slide | None, grid: PatchGrid, longest_px: int) -> tuple[P
 
 
 def _primary(channels: Sequence[Channel]) -> int:
-    return primary([(c.model, c.method) for c in channels], [c.chosen for c in channels])
+    return primary([(c.model, c.method) for c in channels], [c.selected for c in channels])
 
 
 def slide_facts(name: str, grid: PatchGrid) -> list[str]:

@@ -14,11 +14,11 @@ import yaml
 from markupsafe import Markup
 
 from .. import __version__
+from ..artifacts import Provenance, write_text_with_provenance
 from ..config import Config, Section
 from ..engine import Failure
 from ..evaluate.summary import PICTURES
-from ..files import Provenance, write_made_text
-from ..project import Choice, RunFolder
+from ..project import MethodSelection, RunFolder
 from ..types import SlideRow
 from .numbers import NumberTable, Verdict, Verdicts, choice_table, read_metrics, read_verdicts
 from .pages import inline, render, source_text, uid
@@ -37,7 +37,7 @@ class ReportInput:
     panels: dict[str, Path]  # slide_id -> its fragment
     failures: tuple[Failure, ...]
     versions: tuple[tuple[str, str], ...]
-    choices: Mapping[str, Choice]  # by model: the method that was picked, where auto is among the methods
+    choices: Mapping[str, MethodSelection]  # by model: the method that was picked, where auto is among the methods
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def write_report(inputs: ReportInput, key: str) -> int:
         script=script,
         script_source=script_source,
     )
-    write_made_text(folder.report, page, Provenance.of(key, "view", config=inputs.config.view.for_key()))
+    write_text_with_provenance(folder.report, page, Provenance.of(key, "view", config=inputs.config.view.for_key()))
     return len(report.slides)
 
 
@@ -210,6 +210,6 @@ def _facts(
         ("Encoder", config.embed.encoder + ("" if config.embed.pretrained else " (random weights)")),
         ("Models", ", ".join(models) or "none yet"),
         ("Training", trained),
-        ("Maps", ", ".join((*config.explain.methods, *config.explain.maps))),
+        ("Maps", ", ".join((*config.explain.methods, *config.explain.summary_maps))),
         ("Made with", ", ".join(f"{name} {number}" for name, number in libraries)),
     )

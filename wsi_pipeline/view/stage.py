@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ..artifacts import Provenance, content_key, digest_or_none, is_current, provenance_path, read_key, write_provenance
 from ..config import ViewConfig
 from ..engine import Engine, Job
 from ..evaluate.summary import PICTURES
-from ..files import Provenance, content_key, digest_or_none, is_current, made_path, read_key, write_made
 from ..heatmap.metadata import primary
 from ..heatmap.sources import Source, method_choices, source_finder
 from ..heatmap.stage import heatmap_key
@@ -38,16 +38,16 @@ def run(project: Project, engine: Engine) -> None:
 def write_tiles_of(paths: Sequence[Path], first: int, grid: Path, section: ViewConfig, output: Path, key: str) -> int:
     """Write one slide's GeoJSON; ``first``: which of ``paths`` decides where there are too many tiles."""
     from ..tile.contours import mask_polygons
-    from .geojson import write_tiles
+    from .qupath_tiles import write_tiles
 
-    made_path(output).unlink(missing_ok=True)  # killed below, the tiles are not current
+    provenance_path(output).unlink(missing_ok=True)  # killed below, the tiles are not current
     of_path = [read_explanations(path) for path in paths]
     before = sum(len(explanations) for explanations in of_path[:first])
     explanations = [e for group in of_path for e in group]
     tissue = mask_polygons(read_grid(grid)[1])
     written = write_tiles(output, explanations, before, section.max_tiles, tissue)
     facts = {"tiles": written, "patches": len(explanations[0].grid)}
-    write_made(output, Provenance.of(key, "view", config=section.for_key(), **facts))
+    write_provenance(output, Provenance.of(key, "view", config=section.for_key(), **facts))
     return written
 
 
@@ -136,4 +136,4 @@ def _report_job(project: Project, engine: Engine, panels: dict[str, Job]) -> Job
 
 
 def _first(sources: Sequence[Source]) -> int:
-    return primary([(s.model, s.method) for s in sources], [s.chosen for s in sources])
+    return primary([(s.model, s.method) for s in sources], [s.selected for s in sources])

@@ -1,0 +1,144 @@
+"""YAML -> one frozen config. Two lines (``slides:`` and ``out:``) are a whole config; the rest has defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from ..errors import ConfigError
+from .aggregate import AggregateConfig, ModelChoice
+from .base import Section
+from .embed import EmbedConfig
+from .engine import EngineConfig
+from .evaluate import EvaluateConfig
+from .explain import ExplainConfig
+from .heatmap import HeatmapConfig
+from .predict import PredictConfig
+from .read import ReadConfig
+from .tile import TileConfig
+from .train import TrainConfig
+from .train_recipes import RECIPES
+from .view import ViewConfig
+
+
+class Config(Section):
+    """The whole config. Only ``slides`` and ``out`` must be given."""
+
+    slides: Path = Field(description="the manifest: a CSV with a path column")
+    out: Path = Field(description="the run folder")
+    read: ReadConfig = ReadConfig()
+    tile: TileConfig = TileConfig()
+    embed: EmbedConfig = EmbedConfig()
+    aggregate: AggregateConfig = AggregateConfig()
+    train: TrainConfig = TrainConfig()
+    predict: PredictConfig = PredictConfig()
+    explain: ExplainConfig = ExplainConfig()
+    heatmap: HeatmapConfig = HeatmapConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    view: ViewConfig = ViewConfig()
+    engine: EngineConfig = EngineConfig()
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """Read CONFIG and apply ``section.field=value`` overrides; paths are relative to the config's folder.
+
+    Raises ``ConfigError`` with one line that names the key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}; give the path of a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the config {path} is not text; give the path of a YAML file") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds no settings; it needs at least 'slides: manifest.csv' and 'out: run'")
+    return build_config(data, overrides or [], base=path.parent, source=str(path))
+
+
+def build_config(data: dict[str, Any], overrides: list[str], *, base: Path, source: str) -> Config:
+    """Validate ``data`` after ``overrides``. Relative paths in it are taken from ``base``."""
+    for override in overrides:
+        _apply(data, override)
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_one_line(error)}") from error
+    return _anchored(config, base)
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"--set {override}: write it as section.field=value, for example --set tile.mpp=1.0")
+    *sections, last = name.strip().split(".")
+    node = data
+    for section in sections:
+        child = node.get(section)
+        if child is None:
+            child = node[section] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override}: {section!r} is not a section")
+        node = child
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML") from error
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "config"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where!r}; `wsi config` lists every key with its default"
+    if first["type"] == "missing":
+        return f"{where!r} is missing; a config needs 'slides: manifest.csv' and 'out: run'"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    message = first["msg"].removeprefix("Value error, ").replace("tuple", "list").replace("Tuple", "List")
+    return f"{where} = {first['input']!r}: {message}{more}"
+
+
+def _anchored(config: Config, base: Path) -> Config:
+    """Every path of the config made absolute, from ``base``."""
+
+    def anchor(section: Section) -> Section:
+        update: dict[str, Any] = {}
+        for name in type(section).model_fields:
+            value = getattr(section, name)
+            if isinstance(value, Section):
+                update[name] = anchor(value)
+            elif isinstance(value, Path):
+                update[name] = (base / value.expanduser()).resolve()
+        return section.model_copy(update=update)
+
+    anchored = anchor(config)
+    assert isinstance(anchored, Config)
+    return anchored
+
+
+_ONE_FOR_ALL = {"task", "bag", "folds", "site_preserving", "val_fraction", "seeds", "classes"}
+_ONE_FOR_ALL |= {"tensorboard", "state_every_s"}
+
+
+def train_of(section: TrainConfig, choice: ModelChoice) -> TrainConfig:
+    """The train section of one model: its own keys over the section's. Raises ``ConfigError``."""
+    if shared := sorted(_ONE_FOR_ALL & set(choice.train)):
+        raise ConfigError(
+            f"aggregate.models: {choice.label}: train.{shared[0]} is one for all models; set it in train:"
+        )
+    own = {**RECIPES.get(str(choice.train.get("recipe", "default")), {}), **choice.train}
+    try:
+        return TrainConfig.model_validate({**section.model_dump(exclude_unset=True), **own})
+    except ValidationError as error:
+        raise ConfigError(f"aggregate.models: {choice.label}: train: {_one_line(error)}") from error

@@ -1,0 +1,24 @@
+"""The config section ``read``: how slides are opened."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from .base import Positive, Section
+
+
+class ReadConfig(Section):
+    """How slides are opened."""
+
+    reader: str = Field(
+        "auto", description="a reader's name (see `wsi list readers`), or auto: the first that opens the slide"
+    )
+    mpp: Positive | tuple[Positive, Positive] | None = Field(
+        None, description="µm per pixel of level 0 for slides whose manifest line gives none; wins over the file's own"
+    )
+    scaling: Literal["exact", "dct"] = Field(
+        "exact",
+        description="dct: JPEG tiles are shrunk while they are decoded: faster, and not quite the same pixels",
+    )

@@ -1,0 +1,79 @@
+"""The config section ``train``: how the MIL models are trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from .base import Count, Fraction, Positive, Section, distinct, runtime
+from .train_recipes import RECIPES
+
+
+class TrainConfig(Section):
+    """How the MIL models are trained."""
+
+    task: Literal["classification", "multilabel", "regression", "survival"] = Field(
+        "classification",
+        description="what label means: a class; classes joined by ';'; a number; or time and event columns (Cox)",
+    )
+    bag: Literal["slide", "patient"] = Field("slide", description="one bag a slide, or all slides of a patient as one")
+    folds: Annotated[int, Field(ge=2)] = Field(
+        5, description="patient-level stratified folds, unless the manifest gives splits"
+    )
+    site_preserving: bool = Field(
+        False, description="keep all patients of a site (manifest column site, or of a TCGA barcode) in one fold"
+    )
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="share of a fold's training patients kept for early stopping, threshold and calibration"
+    )
+    seeds: Annotated[tuple[int, ...], AfterValidator(distinct)] = Field((0,), min_length=1)
+    classes: tuple[str, ...] | None = Field(
+        None, description="class order; default: the labels, sorted, the last is positive"
+    )
+    recipe: str = Field("default", description=f"values of a paper for what is not set here: {', '.join(RECIPES)}")
+    epochs: Count = 50
+    patience: Count = Field(10, description="epochs without a better validation loss before training stops")
+    keep: Literal["best", "last"] = Field(
+        "best", description="the weights of the epoch with the best validation loss, or of the last epoch"
+    )
+    loss: Literal["cross_entropy", "weighted", "symmetric"] = Field(
+        "cross_entropy", description="of classes; weighted: by inverse frequency; symmetric: robust to wrong labels"
+    )
+    optimizer: Literal["adamw", "adam", "radam", "lookahead_radam", "sgd"] = "adamw"
+    betas: tuple[Fraction, Fraction] = Field(
+        (0.9, 0.999), description="of the Adam family; the first is SGD's momentum"
+    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate, after warm-up")
+    lr: Positive = 2e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    warmup_epochs: Annotated[int, Field(ge=0)] = 2
+    accumulate: Count = Field(1, description="bags whose gradients are summed before a step")
+    risk_set: Annotated[int, Field(ge=2)] = Field(16, description="survival: bags whose risks one step compares")
+    max_patches: Count | None = Field(
+        4096, description="patches sampled from a training bag each time; null: all; validation sees all"
+    )
+    balanced: bool = Field(True, description="draw every class equally often")
+    feature_noise: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="augmentation: Gaussian noise on the features, in standard deviations of the bag"
+    )
+    feature_drop: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="augmentation: share of feature channels set to zero, the same for all patches of a bag"
+    )
+    clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0: no clipping")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = "auto"
+    threads: Count = Field(1, description="CPU threads of one fold; changes the last bits of the result")
+    state_every_s: Annotated[float, Field(ge=0)] = runtime(
+        60.0, "seconds between the states from which a stopped fold goes on"
+    )
+    tensorboard: bool = runtime(False, "also write TensorBoard logs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_recipe(cls, data: Any) -> Any:
+        """A recipe's values stand where the user gives none."""
+        name = data.get("recipe", "default") if isinstance(data, dict) else "default"
+        if name not in RECIPES:
+            raise ValueError(f"there is no recipe {name!r}; known: {', '.join(RECIPES)}")
+        return {**RECIPES[name], **data} if isinstance(data, dict) else data

@@ -1,0 +1,51 @@
+"""Grad-CAM on the embedded patches: how much of what speaks for the class each patch shows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...types import Float32, Unit
+from ..frozen import frozen
+from ..logit_contrast import contrast
+from ..patch_embedding import embedded_leaf, embedding
+from . import Explainer, explainers
+
+_NEEDS = "has no layer that embeds each patch alone; this method needs one, called embed"
+
+
+class GradCAMFeatures:
+    """relu(sum_d w_d h_kd), w_d = mean over patches of dt/dh_kd, h the embedded patches, t the contrast.
+
+    Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017,
+    with the slide as the image: a patch is a place of the last feature map, a unit of the embedding is a channel. On
+    mean pooling it is CAM (Zhou et al., CVPR 2016), the part of ``contribution`` above zero. A patch that the
+    attention passes over still scores for what it shows, as w is one for all patches.
+    """
+
+    unit: Unit = "attribution"
+    signed = False
+    class_specific = True
+
+    def fits(self, model: nn.Module) -> str | None:
+        return _NEEDS if embedding(model) is None else None
+
+    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
+        module = embedding(model)
+        if module is None:
+            raise ConfigError(f"the model {type(model).__name__} {_NEEDS}; leave it out of explain.methods")
+        with frozen(model), torch.enable_grad(), embedded_leaf(module) as seen:
+            value = contrast(model(features, xy).logits, target)  # ()
+            (embedded,) = seen  # (N, hidden)
+            (slopes,) = torch.autograd.grad(value, embedded)  # (N, hidden)
+        scores: Float32 = (embedded.detach() @ slopes.mean(0)).relu().float().cpu().numpy()  # (N,)
+        return scores
+
+
+@explainers.register(
+    "gradcam_features", paper="Selvaraju et al., ICCV 2017", unit="attribution", signed=False, class_specific=True
+)
+def gradcam_features() -> Explainer:
+    """Grad-CAM with patches as places and the embedding's units as channels; what speaks for the class only."""
+    return GradCAMFeatures()

@@ -1,0 +1,102 @@
+"""Leave one out: how the decision changes when one patch was never there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ...aggregate import Additive
+from ...aggregate.abmil import AttentionMIL
+from ...aggregate.clam import CLAM
+from ...aggregate.mean import MeanPooling
+from ...errors import ConfigError
+from ...types import Float32, Unit
+from ..frozen import frozen
+from ..logit_contrast import contrast
+from ..method_options import check_flag
+from . import Explainer, explainers
+
+_NEEDS = (
+    "would take a forward pass for each patch; this method needs a softmax-weighted or plain mean of patches, "
+    "as abmil, clam and mean are, or its option naive: true"
+)
+
+
+class LeaveOneOut:
+    """t(X) - t(X without k), t the contrast; the other patches share what k leaves, as they do in a slide without it.
+
+    "One removed" of Early et al., "Model Agnostic Interpretability for Multiple Instance Learning", ICLR 2022; the
+    occlusion of Zeiler and Fergus, ECCV 2014, with the patch gone and not painted over. Two patches that say the same
+    stand in for each other, so many alike score low together. A slide of one patch is compared with what the model
+    says without evidence, its bias; with one patch of zeros where it has none.
+    """
+
+    unit: Unit = "attribution"
+    signed = True
+    class_specific = True
+
+    def __init__(self, naive: bool) -> None:
+        self.naive = naive
+
+    def fits(self, model: nn.Module) -> str | None:
+        return None if self.naive or has_closed_form(model) else _NEEDS
+
+    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
+        if self.fits(model) is not None:
+            raise ConfigError(f"the model {type(model).__name__} {_NEEDS}; leave it out of explain.methods")
+        change = closed_form if has_closed_form(model) else one_by_one
+        with frozen(model), torch.no_grad():
+            scores: Float32 = contrast(change(model, features, xy), target).float().cpu().numpy()  # (N,)
+        return scores
+
+
+def has_closed_form(model: nn.Module) -> bool:
+    """Whether the logits are a mean of patches whose weights are a softmax, each patch's score its own.
+
+    PerturbationModel by exact type: a subclass may weigh its patches in another way, as sparse attention does.
+    """
+    return type(model) in (AttentionMIL, CLAM, MeanPooling)
+
+
+def closed_form(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
+    """What each patch changes in the logits, (N, C), in O(N · D) for a model that has the form.
+
+    y = b + sum_j e_j with e_j = a_j v_j, and without k all others' a_j grow by 1 / (1 - a_k), so the change is
+    (e_k - a_k sum_j e_j) / (1 - a_k). A patch that weighs more than all others together is taken out for real.
+    """
+    assert isinstance(model, Additive)
+    evidence = model.evidence(features, xy)  # (N, C)
+    logits, attention = model(features, xy)  # (C,); (N,), (C, N) or None
+    weights = torch.full_like(evidence[:, 0], 1 / len(features)) if attention is None else attention
+    weights = weights.mT if weights.ndim == 2 else weights[:, None]  # (N, C) or (N, 1)
+    change = (evidence - weights * evidence.sum(0)) / (1 - weights)
+    for k in (weights > 0.5).any(1).nonzero()[:, 0].tolist():
+        change[k] = logits - logits_without(model, features, xy, k)
+    return change
+
+
+def one_by_one(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
+    """The definition, (N, C), in N + 1 forward passes."""
+    logits: Tensor = model(features, xy).logits
+    return torch.stack([logits - logits_without(model, features, xy, k) for k in range(len(features))])
+
+
+def logits_without(model: nn.Module, features: Tensor, xy: Tensor, k: int) -> Tensor:
+    """Logits (C,) of the bag without patch k; of an empty bag the bias, or what stands for it."""
+    if len(features) == 1:
+        return model.bias() if isinstance(model, Additive) else model(torch.zeros_like(features), xy).logits
+    kept = torch.arange(len(features), device=features.device) != k  # (N,)
+    logits: Tensor = model(features[kept], xy[kept]).logits
+    return logits
+
+
+@explainers.register(
+    "leave_one_out", paper="Early et al., ICLR 2022", unit="attribution", signed=True, class_specific=True
+)
+def leave_one_out(*, naive: bool = False) -> Explainer:
+    """How the class against the rest changes when a patch is left out; exact and at once for abmil, clam, mean.
+
+    ``naive``: other models, too, with a forward pass for each patch: hours for a large slide.
+    """
+    check_flag("naive", naive)
+    return LeaveOneOut(naive)

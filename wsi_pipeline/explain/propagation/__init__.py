@@ -1,0 +1,1 @@
+"""Backward rules through a traced forward pass: layer-wise relevance propagation and DeepLIFT."""

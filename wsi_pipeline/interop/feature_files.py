@@ -1,0 +1,257 @@
+"""Feature files that CLAM, TRIDENT, STAMP and AtlasPatch wrote: found in a folder, and what each holds, as it is.
+
+Nothing is interpreted here: ``tile.producers`` says what the numbers mean. Attributes come as plain Python values;
+the text ``None``, which TRIDENT writes for what it does not know, counts as absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+from pydantic import Field, ValidationError
+
+from ..artifacts import fingerprint
+from ..config import Count, EmbedConfig, Positive, Section
+from ..errors import ConfigError, SlideError
+from ..types import Float64
+
+
+class ImportOptions(Section):
+    """What feature files may not hold; ``embed.import_options``, and options of ``wsi import-features``."""
+
+    coords: Path | None = Field(None, description="folder of CLAM's coordinates files, where it is another")
+    patch_size_level0: Positive | None = Field(None, description="side of a patch in level-0 pixels")
+    patch_size: Count | None = Field(None, description="side of a patch in the pixels that the encoder was given")
+    encoder: str | None = Field(None, description="name of the encoder; of several in one place, the one to take")
+    slide_size: tuple[Count, Count] | Literal["patches"] | None = Field(
+        None, description="width and height of level 0; patches: as far as the patches reach"
+    )
+    target_mpp: Positive | None = Field(
+        None,
+        description="nominal µm per pixel of the patches, where slides of slightly different mpp are to be one kind",
+    )
+
+
+@dataclass(frozen=True)
+class ForeignFile:
+    """What one HDF5 file holds. Shapes are as stored."""
+
+    path: Path
+    features: Mapping[str, tuple[int, ...]]  # dataset of patch features -> shape
+    coords: tuple[int, ...] | None  # shape of ``coords``
+    attributes: Mapping[str, Any]  # of the file
+    coords_attributes: Mapping[str, Any]
+    features_attributes: Mapping[str, Any]  # of the first features
+    others: frozenset[str]  # further datasets
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Attributes of the file and of ``coords``; what stands at ``coords`` counts."""
+        return {**self.attributes, **self.coords_attributes}
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The encoders that it says its features are of: by dataset, by attribute, by TRIDENT's folder name."""
+        grouped = [name.removeprefix("features/") for name in self.features if "/" in name]
+        said = self.features_attributes.get("encoder") or self.attributes.get("extractor")
+        folder = self.path.parent.name
+        if grouped:
+            return tuple(grouped)
+        if said:
+            return (str(said),)
+        return (folder.removeprefix("features_"),) if folder.startswith("features_") else ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of one slide; ``problem``: why there is no features file."""
+
+    features: Path | None = None
+    coordinates: Path | None = None
+    problem: str = ""
+
+    def digests(self) -> dict[str, str]:
+        """What a result depends on: the files' fingerprints, wherever they lie."""
+        files = {"features": self.features, "coordinates": self.coordinates}
+        return {name: fingerprint(path) if path else "missing" for name, path in files.items()}
+
+
+def import_options(embed: EmbedConfig) -> ImportOptions:
+    """The options of the section, with ``coords`` taken from the import folder. Raises ``ConfigError``."""
+    try:
+        options = ImportOptions.model_validate(embed.import_options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(("embed.import_options", *(str(part) for part in first["loc"][:1])))
+        known = ", ".join(ImportOptions.model_fields)
+        raise ConfigError(f"{where} = {first['input']!r}: {first['msg']}; the options are: {known}") from error
+    if options.coords is None or embed.import_ is None:
+        return options
+    return options.model_copy(update={"coords": embed.import_ / options.coords.expanduser()})
+
+
+def key_parts(options: ImportOptions) -> dict[str, Any]:
+    """The options that decide a result: all but where files lie."""
+    return options.model_dump(mode="json", exclude={"coords"})
+
+
+def index(folder: Path) -> dict[str, list[Path]]:
+    """File name without ``.h5`` -> the files of that name in ``folder`` and below, hidden folders left out.
+
+    Raises ``ConfigError`` where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"embed.import: {folder} is not a folder; give the one that holds the feature files")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*.h5")):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def find(
+    names: Iterable[str],
+    folder: Path,
+    files: Mapping[str, list[Path]],
+    coordinates: Mapping[str, list[Path]],
+    encoder: str | None,
+) -> Found:
+    """The feature file called by one of ``names``, the first that matches, and CLAM's coordinates file of the slide.
+
+    ``files``: the index of ``folder``; ``coordinates``: the index of where coordinates files are.
+    Raises ``ConfigError`` where several files would do.
+    """
+    names = list(dict.fromkeys(names))
+    candidates = next((files[name] for name in names if name in files), [])
+    try:
+        looked = [look(path) for path in candidates]
+        matching = [file for file in looked if file.features]
+        if len(matching) > 1 and encoder is not None:
+            matching = [file for file in matching if encoder in file.encoders]
+        _one([file.path for file in matching], f"features of {names[0]}", "--encoder NAME")
+        if not matching:
+            return Found(problem=_nothing(names[0], folder, looked))
+        return Found(matching[0].path, _coordinates(matching[0], names, coordinates))
+    except SlideError as error:
+        return Found(problem=str(error))
+
+
+def slide_names(folder: Path) -> list[str]:
+    """The names of all files in ``folder`` and below that hold patch features, or cannot be read; sorted, each once."""
+    return sorted(name for name, paths in index(folder).items() if any(_of_interest(path) for path in paths))
+
+
+def look(path: Path) -> ForeignFile:
+    """What a file holds. Raises ``SlideError`` where it is no HDF5 file, or one of this program."""
+    try:
+        with h5py.File(path, "r") as file:
+            if "made_by" in file.attrs:
+                raise SlideError(f"{path} is a bag of this program; use its run folder instead of importing it")
+            arrays = _arrays(file)
+            features = _patch_features(arrays, _plain(file.attrs))
+            coords = arrays.get("coords")
+            return ForeignFile(
+                path=path,
+                features=features,
+                coords=coords.shape if coords is not None else None,
+                attributes=_plain(file.attrs),
+                coords_attributes=_plain(coords.attrs) if coords is not None else {},
+                features_attributes=_plain(arrays[next(iter(features))].attrs) if features else {},
+                others=frozenset(arrays) - set(features) - {"coords"},
+            )
+    except SlideError:
+        raise
+    except (OSError, RuntimeError, KeyError) as error:
+        raise SlideError(f"{path} cannot be read as HDF5 ({error}); copy it again or leave the slide out") from error
+
+
+def read_array(path: Path, name: str) -> np.ndarray:
+    """A whole dataset, as stored. Raises ``SlideError`` where it cannot be read."""
+    try:
+        with h5py.File(path, "r") as file:
+            array: np.ndarray = file[name][:]
+            return array
+    except (OSError, RuntimeError, KeyError) as error:
+        raise SlideError(f"{path}: {name} cannot be read ({error}); copy the file again") from error
+
+
+def read_xy(file: ForeignFile) -> Float64:
+    """The first two columns of ``coords``, (N, 2), in the file's own unit and order."""
+    if file.coords is None:
+        raise SlideError(f"{file.path} has no coords; patches without a place cannot be imported")
+    if 0 in file.coords:
+        return np.zeros((0, 2))
+    if len(file.coords) != 2 or file.coords[1] < 2:
+        raise SlideError(f"{file.path}: coords are {file.coords}, not (patches, 2)")
+    xy: Float64 = read_array(file.path, "coords")[:, :2].astype(np.float64)
+    return xy
+
+
+def _of_interest(path: Path) -> bool:
+    try:
+        return bool(look(path).features)
+    except SlideError:
+        return True  # listed, so that it fails under its name
+
+
+def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Name -> dataset, of the file and of its groups, in alphabetical order."""
+    found: dict[str, h5py.Dataset] = {}
+    for name, item in file.items():
+        if isinstance(item, h5py.Dataset):
+            found[name] = item
+        elif isinstance(item, h5py.Group):
+            inside = {f"{name}/{key}": part for key, part in item.items() if not key.startswith("__tmp_")}
+            found |= {key: part for key, part in inside.items() if isinstance(part, h5py.Dataset)}
+    return found
+
+
+def _patch_features(arrays: Mapping[str, h5py.Dataset], attributes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The datasets that hold one row a patch: not those of whole slides or patients."""
+    if str(attributes.get("feat_type", "tile")) != "tile" or "coords" not in arrays:
+        return {}
+    named = {
+        name: a.shape for name, a in arrays.items() if name in {"features", "feats"} or name.startswith("features/")
+    }
+    return {name: shape for name, shape in named.items() if len(shape) == 2 or shape == (0,)}
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, stored in attributes.items():
+        value = stored.tolist() if isinstance(stored, np.ndarray | np.generic) else stored
+        value = value.decode(errors="replace") if isinstance(value, bytes) else value
+        if not (value is None or value == "None" or isinstance(value, h5py.Empty)):
+            found[name] = value
+    return found
+
+
+def _coordinates(file: ForeignFile, names: list[str], files: Mapping[str, list[Path]]) -> Path | None:
+    """CLAM's coordinates file, where ``file`` does not say itself how large its patches are."""
+    if "features" not in file.features or "patch_size" in file.facts:
+        return None
+    called = [name + ending for name in names for ending in ("", "_patches")]
+    candidates = [path for name in called for path in files.get(name, []) if path != file.path]
+    matching = [path for path in candidates if not (found := look(path)).features and found.coords is not None]
+    _one(matching, f"coordinates of {names[0]}", "--coords DIR")
+    return matching[0] if matching else None
+
+
+def _one(paths: list[Path], what: str, option: str) -> None:
+    if len(paths) > 1:
+        raise ConfigError(f"{what} are in {paths[0]} and in {paths[1]}; give the folder of one, or {option}")
+
+
+def _nothing(name: str, folder: Path, looked: list[ForeignFile]) -> str:
+    if any(file.attributes.get("feat_type", "tile") != "tile" for file in looked):
+        return f"{looked[0].path} holds one vector for the whole slide; import the features of its patches"
+    if looked:
+        return f"{looked[0].path} holds no features of patches with coords (datasets features or feats, and coords)"
+    if next(folder.rglob(f"{name}.pt"), None) is not None:
+        return f"{name}: {folder} holds only its .pt file, which has no coordinates; import CLAM's h5_files folder"
+    return f"{name} has no feature file: no {name}.h5 in {folder} or below; put it there, or leave the slide out"
