@@ -75,7 +75,7 @@ def _section(name: str, section: type[BaseModel]) -> str:
     rows = []
     for key, field in section.model_fields.items():
         extra = field.json_schema_extra
-        speed = " Speed only." if isinstance(extra, dict) and "runtime" in extra else ""
+        speed = "; speed only" if isinstance(extra, dict) and "runtime" in extra else ""
         default = _plain(field.get_default(call_default_factory=True, validated_data={}))
         rows.append((f"`{name}.{field.alias or key}`", f"`{default}`" if default else "–", f"{field.description or ''}{speed}"))
     return _table(("key", "default", "meaning"), rows)
@@ -89,13 +89,18 @@ def _plain(value: object) -> str:
         return "[" + ", ".join(map(_plain, value)) + "]"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_plain(part)}" for key, part in value.items()) + "}" if value else ""
-    return {None: "", True: "true", False: "false"}.get(value, str(value)) if _simple(value) else str(value)
-
-
-def _simple(value: object) -> bool:
-    return value is None or isinstance(value, bool)
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "true", False: "false"}[value]
+    return str(value)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """``text`` in a table of Markdown: what looks like HTML outside a code span is text."""
+    parts = text.replace("|", "\\|").split("`")
+    parts[::2] = [part.replace("<", "&lt;").replace("&lt;br>", "<br>") for part in parts[::2]]
+    return "`".join(parts)
