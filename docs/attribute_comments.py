@@ -1,4 +1,4 @@
-"""An extension of griffe: the comment behind an attribute is its documentation, as the code has it for shapes and units."""
+"""An extension of griffe: the comment behind an attribute documents it, as the code has it for shapes and units."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ class AttributeComments(griffe.Extension):
 
     def on_attribute_instance(self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **_: Any) -> None:
         """Called for each attribute that is found in the source."""
-        if attr.docstring is None and isinstance(node, ast.stmt) and node.end_lineno and isinstance(attr.filepath, Path):
-            line = attr.lines_collection[attr.filepath][node.end_lineno - 1]
-            _, mark, comment = line[node.end_col_offset :].partition("# ")
-            if mark:
-                attr.docstring = griffe.Docstring(comment.strip(), parent=attr)
+        if attr.docstring is not None or not isinstance(node, ast.stmt) or not isinstance(attr.filepath, Path):
+            return
+        line: str = attr.lines_collection[attr.filepath][(node.end_lineno or node.lineno) - 1]
+        comment = line[node.end_col_offset :].partition("# ")[2].strip()
+        if comment:
+            attr.docstring = griffe.Docstring(comment, parent=attr)

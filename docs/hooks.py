@@ -1,7 +1,8 @@
 """Tables and help texts of the documentation, taken from the installed package when the site is built.
 
 In a page, ``<!-- wsi config -->`` becomes the keys of the config, ``<!-- wsi plugins encoders -->`` the plug-ins of one
-kind, ``<!-- wsi help explain -->`` what ``wsi explain --help`` prints. Nothing of it is kept by hand, so nothing drifts.
+kind, ``<!-- wsi fits -->`` which explainer fits which model, and ``<!-- wsi help explain -->`` what the command
+``wsi explain --help`` prints. Nothing of it is kept by hand, so nothing drifts.
 """
 
 from __future__ import annotations
@@ -10,20 +11,28 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mkdocs.exceptions import PluginError
 from pydantic import BaseModel
 
-_MARK = re.compile(r"^<!-- wsi (config|plugins|help) ?(.*?) -->$", re.MULTILINE)
-_LOADED = re.compile(r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b[^>]*\brel=[\"']?stylesheet[^>]*//")
+_MARK = re.compile(r"^<!-- wsi (config|plugins|fits|help) ?(.*?) -->$", re.MULTILINE)
+_LOADED = re.compile(
+    r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"']?(?:https?:)?//"
+    r"|<link\b(?=[^>]*stylesheet)[^>]*\bhref=[\"']?(?:https?:)?//"
+)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the marks of a page."""
-    makers = {"config": lambda _: config_sections(), "plugins": plugin_table, "help": help_text}
-    return _MARK.sub(lambda found: makers[found[1]](found[2]), markdown)
+    makers: dict[str, Callable[..., str]] = {
+        "config": config_sections,
+        "plugins": plugin_table,
+        "fits": fits_table,
+        "help": help_text,
+    }
+    return _MARK.sub(lambda found: makers[found[1]](*filter(None, [found[2]])), markdown)
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
@@ -49,18 +58,36 @@ def config_sections() -> str:
 
 def plugin_table(kind: str) -> str:
     """Name, summary, options and facts of every plug-in of one kind."""
-    from importlib import import_module
+    from wsi_pipeline.cli.tables import registry
 
     rows = []
-    for entry in import_module("wsi_pipeline.cli.tables").registry(kind).entries():
+    for entry in registry(kind).entries():
         name = f"{entry.name}<name>" if entry.name.endswith(":") else entry.name
         options = "<br>".join(f"`{key} = {value!r}`" for key, value in entry.options.items())
-        facts = "<br>".join(f"{key}: {_plain(value)}" for key, value in entry.info.items() if not callable(value))
+        known = {key: value for key, value in entry.info.items() if not callable(value)}
+        if kind == "explainers":
+            built = entry.factory()
+            known |= {fact: getattr(built, fact) for fact in ("unit", "signed", "class_specific")}
+        facts = "<br>".join(f"{key}: {_plain(value)}" for key, value in known.items())
         rows.append((f"`{name}`", entry.summary.replace("``", "`"), options, facts))
     return _table(("name", "what", "options", "facts"), rows)
 
 
-def help_text(verb: str) -> str:
+def fits_table() -> str:
+    """A row a method, a column a model."""
+    from wsi_pipeline.aggregate import models
+    from wsi_pipeline.explain.explained_model import ExplainedModel
+    from wsi_pipeline.explain.methods import explainers
+
+    built = {name: ExplainedModel(models.build(name, 8, 2).eval(), classes=("a", "b")) for name in models.names()}
+    rows = []
+    for name in explainers.names():
+        method = explainers.build(name)
+        rows.append((f"`{name}`", *("–" if method.fits(explained) else "yes" for explained in built.values())))
+    return _table(("method", *(f"`{name}`" for name in built)), rows)
+
+
+def help_text(verb: str = "") -> str:
     """What ``wsi VERB --help`` prints, as a code block."""
     command = [sys.executable, "-m", "wsi_pipeline", *verb.split(), "--help"]
     environment = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
@@ -77,7 +104,9 @@ def _section(name: str, section: type[BaseModel]) -> str:
         extra = field.json_schema_extra
         speed = "; speed only" if isinstance(extra, dict) and "runtime" in extra else ""
         default = _plain(field.get_default(call_default_factory=True, validated_data={}))
-        rows.append((f"`{name}.{field.alias or key}`", f"`{default}`" if default else "–", f"{field.description or ''}{speed}"))
+        rows.append(
+            (f"`{name}.{field.alias or key}`", f"`{default}`" if default else "–", f"{field.description or ''}{speed}")
+        )
     return _table(("key", "default", "meaning"), rows)
 
 
