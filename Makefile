@@ -44,7 +44,7 @@ lint: setup  ## ruff and mypy --strict
 check: lint docs test  ## style, types, documentation, tests
 
 docs: setup  ## the documentation, strictly, into site/ (needs no network to read)
-	$(BIN)/python -m mkdocs build --strict --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 
 build: setup  ## sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation
