@@ -31,7 +31,8 @@ from ...types import Float64, Int64
 from ..explained_model import LINKS, ExplainedModel, Target
 from ..frozen import frozen
 from ..methods import Explainer
-from .prefix_logits import pooled, prefix_logits
+from ..weighted_mean import weighted_mean
+from .prefix_logits import prefix_logits
 
 POINTS = 101
 Answer = Callable[[Tensor, Sequence[int]], Tensor]  # order (N,), ascending sizes (P) -> logits (P, C)
@@ -86,7 +87,7 @@ def perturbable(
     """``members`` ready to be evaluated on parts of the bag (N, D) at ``xy`` (N, 2).
 
     ``stand_in``: features (D,) of what replaces a patch; None: it is dropped. A model that is a weighted mean of its
-    patches is called once, and all its curves are then sums (see ``pooled``); any other is called at each point.
+    patches is called once, and all its curves are then sums (see ``prefix_logits``); any other is called at each point.
     """
     answers = tuple(_answer(member.module, features, xy, stand_in) for member in members)
     return PerturbationModel(answers, len(features), 1 if stand_in is None else 0, members[0].task)
@@ -130,9 +131,8 @@ def mean_scores(
 
 
 def _answer(model: nn.Module, features: Tensor, xy: Tensor, stand_in: Tensor | None) -> Answer:
-    with frozen(model), torch.no_grad():
-        found = pooled(model, features)
-        absent = None if stand_in is None else pooled(model, stand_in[None])
+    found = weighted_mean(model, features, xy)
+    absent = None if stand_in is None else weighted_mean(model, stand_in[None], xy[:1])
     if found is None:
         return partial(called, model, features, xy, stand_in)
     return partial(prefix_logits, found, absent=absent)
