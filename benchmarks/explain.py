@@ -155,7 +155,7 @@ def disagreement(patches: int, dim: int) -> dict[str, float]:
     found = {}
     for name, explain in WHOLE.items():
         whole = explain(model, features, xy, 1).detach()  # type: ignore[arg-type]
-        padding = model.layer1.attn.padding(1 + patches + model._copies(patches))  # type: ignore[union-attr,operator]
+        padding = model.layer1.attn.padding(1 + patches + model.copies(patches))  # type: ignore[union-attr,operator]
         folded = whole[padding + 1 :][:patches].clone()
         copies = whole[padding + 1 + patches :]
         folded[: len(copies)] += copies

@@ -12,17 +12,18 @@ import torch
 from explaining import scores_of
 from torch import Tensor, nn
 
-from wsi_pipeline.aggregate import MILOutput, models
+from wsi_pipeline.aggregate import MILOutput, WeightedMean, models
+from wsi_pipeline.aggregate.abmil import AttentionMIL
 from wsi_pipeline.aggregate.checkpoint import ModelCard, Task
 from wsi_pipeline.explain.explained_model import ExplainedModel
 from wsi_pipeline.explain.logit_contrast import contrast
 from wsi_pipeline.explain.measures.cost import measured
 from wsi_pipeline.explain.measures.infidelity import infidelity, removals, squares
 from wsi_pipeline.explain.measures.patch_flipping import curve, falling, flipping, mean_scores, perturbable, remaining
-from wsi_pipeline.explain.measures.prefix_logits import pooled
 from wsi_pipeline.explain.measures.sanity import likeness, max_sensitivity, redrawn
 from wsi_pipeline.explain.method_selection import Case, choose, likeliest, validation_scores
 from wsi_pipeline.explain.methods import explainers
+from wsi_pipeline.explain.weighted_mean import is_weighted_mean, weighted_mean
 
 DIM = 6
 SMALL = {"hidden": 8, "attention_dim": 4, "heads": 2, "landmarks": 4, "nodes": 8, "dropout": 0.5}
@@ -97,7 +98,7 @@ def test_both_curves_are_the_definition(name: str, patches: int, way: str) -> No
 
 @pytest.mark.parametrize("name", models.names())
 def test_only_weighted_means_have_the_closed_form(name: str) -> None:
-    assert (pooled(build(name), bag(3)[0]) is not None) == (name in POOLED)
+    assert (weighted_mean(build(name), *bag(3)) is not None) == (name in POOLED)
 
 
 @pytest.mark.parametrize("name", ["abmil", "clam_sb", "clam_mb"])
@@ -153,6 +154,51 @@ def test_shares_are_equal_steps_and_the_last_bag_holds_as_few_as_it_may() -> Non
 
 def test_equal_scores_go_in_the_grids_order() -> None:
     assert falling(np.array([1.0, 2.0, 2.0, 0.0, 2.0])).tolist() == [1, 2, 4, 0, 3]
+
+
+class OwnAttentionMIL(nn.Module):
+    """A user's own attention-based MIL, of no class of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.classify = nn.Linear(DIM, 1), nn.Linear(DIM, 2)
+        self.calls = 0
+
+    def forward(self, features: Tensor, xy: Tensor) -> MILOutput:
+        self.calls += 1
+        attention = self.score(features).squeeze(1).softmax(0)  # (N,)
+        return MILOutput(self.classify(attention @ features), attention)
+
+    def weighted_mean(self, features: Tensor, xy: Tensor) -> WeightedMean:
+        return WeightedMean(self.score(features), features @ self.classify.weight.T, self.classify.bias)
+
+
+class Sharpened(AttentionMIL):
+    """Inherits the statement of a weighted mean, and weighs its patches in another way."""
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        weights = scores.softmax(0).square()
+        return weights / weights.sum() * (1 + scores[0].tanh())
+
+
+def test_a_users_own_attention_model_takes_the_exact_path() -> None:
+    torch.manual_seed(0)
+    model, (features, xy) = OwnAttentionMIL().double().eval(), bag(60)
+    scores = np.random.default_rng(0).random(60)
+    found = curve(perturbable(explained([model]), features, xy), falling(scores), 1, points=31)
+    assert model.calls == 1
+    np.testing.assert_allclose(found.outcome, slow_curve([model], features, xy, scores, 31, None)[0], atol=1e-8)
+
+
+def test_a_statement_that_does_not_hold_is_not_believed() -> None:
+    torch.manual_seed(0)
+    model = Sharpened(DIM, 2, gated=False, hidden=8, attention_dim=4, dropout=0.0).double().eval()
+    features, xy = bag(20)
+    assert weighted_mean(model, features, xy) is None
+    assert not is_weighted_mean(model)
+    scores = np.random.default_rng(0).random(20)
+    found = curve(perturbable(explained([model]), features, xy), falling(scores), 1, points=21)
+    np.testing.assert_allclose(found.outcome, slow_curve([model], features, xy, scores, 21, None)[0], atol=1e-8)
 
 
 def test_a_model_without_probabilities_is_followed_by_its_output() -> None:

@@ -197,7 +197,7 @@ EMBEDDING = [name for name in MODELS if explainers.build("gradcam_features").fit
 
 def test_gradcam_fits_the_models_that_embed_each_patch_alone() -> None:
     assert EMBEDDING == ["abmil", "additive", "clam_mb", "clam_sb", "dtfd", "max", "mean", "smile", "transmil"]
-    with pytest.raises(ConfigError, match="called embed"):
+    with pytest.raises(ConfigError, match="patch_embedding"):
         scores_of(explainers.build("gradcam_features"), build("gtn"), *bag(3), 1)
 
 

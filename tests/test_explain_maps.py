@@ -16,11 +16,11 @@ from wsi_pipeline.config import Config
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ConfigError, SlideError
 from wsi_pipeline.explain.explained_model import ExplainedModel
-from wsi_pipeline.explain.map_arithmetic import agreement, consensus, faithful_weights
-from wsi_pipeline.explain.map_uncertainty import entropy, reference_distance, reference_of
 from wsi_pipeline.explain.method_selection import Case, validation_scores
 from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.selection_job import POINTS
+from wsi_pipeline.explain.summary_maps.map_arithmetic import agreement, consensus, faithful_weights
+from wsi_pipeline.explain.summary_maps.map_uncertainty import entropy, reference_distance, reference_of
 from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import Project, read_selection
 from wsi_pipeline.store import read_bag, read_explanations

@@ -21,11 +21,11 @@ from ..predict.ensembles import card, find_ensembles, held_out_members, load_mem
 from ..project import AUTO, Project, read_selection
 from ..store import read_bag, write_explanations
 from ..types import Explanation, Float32, SlideRow
-from .ensemble_maps import derived_jobs
 from .explained_model import ExplainedModel, explained_model, load_explained
 from .methods import Explainer, explainers, unit_for
 from .selection_job import selection_job
-from .training_reference import reference_jobs
+from .summary_maps.ensemble_maps import derived_jobs
+from .summary_maps.training_reference import reference_jobs
 
 _log = logging.getLogger("wsi_pipeline")
 

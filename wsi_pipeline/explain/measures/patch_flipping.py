@@ -31,7 +31,8 @@ from ...types import Float64, Int64
 from ..explained_model import LINKS, ExplainedModel, Target
 from ..frozen import frozen
 from ..methods import Explainer
-from .prefix_logits import pooled, prefix_logits
+from ..weighted_mean import weighted_mean
+from .prefix_logits import prefix_logits
 
 POINTS = 101
 Answer = Callable[[Tensor, Sequence[int]], Tensor]  # order (N,), ascending sizes (P) -> logits (P, C)
@@ -45,6 +46,7 @@ class PerturbationModel:
     patches: int
     fewest: int  # patches of the emptiest bag: 1 where they are dropped, 0 where they are replaced
     task: Task
+    scales: tuple[tuple[float, float], ...]  # of each member, see ``ExplainedModel``
 
     def target(self, index: int) -> Target:
         """What is explained of class ``index``."""
@@ -86,10 +88,11 @@ def perturbable(
     """``members`` ready to be evaluated on parts of the bag (N, D) at ``xy`` (N, 2).
 
     ``stand_in``: features (D,) of what replaces a patch; None: it is dropped. A model that is a weighted mean of its
-    patches is called once, and all its curves are then sums (see ``pooled``); any other is called at each point.
+    patches is called once, and all its curves are then sums (see ``prefix_logits``); any other is called at each point.
     """
     answers = tuple(_answer(member.module, features, xy, stand_in) for member in members)
-    return PerturbationModel(answers, len(features), 1 if stand_in is None else 0, members[0].task)
+    fewest, scales = 1 if stand_in is None else 0, tuple(member.scale for member in members)
+    return PerturbationModel(answers, len(features), fewest, members[0].task, scales)
 
 
 def flipping(asked: PerturbationModel, scores: np.ndarray, target: int, *, points: int = POINTS) -> Flipping:
@@ -104,8 +107,10 @@ def curve(asked: PerturbationModel, order: Int64, target: int, *, points: int = 
     sizes, place = np.unique(kept, return_inverse=True)
     last_first = torch.from_numpy(order[::-1].copy())  # what goes last is a prefix of this
     logits = torch.stack([answer(last_first, sizes.tolist()) for answer in asked.members])[:, place]  # (M, P, C)
-    said = outcome(asked.task, logits.numpy())[..., target].mean(axis=0)  # (P,)
-    return Curve(np.asarray(said), asked.target(target)(logits).mean(0).numpy())
+    outputs = [
+        outcome(asked.task, of_one.numpy(), scale=scale) for of_one, scale in zip(logits, asked.scales, strict=True)
+    ]
+    return Curve(np.mean(outputs, axis=0)[:, target], asked.target(target)(logits).mean(0).numpy())
 
 
 def falling(scores: np.ndarray) -> Int64:
@@ -130,9 +135,8 @@ def mean_scores(
 
 
 def _answer(model: nn.Module, features: Tensor, xy: Tensor, stand_in: Tensor | None) -> Answer:
-    with frozen(model), torch.no_grad():
-        found = pooled(model, features)
-        absent = None if stand_in is None else pooled(model, stand_in[None])
+    found = weighted_mean(model, features, xy)
+    absent = None if stand_in is None else weighted_mean(model, stand_in[None], xy[:1])
     if found is None:
         return partial(called, model, features, xy, stand_in)
     return partial(prefix_logits, found, absent=absent)

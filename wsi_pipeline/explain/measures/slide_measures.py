@@ -21,8 +21,8 @@ from ...predict.member_logits import whole_bag
 from ...rng import generator_for, seed_from
 from ...types import Float64, PatchGrid, Unit
 from ..explained_model import ExplainedModel, explained_model
-from ..map_arithmetic import spearman
 from ..methods import Explainer, explainers, unit_for
+from ..summary_maps.map_arithmetic import spearman
 from .cost import Cost, measured
 from .infidelity import Removals, infidelity, removals, squares
 from .patch_flipping import Flipping, flipping, mean_scores, perturbable

@@ -12,7 +12,7 @@ from ..frozen import frozen
 from ..patch_embedding import embedded_leaf, embedding
 from . import Explainer, explainers
 
-_NEEDS = "has no layer that embeds each patch alone; this method needs one, called embed"
+_NEEDS = "has no layer that embeds each patch alone; this method needs one, as patch_embedding"
 
 
 class GradCAMFeatures:

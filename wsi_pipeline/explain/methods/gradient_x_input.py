@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...types import Unit
 from ..explained_model import Attribution, ExplainedModel
-from ..gradients import gradient
+from ..propagation.gradients import gradient
 from . import Explainer, explainers
 
 

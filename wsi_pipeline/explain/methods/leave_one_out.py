@@ -6,14 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ...aggregate import Additive
-from ...aggregate.abmil import AttentionMIL
-from ...aggregate.clam import CLAM
-from ...aggregate.mean import MeanPooling
 from ...errors import ConfigError
 from ...types import Unit
 from ..explained_model import Attribution, ExplainedModel
 from ..frozen import frozen
 from ..method_options import check_flag
+from ..weighted_mean import is_weighted_mean
 from . import Explainer, explainers
 
 _NEEDS = (
@@ -52,11 +50,8 @@ class LeaveOneOut:
 
 
 def has_closed_form(model: nn.Module) -> bool:
-    """Whether the logits are a mean of patches whose weights are a softmax, each patch's score its own.
-
-    PerturbationModel by exact type: a subclass may weigh its patches in another way, as sparse attention does.
-    """
-    return type(model) in (AttentionMIL, CLAM, MeanPooling)
+    """Whether the logits are a mean of patches whose weights are a softmax, each patch's score its own."""
+    return isinstance(model, Additive) and is_weighted_mean(model)
 
 
 def closed_form(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..gradients import GradientSize
+from ..propagation.gradients import GradientSize
 from . import Explainer, explainers
 
 

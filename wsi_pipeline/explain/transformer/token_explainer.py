@@ -44,7 +44,7 @@ class TokenExplainer:
         if not isinstance(model, TransMIL):
             raise ConfigError(f"the model {type(model).__name__} {_NEEDS}; leave it out of explain.methods")
         with frozen(model), torch.no_grad():
-            shares = model._fold(self.row(model, features, xy, explained.target(target)), len(features))
+            shares = model.fold_shares(self.row(model, features, xy, explained.target(target)), len(features))
         residual = {"class token": float(shares.class_token), "padding": float(shares.padding)}
         return Attribution(shares.patches, residual)
 

@@ -36,11 +36,11 @@ class Layer:
 
     def padded(self) -> Tensor:
         """What the keys are made of, (P, dim)."""
-        return self.attention._padded(self.normed)
+        return self.attention.padded(self.normed)
 
     def values(self) -> Tensor:
         """(H, P, d)."""
-        return self.attention._split(F.linear(self.padded(), self.value_weight()))[0]
+        return self.attention.split_heads(F.linear(self.padded(), self.value_weight()))[0]
 
     def value_weight(self) -> Tensor:
         """What makes values of ``normed``, (dim, dim)."""
@@ -53,7 +53,7 @@ class Layer:
     @cached_property
     def class_row(self) -> Tensor:
         """The class token's row of each head's attention map, (H, P)."""
-        return self.attention._first_row(self.normed[:1], self.padded())
+        return self.attention.first_row(self.normed[:1], self.padded())
 
     def times_values(self, vectors: Tensor) -> Tensor:
         """<vectors_h, V_hj> of one vector a head: (H, d) -> (H, P), without the values."""
@@ -100,13 +100,13 @@ def answer_from_first(model: TransMIL, seen: Trace, mixed: Tensor, target: Targe
     """The contrast () as a function of the first layer's ``mixed`` (T, dim)."""
     tokens = seen.first.tokens + seen.first.attention.to_out(mixed)
     class_token, _ = model.layer2.first_token(encoded(model, tokens, seen.xy))
-    return target(model._fc2(model.norm(class_token)))
+    return target(model.head(model.norm(class_token)))
 
 
 def answer_from_last(model: TransMIL, seen: Trace, mixed: Tensor, target: Target) -> Tensor:
     """The contrast () as a function of the last layer's ``mixed`` (dim,)."""
     class_token = seen.last.tokens[0] + seen.last.attention.to_out(mixed)
-    return target(model._fc2(model.norm(class_token)))
+    return target(model.head(model.norm(class_token)))
 
 
 def first_gradient(model: TransMIL, seen: Trace, target: Target) -> Tensor:
@@ -114,7 +114,7 @@ def first_gradient(model: TransMIL, seen: Trace, target: Target) -> Tensor:
     mixed = seen.first.mixed.detach().requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(answer_from_first(model, seen, mixed, target), mixed)
-    return seen.first.attention._split(gradient)[0]
+    return seen.first.attention.split_heads(gradient)[0]
 
 
 def last_gradient(model: TransMIL, seen: Trace, target: Target) -> Tensor:

@@ -17,22 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..aggregate.inference import bag_tensors, cpu_threads
-from ..artifacts import Provenance, content_key, discard, read_key
-from ..config import ExplainConfig
-from ..device import pick_device
-from ..engine import Job
-from ..outcome import outcome
-from ..predict.ensembles import card
-from ..project import AUTO, Project, read_selection
-from ..store import read_bag, read_explanations, write_explanations
-from ..types import Explanation, FeatureBag, Float64, SlideRow, Unit
-from .explained_model import ExplainedModel, load_explained
-from .frozen import frozen
+from ...aggregate.inference import bag_tensors, cpu_threads
+from ...artifacts import Provenance, content_key, discard, read_key
+from ...config import ExplainConfig
+from ...device import pick_device
+from ...engine import Job
+from ...outcome import outcome
+from ...predict.ensembles import card
+from ...project import AUTO, Project, read_selection
+from ...store import read_bag, read_explanations, write_explanations
+from ...types import Explanation, FeatureBag, Float64, SlideRow, Unit
+from ..explained_model import ExplainedModel, load_explained
+from ..frozen import frozen
+from ..methods import explainers
+from ..single_patch import logits_alone
 from .map_arithmetic import agreement, consensus, faithful_weights
 from .map_uncertainty import entropy, reference_distance, sign_agreement, spread
-from .methods import explainers
-from .single_patch import logits_alone
 from .training_reference import read_reference
 
 _log = logging.getLogger("wsi_pipeline")

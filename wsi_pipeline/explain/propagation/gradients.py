@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..types import Unit
-from .explained_model import Attribution, ExplainedModel, Target
-from .frozen import frozen
+from ...types import Unit
+from ..explained_model import Attribution, ExplainedModel, Target
+from ..frozen import frozen
 
 
 def gradient(model: nn.Module, features: Tensor, xy: Tensor, target: Target) -> Tensor:
