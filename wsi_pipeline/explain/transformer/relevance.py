@@ -23,7 +23,7 @@ from torch import Tensor
 from ...aggregate.nystrom import TAPS
 from ...aggregate.ppeg import PPEG
 from ...aggregate.transmil import TransMIL
-from ..logit_contrast import contrast
+from ..explained_model import Target
 from .trace import Layer, Trace
 
 
@@ -57,11 +57,11 @@ def sum_rule(a: Tensor, b: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor
     return first, second
 
 
-def last_relevance(model: TransMIL, seen: Trace, target: int) -> LastRelevance:
+def last_relevance(model: TransMIL, seen: Trace, target: Target) -> LastRelevance:
     """From the contrast down to the last layer's class token."""
     layer = seen.last
     read = model.norm(seen.class_token)  # (dim,)
-    weight = contrast(model._fc2.weight.mT, target)[None]  # (1, dim) the contrast is one linear unit
+    weight = target(model._fc2.weight.mT)[None]  # (1, dim) the contrast is one linear unit
     relevance = read * linear_rule(read, weight, read.new_ones(1))  # (dim,)
     skip, branch = layer.tokens[0], layer.attention.to_out(layer.mixed)
     skipping, through = sum_rule(skip, branch, ratio(relevance, skip + branch))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...aggregate.nystrom import TokenAttention
 from ...aggregate.transmil import TransLayer, TransMIL
-from ..logit_contrast import contrast
+from ..explained_model import Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,20 +96,20 @@ def encoded(model: TransMIL, tokens: Tensor, xy: Tensor) -> Tensor:
     return torch.cat([tokens[:1], around])
 
 
-def answer_from_first(model: TransMIL, seen: Trace, mixed: Tensor, target: int) -> Tensor:
+def answer_from_first(model: TransMIL, seen: Trace, mixed: Tensor, target: Target) -> Tensor:
     """The contrast () as a function of the first layer's ``mixed`` (T, dim)."""
     tokens = seen.first.tokens + seen.first.attention.to_out(mixed)
     class_token, _ = model.layer2.first_token(encoded(model, tokens, seen.xy))
-    return contrast(model._fc2(model.norm(class_token)), target)
+    return target(model._fc2(model.norm(class_token)))
 
 
-def answer_from_last(model: TransMIL, seen: Trace, mixed: Tensor, target: int) -> Tensor:
+def answer_from_last(model: TransMIL, seen: Trace, mixed: Tensor, target: Target) -> Tensor:
     """The contrast () as a function of the last layer's ``mixed`` (dim,)."""
     class_token = seen.last.tokens[0] + seen.last.attention.to_out(mixed)
-    return contrast(model._fc2(model.norm(class_token)), target)
+    return target(model._fc2(model.norm(class_token)))
 
 
-def first_gradient(model: TransMIL, seen: Trace, target: int) -> Tensor:
+def first_gradient(model: TransMIL, seen: Trace, target: Target) -> Tensor:
     """dt/dO of the first layer, t the contrast: (H, T, d)."""
     mixed = seen.first.mixed.detach().requires_grad_()
     with torch.enable_grad():
@@ -117,7 +117,7 @@ def first_gradient(model: TransMIL, seen: Trace, target: int) -> Tensor:
     return seen.first.attention._split(gradient)[0]
 
 
-def last_gradient(model: TransMIL, seen: Trace, target: int) -> Tensor:
+def last_gradient(model: TransMIL, seen: Trace, target: Target) -> Tensor:
     """dt/dO of the class token in the last layer, (H, d); that of every other token is zero."""
     mixed = seen.last.mixed.detach().requires_grad_()
     with torch.enable_grad():
