@@ -11,12 +11,11 @@ from ..aggregate.checkpoint import ModelCard
 from ..config import PredictConfig
 from ..csvtable import format_number
 from ..outcome import outcome, outcome_columns
-from ..project import LABEL_SEPARATOR
+from ..project import ABSTAIN, LABEL_SEPARATOR
 from ..types import Bool, Float64
 from .conformal import prediction_set
 from .uncertainty import entropies
 
-ABSTAIN = "abstain"
 DIGITS = 6  # decimals of the output; decisions are made on the rounded numbers, so that they can be verified
 LABEL_THRESHOLD = 0.5  # probability from which on a multilabel class is predicted
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config import TrainConfig
 from ..errors import ConfigError
-from ..project import LABEL_SEPARATOR
+from ..project import LABEL_SEPARATOR, label_classes
 from ..types import SlideRow
 
 Target = tuple[float, ...]
@@ -67,7 +67,7 @@ def class_order(
         Where a class is listed twice or contains the separator of multilabel classes, a label is not among the
         configured classes, or there are fewer than two classes (multilabel: fewer than one).
     """
-    found = {name: s.slide_id for s in slides for name in (labels(s) if multilabel else [str(s.label)])}
+    found = {name: s.slide_id for s in slides for name in _classes_of(s, multilabel)}
     classes = tuple(configured) if configured is not None else tuple(sorted(found))
     if len(set(classes)) < len(classes):
         raise ConfigError(f"train.classes lists a class twice: {', '.join(classes)}")
@@ -85,12 +85,6 @@ def class_order(
             f"training needs two classes, but every label is {classes[0]!r}; label slides of another class"
         )
     return classes
-
-
-def labels(slide: SlideRow) -> list[str]:
-    """The classes of a multilabel slide; the label ``-`` means none of them."""
-    names = [name.strip() for name in str(slide.label).split(LABEL_SEPARATOR)]
-    return [name for name in names if name not in ("", "-")]
 
 
 def target(slide: SlideRow, task: str, classes: Sequence[str]) -> Target:
@@ -116,7 +110,7 @@ def target(slide: SlideRow, task: str, classes: Sequence[str]) -> Target:
             )
         return (value,)
     if task == "multilabel":
-        own = labels(slide)
+        own = _classes_of(slide, multilabel=True)
         return tuple(float(name in own) for name in classes)
     return (float(classes.index(str(slide.label))),)
 
@@ -132,7 +126,7 @@ def strata(slides: Sequence[SlideRow], config: TrainConfig) -> dict[str, str]:
     if config.task == "survival":
         found = {s.slide_id: str(s.event) for s in slides}
     elif config.task == "multilabel":
-        found = {s.slide_id: LABEL_SEPARATOR.join(sorted(labels(s))) for s in slides}
+        found = {s.slide_id: LABEL_SEPARATOR.join(sorted(_classes_of(s, multilabel=True))) for s in slides}
     else:
         values = np.array([target(s, "regression", ())[0] for s in slides])
         quarters = np.searchsorted(np.quantile(values, [0.25, 0.5, 0.75]), values)
@@ -169,3 +163,7 @@ def units(slides: Sequence[SlideRow], bag: str) -> dict[str, tuple[str, ...]]:
 def unit_of(units: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """The inverse of ``units``: slide_id -> name of its bag."""
     return {slide_id: name for name, members in units.items() for slide_id in members}
+
+
+def _classes_of(slide: SlideRow, multilabel: bool) -> list[str]:
+    return label_classes(str(slide.label)) if multilabel else [str(slide.label)]
