@@ -43,7 +43,7 @@ def test_the_calibration_error_equals_the_definition(bins: int) -> None:
 
 def test_the_calibration_error_of_four_slides_computed_by_hand() -> None:
     found = reliability(np.array([0.55, 0.65, 0.9, 1.0]), np.array([True, False, True, True]), 5)
-    assert found.count.tolist() == [1, 1, 2]  # (.4, .6], (.6, .8], (.8, 1]
+    assert found.counts.tolist() == [1, 1, 2]  # (.4, .6], (.6, .8], (.8, 1]
     assert found.confidence.tolist() == pytest.approx([0.55, 0.65, 0.95])
     assert found.accuracy.tolist() == [1.0, 0.0, 1.0]
     assert calibration_error(found) == pytest.approx((0.45 + 0.65 + 2 * 0.05) / 4)

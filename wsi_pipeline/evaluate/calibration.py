@@ -16,7 +16,7 @@ from ..types import Bool, Float64, Int64
 class Reliability(NamedTuple):
     """The bins of a reliability diagram that are not empty, from the lowest confidence."""
 
-    count: Int64  # (b,)
+    counts: Int64  # (b,) rows of each bin
     confidence: Float64  # (b,) mean of the bin
     accuracy: Float64  # (b,) fraction correct
 
@@ -40,7 +40,7 @@ def reliability(confidence: Float64, correct: Bool, bins: int) -> Reliability:
 
 def calibration_error(found: Reliability) -> float:
     """Expected calibration error: mean absolute gap between confidence and accuracy, bins weighted by their count."""
-    return float(np.average(np.abs(found.confidence - found.accuracy), weights=found.count))
+    return float(np.average(np.abs(found.confidence - found.accuracy), weights=found.counts))
 
 
 def top_label(truth: Int64, probabilities: Float64) -> tuple[Float64, Bool]:

@@ -11,7 +11,7 @@ from ..config import ViewConfig
 from ..engine import Engine, Job
 from ..evaluate.summary import PICTURES
 from ..heatmap.metadata import primary
-from ..heatmap.sources import Source, method_choices, source_finder
+from ..heatmap.sources import Source, method_selections, source_finder
 from ..heatmap.stage import heatmap_key
 from ..project import Project
 from ..store import read_explanations, read_grid
@@ -115,7 +115,7 @@ def _report_job(project: Project, engine: Engine, panels: dict[str, Job]) -> Job
         path = folder.view / "panels" / f"{slide.slide_id}.html"
         if is_current(path, job.key) if job else read_key(path) is not None:
             standing[slide.slide_id] = path
-    failures, choices = tuple(engine.failures), method_choices(project)
+    failures, choices = tuple(engine.failures), method_selections(project)
     inputs = ReportInput(project.config, project.cohort, standing, failures, versions(), choices)
     numbers = (folder.predictions, *(folder.evaluate / name for name in ("report.json", *PICTURES)))
     shown = [folder.heatmap(s.slide_id).exists() + 2 * folder.tiles(s.slide_id).exists() for s in project.cohort]
