@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from explaining import scores_of
+from matplotlib.figure import Figure
 from rich.console import Console
 from scipy.stats import wilcoxon
 from torch import Tensor
@@ -26,6 +27,7 @@ from wsi_pipeline.cli.main import app
 from wsi_pipeline.config import EvaluateConfig, ExplainConfig
 from wsi_pipeline.csvtable import csv_text
 from wsi_pipeline.errors import WsiError
+from wsi_pipeline.evaluate.flipping_plot import curves_png
 from wsi_pipeline.evaluate.froc_cohort import froc_of_models
 from wsi_pipeline.evaluate.map_scores import SlideMaps
 from wsi_pipeline.evaluate.overlap import dice_of_others, mean_iou, overlap, pixel_accuracy, unit_scaled
@@ -141,6 +143,32 @@ def test_the_outlined_class_is_the_label_or_the_positive_one_of_two() -> None:
     assert outlined_class(slide(None), ("a", "b", "c")) is None
     assert outlined_class(slide("cyst"), ("normal", "tumour")) is None
     assert outlined_class(slide("luad", None), ("luad", "lusc")) is None
+    assert outlined_class(slide("er"), ("er", "pr"), "multilabel") == "er"
+    assert outlined_class(slide("er;pr"), ("er", "pr"), "multilabel") is None
+    assert outlined_class(slide(None), ("er", "pr"), "multilabel") is None
+    assert outlined_class(slide("12.5"), ("value",), "regression") is None
+    assert outlined_class(slide(None), ("risk",), "survival") is None
+
+
+@pytest.mark.parametrize(
+    ("task", "label"),
+    [
+        ("classification", "Probability of the predicted class"),
+        ("multilabel", "Probability of the most probable label"),
+        ("regression", "Predicted value (in standard deviations)"),
+        ("survival", "Predicted risk (log hazard)"),
+    ],
+)
+def test_the_axis_of_the_flipping_plot_is_what_the_task_predicts(
+    task: str, label: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(panels: Sequence[Any], draw: Callable[..., None]) -> bytes:
+        axes = Figure().add_subplot()
+        draw(axes, panels[0])
+        return axes.get_ylabel().encode()
+
+    monkeypatch.setattr("wsi_pipeline.evaluate.flipping_plot.panels_png", drawn)
+    assert curves_png({"m": {"random": np.linspace(1, 0, 5)}}, {"m": task}) == label.encode()
 
 
 # --- the command ---------------------------------------------------------------------------------------------

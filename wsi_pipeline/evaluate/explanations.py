@@ -94,7 +94,7 @@ def _job(
     bag = project.folder.bag(slide.slide_id)
     output = project.folder.evaluate / STAGE / label / f"{slide.slide_id}.json"
     cards = [card(folder) for folder in members]
-    outlined = outlined_class(slide, cards[0].classes)
+    outlined = outlined_class(slide, cards[0].classes, cards[0].task)
     froc = annotated and cards[0].task == "classification" and len(cards[0].classes) == 2
     annotation = [section.tumour_classes, digest_or_none(slide.annotation)]
     facts = {

@@ -26,16 +26,17 @@ from .overlap import overlap
 MOST = 4096  # false positives of a map that are stored: for any map enough for a resample of 511 slides
 
 
-def outlined_class(slide: SlideRow, classes: Sequence[str]) -> str | None:
+def outlined_class(slide: SlideRow, classes: Sequence[str], task: str = "classification") -> str | None:
     """The class that the slide's annotation outlines: its label; without label, the last of two classes.
 
-    None where it is unknown, or there is no annotation.
+    None where it is unknown (as for several labels, values and risks), or there is no annotation.
     """
     if slide.annotation is None:
         return None
     if slide.label in classes:
         return slide.label
-    return classes[-1] if slide.label is None and len(classes) == 2 else None
+    is_binary = task == "classification" and len(classes) == 2
+    return classes[-1] if slide.label is None and is_binary else None
 
 
 def measure_explanations(
@@ -72,7 +73,7 @@ def measure_explanations(
     """
     of_model = card(members[0])
     classes = of_model.classes
-    outlined, searched = outlined_class(slide, classes), classes[-1] if froc else None
+    outlined, searched = outlined_class(slide, classes, of_model.task), classes[-1] if froc else None
     targets = {name for name in (outlined, searched) if name is not None}
     found = measure_slide(bag, members, methods, explain, section, targets)
     grid = found.grid
