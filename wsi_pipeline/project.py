@@ -19,9 +19,15 @@ from .types import SlideRow
 
 _COLUMNS = ("slide_id", "path", "patient_id", "label", "split", "mpp", "annotation", "time", "event", "site")
 LABEL_SEPARATOR = ";"  # between the classes of a multilabel slide
+ABSTAIN = "abstain"  # the decision where a prediction set does not hold exactly one class
 AUTO = "auto"  # in explain.methods: the method that patch flipping selects for each model
 _LONGEST_ID = 200  # bytes; file systems allow 255, and suffixes are added
 _SPLITS = {"train", "val", "test"}
+
+
+def label_classes(label: str) -> list[str]:
+    """The classes of a multilabel label; ``-`` means none of them."""
+    return [name for part in label.split(LABEL_SEPARATOR) if (name := part.strip()) not in ("", "-")]
 
 
 @dataclass(frozen=True)

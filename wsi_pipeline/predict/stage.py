@@ -24,11 +24,11 @@ from .ensemble_prediction import cells, columns, combine_members, member_outputs
 from .ensembles import card, find_ensembles, held_out_members
 from .member_logits import (
     Ensemble,
+    case_cells,
+    case_columns,
     compute_member_logits,
     member_logits_path,
     member_logits_table,
-    who_cells,
-    who_columns,
     whole_bag,
 )
 from .patients import Patient, compute_joint_logits, join_patients
@@ -79,8 +79,8 @@ def predict_slide(
     for ensemble, logits in zip(ensembles, logits_of_each, strict=True):
         cards = [card(folder) for folder in ensemble.members]
         said = combine_members(cards, member_outputs(cards, *logits), section)
-        header = ["slide_id", *who_columns(said.task), *columns(said.task, said.classes)]
-        rows.append([slide.slide_id, *who_cells(slide, slide.label or "", ensemble), *cells(said, section.abstain)])
+        header = ["slide_id", *case_columns(said.task), *columns(said.task, said.classes)]
+        rows.append([slide.slide_id, *case_cells(slide, slide.label or "", ensemble), *cells(said, section.abstain)])
     provenance_path(output).unlink(missing_ok=True)  # killed below, the slide is not current
     write_text(member_logits_path(output), member_logits_table(ensembles, logits_of_each))
     write_text_with_provenance(output, csv_text(header, rows), provenance)

@@ -11,7 +11,7 @@ from ..config import ViewConfig
 from ..engine import Failure, Job
 from ..evaluate.summary import PICTURES
 from ..heatmap.metadata import primary
-from ..heatmap.sources import Source, method_choices, source_finder
+from ..heatmap.sources import Source, method_selections, source_finder
 from ..heatmap.stage import heatmap_key
 from ..project import Project
 from ..store import read_explanations, read_grid
@@ -116,8 +116,8 @@ def _report_job(project: Project, failures: tuple[Failure, ...], panels: dict[st
         path = folder.view / "panels" / f"{slide.slide_id}.html"
         if is_current(path, job.key) if job else read_key(path) is not None:
             current_panels[slide.slide_id] = path
-    choices = method_choices(project)
-    inputs = ReportInput(project.config, project.cohort, current_panels, failures, versions(), choices)
+    selections = method_selections(project)
+    inputs = ReportInput(project.config, project.cohort, current_panels, failures, versions(), selections)
     numbers = (folder.predictions, *(folder.evaluate / name for name in ("report.json", *PICTURES)))
     shown = [folder.heatmap(s.slide_id).exists() + 2 * folder.tiles(s.slide_id).exists() for s in project.cohort]
     key = content_key(
@@ -131,7 +131,7 @@ def _report_job(project: Project, failures: tuple[Failure, ...], panels: dict[st
         numbers=[digest_or_none(path) for path in numbers],
         failures=[vars(f) for f in inputs.failures],
         versions=inputs.versions,
-        choices={model: asdict(choice) for model, choice in choices.items()},
+        selections={model: asdict(choice) for model, choice in selections.items()},
     )
     provenance = Provenance.of(key, "view", config=project.config.view.for_key())
     return Job("cohort", folder.report, provenance, write_report, (inputs,), slide=False)
