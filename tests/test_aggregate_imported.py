@@ -29,7 +29,7 @@ from wsi_pipeline.csvtable import read_csv
 from wsi_pipeline.embed.identity import identity
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ArtifactError, ConfigError, WsiError
-from wsi_pipeline.predict import stage
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.store import read_bag
 
 FEATURES = Features("lite0", "d0", 0.5, 224)
@@ -539,7 +539,7 @@ def test_the_command_takes_a_model_to_predictions_on_matching_bags(tmp_path: Pat
     if case == "transmil":
         assert "assumed    landmarks=8 pinv_iterations=6" in said
     with Engine(project.config.engine, project.config.out) as engine:
-        stage.run(project, engine)
+        run_stage("predict", project, engine)
         assert engine.failures == []
     header, lines = read_csv(project.folder.predictions)
     found = {values[0]: dict(zip(header, values, strict=True)) for values in lines}

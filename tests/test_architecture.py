@@ -35,7 +35,7 @@ HOMES = {
     "dask": {"engine"},
     "distributed": {"engine"},
     "dask_jobqueue": {"engine"},
-    "sklearn": {"train", "evaluate"},
+    "sklearn": {"train"},
     "matplotlib": {"evaluate", "view"},
     "skimage": {"tile", "demo"},
 }

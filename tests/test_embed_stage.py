@@ -17,11 +17,11 @@ from torch import nn
 from wsi_pipeline.artifacts import Provenance, read_key
 from wsi_pipeline.config import Config, EngineConfig, build_config
 from wsi_pipeline.embed import Encoder, encoders
-from wsi_pipeline.embed.stage import run
 from wsi_pipeline.embed.state import seeded
 from wsi_pipeline.embed.weights import RANDOM
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import WsiError
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import open_project
 from wsi_pipeline.store import read_bag, write_grid
 from wsi_pipeline.types import PatchGrid, TissueMask
@@ -80,7 +80,7 @@ def put_grid(folder: Path, name: str, key: str, side_px: int = SIDE) -> None:
 def embed(folder: Path, *overrides: str) -> list[Failure]:
     config = make_config(folder, *overrides)
     with Engine(EngineConfig(), config.out) as engine:
-        run(open_project(config), engine)
+        run_stage("embed", open_project(config), engine)
         return engine.failures
 
 

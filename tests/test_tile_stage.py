@@ -20,6 +20,7 @@ from wsi_pipeline.demo import draw_slide
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import SlideError, WsiError
 from wsi_pipeline.geometry import box_fractions
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import Project, RunFolder
 from wsi_pipeline.read import open_slide
 from wsi_pipeline.tile import stage
@@ -45,7 +46,7 @@ def tile(out: Path, slides: Iterable[Path], **options: Any) -> list[Failure]:
     config = Config(slides=out / "none.csv", out=out, tile=TileConfig(**{**BASE, **options}))
     rows = tuple(SlideRow(path.stem, path) for path in slides)
     with Engine(config.engine, out) as engine:
-        stage.run(Project(config, rows, rows), engine)
+        run_stage("tile", Project(config, rows, rows), engine)
     return engine.failures
 
 
@@ -343,7 +344,7 @@ def test_patches_on_an_unreadable_region_are_left_out(drawn: Path, out: Path, tm
 def test_a_detector_of_another_package_is_used(drawn: Path, out: Path) -> None:
     assert tile(out, [drawn], detector=f"{__name__}:everything") == []
     assert store.read_grid(RunFolder(out).grid("slide_1"))[1].tissue.all()
-    with pytest.raises(WsiError, match="one value a pixel"):
+    with pytest.raises(WsiError, match="one value per pixel"):
         tile(out, [drawn], detector=f"{__name__}:everything", detector_options={"one": True})
     with pytest.raises(WsiError, match="'otsu' has no option 'treshold'"):
         tile(out, [drawn], detector_options={"treshold": 3})

@@ -20,7 +20,7 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-Unit = Literal["attention", "probability", "attribution", "fraction", "distance"]  # fraction: from 0 to 1
+Unit = Literal["attention", "probability", "value", "risk", "attribution", "fraction", "distance"]
 Box = tuple[int, int, int, int]  # (x, y, width, height)
 
 
@@ -252,7 +252,8 @@ class Explanation:
     target : str
         Name of the explained class.
     unit : str
-        What the scores are; see ``Unit``.
+        attention; probability, value or risk of the patch alone; attribution, its contribution to the explained output;
+        fraction, from 0 to 1; distance.
     signed : bool
         Whether negative scores are evidence against the target.
     residual : mapping of str to float

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from wsi_pipeline.config import build_config
-from wsi_pipeline.engine import Engine
+from wsi_pipeline.pipeline import run_stages
 from wsi_pipeline.project import open_project
 from wsi_pipeline.studies.classic_mil import accuracies, write_study
-from wsi_pipeline.train import stage
 
 SEED = 100  # not one of the study's seeds
 GRID: dict[str, list[Any]] = {"hidden": [128, 256], "dropout": [0.25, 0.5], "epochs": [20], "keep": ["last"]}
@@ -64,8 +63,7 @@ def validation_accuracy(source: Path, out: Path, candidate: dict[str, Any], work
         "engine": {"kind": "local", "workers": workers},
     }
     project = open_project(build_config(data, [], base=Path.cwd(), source="choose.py"))
-    with Engine(project.config.engine, project.config.out) as engine:
-        stage.run(project, engine)
+    run_stages(project, ["train"])
     return float(
         np.mean(
             [

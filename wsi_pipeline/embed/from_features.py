@@ -31,9 +31,6 @@ class ImportTask:
     options: ImportOptions
     dtype: str
     grid: Path
-    bag: Path
-    key: str
-    inputs: dict[str, str]
 
 
 def jobs(project: Project, slides: Sequence[SlideRow]) -> list[Job]:
@@ -42,17 +39,17 @@ def jobs(project: Project, slides: Sequence[SlideRow]) -> list[Job]:
     options = import_options(project.config.embed)
     made = []
     for row, found in found_files(project, slides, options):
-        grid, bag, inputs = folder.grid(row.slide_id), folder.bag(row.slide_id), found.digests()
-        key = content_key(
-            stage="embed", imported=key_parts(options), dtype=dtype, upstream=read_key(grid), files=inputs
-        )
-        task = ImportTask(found, options, dtype, grid, bag, key, inputs)
-        made.append(Job(row.slide_id, bag, key, embed_imported, (task,)))
+        grid = folder.grid(row.slide_id)
+        facts: dict[str, Any] = {"options": key_parts(options), "files": found.digests(), "dtype": dtype}
+        key = content_key(stage="embed", imported=True, upstream=read_key(grid), **facts)
+        task = ImportTask(found, options, dtype, grid)
+        provenance = Provenance.of(key, "embed", **facts)
+        made.append(Job(row.slide_id, folder.bag(row.slide_id), provenance, embed_imported, (task,)))
     _warn_of_mpp([folder.grid(row.slide_id) for row in slides])
     return made
 
 
-def embed_imported(task: ImportTask) -> int:
+def embed_imported(task: ImportTask, *, output: Path, provenance: Provenance) -> int:
     """Write one slide's bag; returns the number of its patches.
 
     Raises ``ArtifactError`` if the file has changed since its grid was made, ``SlideError`` if a feature is not a
@@ -67,19 +64,14 @@ def embed_imported(task: ImportTask) -> int:
     assert task.found.features is not None  # checked by read_layout
     features = read_array(task.found.features, described.dataset)
     digest = f"imported:{described.producer}"  # the weights of the producer's encoder are unknown
-    provenance = _provenance(task, described.producer, described.encoder, digest)
-    with BagWriter(task.bag, grid, features.shape[1], task.dtype) as bag:
+    identity = {"name": described.encoder, "options": {}, "weights": digest}
+    provenance = provenance.with_facts(encoder=identity, producer=described.producer)
+    with BagWriter(output, grid, features.shape[1], task.dtype) as bag:
         for start in range(0, len(order), _ROWS):
             rows = slice(start, start + _ROWS)
             bag.append(_converted(features[order[rows]], task.dtype, grid, start))
         bag.finish(np.ones(len(grid), bool), described.encoder, digest, provenance)
     return len(grid)
-
-
-def _provenance(task: ImportTask, producer: str, encoder: str, digest: str) -> Provenance:
-    facts: dict[str, Any] = {"options": key_parts(task.options), "files": task.inputs, "producer": producer}
-    identity = {"name": encoder, "options": {}, "weights": digest}
-    return Provenance.of(task.key, "embed", encoder=identity, dtype=task.dtype, **facts)
 
 
 def _converted(features: np.ndarray, dtype: str, grid: PatchGrid, start: int) -> np.ndarray:

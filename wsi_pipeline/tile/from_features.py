@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,24 +61,22 @@ class ImportTask:
     options: ImportOptions
     folder: RunFolder
     found: SlideFiles
-    key: str
-    inputs: dict[str, Any]
 
 
-def jobs(project: Project) -> list[Job]:
+def jobs(project: Project, slides: Sequence[SlideRow]) -> list[Job]:
     """One job per slide. Raises ``ConfigError`` if the options or the folder cannot be used."""
     config, folder = project.config, project.folder
     if config.tile.roi is not None:
         raise ConfigError("tile.roi restricts patches before they are encoded; leave it out with embed.import")
     options = import_options(config.embed)
     made = []
-    for row, found in found_files(project, project.slides, options):
-        inputs = {"slide": _fingerprint(row), "row_mpp": row.mpp, "files": found.digests()}
-        key = content_key(
-            stage="tile", imported=key_parts(options), read=config.read.for_key(), problem=found.problem, **inputs
-        )
-        task = ImportTask(row, config.read, options, folder, found, key, inputs)
-        made.append(Job(row.slide_id, folder.grid(row.slide_id), key, tile_imported, (task,)))
+    for row, found in found_files(project, slides, options):
+        facts: dict[str, Any] = {"slide": _fingerprint(row), "row_mpp": row.mpp, "files": found.digests()}
+        facts |= {"options": key_parts(options), "read": config.read.for_key()}
+        key = content_key(stage="tile", imported=True, problem=found.problem, **facts)
+        provenance = Provenance.of(key, "tile", tissue="imported patches", **facts)
+        task = ImportTask(row, config.read, options, folder, found)
+        made.append(Job(row.slide_id, folder.grid(row.slide_id), provenance, tile_imported, (task,)))
     return made
 
 
@@ -130,7 +129,7 @@ def read_layout(found: SlideFiles, options: ImportOptions) -> tuple[Layout, Floa
     return described, xy * described.scale
 
 
-def tile_imported(task: ImportTask) -> int:
+def tile_imported(task: ImportTask, *, output: Path, provenance: Provenance) -> int:
     """Write one slide's grid; returns the number of patches."""
     described, xy = read_layout(task.found, task.options)
     known = of_slide(task.row, task.read)
@@ -139,9 +138,7 @@ def tile_imported(task: ImportTask) -> int:
     discard(folder.quality(slide_id))  # it shows an earlier grid of ours
     if edited_digest(folder.tissue(slide_id)) is None:
         discard(folder.tissue(slide_id))
-    facts = {"read": task.read.for_key(), "options": key_parts(task.options), "producer": described.producer}
-    provenance = Provenance.of(task.key, "tile", tissue="imported patches", notes=notes, **facts, **task.inputs)
-    write_grid(folder.grid(slide_id), grid, covered(grid), provenance)
+    write_grid(output, grid, covered(grid), provenance.with_facts(notes=notes, producer=described.producer))
     return len(grid)
 
 
