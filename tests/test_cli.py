@@ -87,7 +87,7 @@ def test_bad_slides_of_each_kind_are_listed_and_the_good_one_is_done(tmp_path: P
     listed = failures(tmp_path)
     assert set(listed) == {"missing", "zero", "text", "truncated", "no_mpp", "glass"}
     expected = {
-        "missing": ("SlideError", "not there"),
+        "missing": ("SlideError", "does not exist"),
         "zero": ("SlideError", "empty"),
         "text": ("SlideError", "text"),
         "truncated": ("SlideError", "truncated.tif"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,6 +14,7 @@ from PIL import Image
 from tifffile import TiffWriter
 
 from ..artifacts import Provenance, atomic_path, content_key, is_current, write_provenance, write_text
+from ..csvtable import csv_text
 from ..engine import cores
 from ..errors import EngineError
 from ..types import UInt8
@@ -232,10 +231,8 @@ def _annotation(plan: SlidePlan) -> str:
 
 
 def _manifest(plans: tuple[SlidePlan, ...]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide_id", "path", "patient_id", "label", "annotation"])
+    rows = []
     for plan in plans:
         annotation = _annotation(plan) if plan.label == TUMOUR else ""
-        writer.writerow([plan.slide_id, f"slides/{plan.slide_id}.tif", plan.patient_id, plan.label, annotation])
-    return text.getvalue()
+        rows.append((plan.slide_id, f"slides/{plan.slide_id}.tif", plan.patient_id, plan.label, annotation))
+    return csv_text(("slide_id", "path", "patient_id", "label", "annotation"), rows)
