@@ -155,7 +155,7 @@ def test_the_outlined_class_is_the_label_or_the_positive_one_of_two() -> None:
     [
         ("classification", "Probability of the predicted class"),
         ("multilabel", "Probability of the most probable label"),
-        ("regression", "Predicted value (in standard deviations)"),
+        ("regression", "Predicted value"),
         ("survival", "Predicted risk (log hazard)"),
     ],
 )

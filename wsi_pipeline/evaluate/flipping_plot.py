@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _PREDICTION = {
     "classification": "Probability of the predicted class",
     "multilabel": "Probability of the most probable label",
-    "regression": "Predicted value (in standard deviations)",
+    "regression": "Predicted value",
     "survival": "Predicted risk (log hazard)",
 }
 

@@ -101,7 +101,7 @@ _PREFACE = [
     "Means over held-out slides with 95 % bootstrap intervals over patients. The method random is the baseline.",
     "",
     "- AUPC: mean prediction while patches are removed, the most relevant first. The prediction is the probability of",
-    "  the predicted class (multilabel: of the most probable label); for regression the value in standard deviations,",
+    "  the predicted class (multilabel: of the most probable label); for regression the value,",
     "  for survival the log hazard. Insertion: the same with the least relevant removed first. Gain: insertion minus",
     "  AUPC. Replaced: patches are not removed but replaced by the mean of the bag.",
     "- Infidelity: how far the scores of a square of patches are from summing to the drop of the explained output when",
