@@ -195,7 +195,7 @@ class Registry(Generic[T]):
         try:
             factory = point.load()
             inspect.signature(factory)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  (whatever a stranger's module raises when imported)
+        except (Exception, SystemExit) as error:  # whatever a stranger's module raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UnknownNameError(
                 f"{self.kind} {name!r} of {package} cannot be loaded from {point.value!r} ({reason}); "

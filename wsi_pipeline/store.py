@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from .types import Box, Explanation, FeatureBag, Int64, PatchGrid, TissueMask
 
 
 @contextlib.contextmanager
-def _open(path: Path, what: str) -> Iterator[h5py.File]:
+def _open(path: str | os.PathLike[str], what: str) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except FileNotFoundError as error:
@@ -52,7 +53,7 @@ def _write_grid(file: h5py.File, grid: PatchGrid) -> None:
     )
 
 
-def _read_grid(file: h5py.File, path: Path) -> PatchGrid:
+def _read_grid(file: h5py.File, path: str | os.PathLike[str]) -> PatchGrid:
     try:
         coords = file["coords"]
         a = coords.attrs
@@ -86,7 +87,7 @@ def write_grid(path: Path, grid: PatchGrid, mask: TissueMask, provenance: Proven
         file["unreadable_px0"] = np.asarray(mask.unreadable_px0, np.int64).reshape(-1, 4)
 
 
-def read_grid(path: Path) -> tuple[PatchGrid, TissueMask]:
+def read_grid(path: str | os.PathLike[str]) -> tuple[PatchGrid, TissueMask]:
     """A slide's grid and tissue mask."""
     with _open(path, "the patch grid") as file:
         grid = _read_grid(file, path)
@@ -152,7 +153,7 @@ def read_features(path: Path, pick: Callable[[int], Int64]) -> NDArray[np.floati
         return rows
 
 
-def read_bag(path: Path) -> FeatureBag:
+def read_bag(path: str | os.PathLike[str]) -> FeatureBag:
     """A whole bag; features as stored (float16 or float32)."""
     with _open(path, "the bag") as file:
         grid = _read_grid(file, path)
@@ -184,7 +185,7 @@ def write_explanations(path: Path, explanations: Sequence[Explanation], provenan
         )
 
 
-def read_explanations(path: Path) -> list[Explanation]:
+def read_explanations(path: str | os.PathLike[str]) -> list[Explanation]:
     """The scores of one method, one entry a target class."""
     with _open(path, "the explanation") as file:
         grid = _read_grid(file, path)

@@ -75,7 +75,7 @@ def _jobs(project: Project, slides: list[SlideRow]) -> list[Job]:
 def embed_slide(task: Task, following: SlideRequest | None) -> JobStats:
     """Write one slide's bag; the number of its patches. ``following``: the slide that this process will do next."""
     embed, encoder = task.embed, task.encoder
-    forward = _forward(embed.model_dump_json(), str(encoder["weights"]))
+    forward = runner_of(embed.model_dump_json(), str(encoder["weights"]))
     if forward.encoder.weights_digest != encoder["weights"]:
         raise ArtifactError(
             f"this worker has other weights for {embed.encoder} than the run began with; bring them over"
@@ -145,7 +145,7 @@ def _ahead() -> SlidePrefetcher:
 
 
 @functools.lru_cache(maxsize=1)
-def _forward(config: str, weights: str) -> EncoderRunner:  # noqa: ARG001  (other weights, another encoder)
+def runner_of(config: str, weights: str) -> EncoderRunner:  # noqa: ARG001  (other weights, another encoder)
     """The encoder of this process, built at its first slide; ``config``: the section as JSON, ``weights``: digest."""
     embed = EmbedConfig.model_validate_json(config)
     device = pick_device(embed.device)

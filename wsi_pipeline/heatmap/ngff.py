@@ -6,6 +6,7 @@ its first ".zarr" for the store, reads blosc or zlib only, and needs ``OME/METAD
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,9 @@ def write_heatmap(
     return len(channels) * shapes[0][0] * shapes[0][1]
 
 
-def read_heatmap(path: Path) -> Pyramid:
+def read_heatmap(path: str | os.PathLike[str]) -> Pyramid:
     """Open a pyramid that ``write_heatmap`` wrote. Raises ``ArtifactError`` where there is none."""
+    path = Path(path)
     try:
         group = zarr.open_group(str(path), mode="r")
         attributes: dict[str, Any] = dict(group.attrs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +52,13 @@ class Annotation:
         return _polygons(shapely.difference(shapely.union_all(inside), shapely.union_all(outside)))
 
 
-def read_annotation(path: Path, bounds_px0: Box = (0, 0, 0, 0)) -> Annotation:
+def read_annotation(path: str | os.PathLike[str], bounds_px0: Box = (0, 0, 0, 0)) -> Annotation:
     """Read GeoJSON or ASAP XML, whichever the file holds.
 
     GeoJSON is in QuPath's frame, which starts at ``bounds_px0``; ASAP counts from the full slide's corner. Invalid
     outlines are made valid (``notes`` says which). Raises ``ConfigError`` where the file cannot be used.
     """
+    path = Path(path)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -13,6 +14,7 @@ from ..registry import Registry
 from ..types import Box, Slide, UInt8
 from .diagnose import check_file, diagnose
 from .jpeg_tiles import TileLevel
+from .overview import read_overview
 from .resolution import Claim, resolve_mpp
 
 AUTO = ("jpeg_tiff", "openslide", "image")  # tried in this order
@@ -45,11 +47,12 @@ class Backend(Protocol):
 readers: Registry[Backend] = Registry("reader", "wsi_pipeline.read")
 
 
-def open_slide(path: Path, config: ReadConfig, mpp: float | None = None) -> Slide:
+def open_slide(path: str | os.PathLike[str], config: ReadConfig, mpp: float | None = None) -> CheckedSlide:
     """Open a slide; ``mpp``: µm per pixel of level 0 as the manifest gives it.
 
     Raises ``SlideError`` with one line where no reader opens it or nothing says how large a pixel is.
     """
+    path = Path(path)
     check_file(path)
     names = AUTO if config.reader == "auto" else (config.reader,)
     reasons = []
@@ -96,6 +99,11 @@ class CheckedSlide:
         self.bounds_px0 = backend.bounds_px0
         self._backend: Backend | None = backend
 
+    def __repr__(self) -> str:
+        (width, height), (x, y) = self.sizes[0], self.mpp
+        levels = "1 level" if len(self.sizes) == 1 else f"{len(self.sizes)} levels"
+        return f"<slide {self.path.name}: {width} x {height} px, {x:.4g} x {y:.4g} µm/px, {levels}, {self.vendor}>"
+
     @property
     def tiles(self) -> tuple[TileLevel, ...]:
         """The stored tiles of each level; empty where the reader has none to give."""
@@ -119,6 +127,10 @@ class CheckedSlide:
             x, y = low[0] - start[0], low[1] - start[1]
             pixels[y : y + inside[1], x : x + inside[0]] = self._backend.read(corner, level, inside)
         return pixels
+
+    def thumbnail(self, max_px: int = 1024) -> UInt8:
+        """Read the whole slide, (h, w, 3) RGB, at most ``max_px`` pixels on the longer side."""
+        return read_overview(self, max_px=max_px).rgb
 
     def close(self) -> None:
         """Give the file back. Reading afterwards is an error."""
