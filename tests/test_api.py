@@ -52,6 +52,7 @@ SIGNATURES = {
     "run_pipeline": f"(config: Config | {PATH}, *, stages: Sequence[str] | None = None, "
     "only: Sequence[str] | None = None) -> Run",
 }
+METHODS = ["attention", "contribution", "gradient_x_input"]
 SETTINGS = {
     "slides": "slides.csv",
     "out": "run",
@@ -61,7 +62,7 @@ SETTINGS = {
         "models": ["abmil", {"name": "transmil", "id": "tm", "options": {"hidden": 64, "landmarks": 16}}],
     },
     "train": {"folds": 2, "epochs": 3, "val_fraction": 0.34},
-    "explain": {"methods": ["attention", "contribution", "gradient_x_input"]},
+    "explain": {"methods": METHODS},
     "evaluate": {"bootstrap": 20},
 }
 STAGES = ["tile", "embed", "train", "predict", "explain", "heatmap", "evaluate"]
@@ -251,11 +252,8 @@ def test_a_run_lists_its_slides_models_and_tables(run: wsi.Run) -> None:
     assert run.failures == ()
     assert run.config.tile.side_px == 64
     results = run["slide_03"]
-    assert results.explanations == tuple(
-        sorted(
-            (m, e) for m in ("abmil", "tm") for e in SETTINGS["explain"]["methods"] if (m, e) != ("tm", "contribution")
-        )  # type: ignore[index]
-    )
+    pairs = [(model, method) for model in ("abmil", "tm") for method in METHODS]
+    assert results.explanations == tuple(sorted({*pairs} - {("tm", "contribution")}))
     assert results.row is not None
     assert results.row.label == "tumor"
     assert results.annotation is not None
@@ -277,7 +275,7 @@ def test_tables_are_data_frames_with_numbers_as_numbers(run: wsi.Run) -> None:
     metrics = run.metrics()
     assert {"auroc", "auprc"} <= set(metrics["metric"])
     assert metrics["value"].dtype == float
-    assert set(run.metrics("maps")["method"]) == {"attention", "contribution", "gradient_x_input"}
+    assert set(run.metrics("maps")["method"]) == set(METHODS)
     with pytest.raises(ArtifactError, match=r"kappa\.csv does not exist; tables of this run: maps, metrics,"):
         run.metrics("kappa")
 
@@ -394,14 +392,13 @@ def test_a_map_is_drawn_in_level_0_pixels_with_its_unit() -> None:
     ax = small_map().plot(given, over=picture)
     assert ax is given
     below, above = ax.get_images()
-    assert below.get_extent() == [0, 400, 200, 0]
-    assert above.get_extent() == [0, 400, 200, 0]
+    assert tuple(below.get_extent()) == (0, 400, 200, 0)
+    assert tuple(above.get_extent()) == (0, 400, 200, 0)
+    expected = np.full((4, 8), np.nan, np.float32)
+    expected[:2, :2], expected[:2, 4:6], expected[:2, 6:] = -1.0, 0.25, 2.0
     values = above.get_array()
     assert values is not None
-    expected = np.ma.masked_all((4, 8))
-    expected[:2, :2], expected[:2, 4:6], expected[:2, 6:] = -1.0, 0.25, 2.0
-    np.testing.assert_array_equal(np.ma.getmaskarray(values), np.ma.getmaskarray(expected))
-    np.testing.assert_array_equal(values.compressed(), expected.compressed())
+    np.testing.assert_array_equal(np.ma.filled(values, np.nan), expected)
     low, high = above.get_clim()
     assert low == -high
     assert above.get_cmap().name == "RdBu_r"
