@@ -30,6 +30,7 @@ from mil import bag, build, resident_gb
 from torch import Tensor, nn
 
 from wsi_pipeline.engine import cores
+from wsi_pipeline.explain.explained_model import ExplainedModel
 from wsi_pipeline.explain.methods import Explainer, explainers
 
 MODELS = ("abmil", "transmil")
@@ -57,7 +58,8 @@ def call_of(method: str, model: nn.Module, features: Tensor, xy: Tensor) -> Call
         explain = WHOLE[method.removeprefix(MATERIALISED)]
         return lambda: explain(model, features, xy, 1)  # type: ignore[arg-type]
     explainer = explainer_of(method)
-    return lambda: explainer(model, features, xy, 1)
+    explained = ExplainedModel(model)
+    return lambda: explainer(explained, features, xy, 1)
 
 
 def explainer_of(spec: str) -> Explainer:
@@ -112,7 +114,9 @@ def plans(options: argparse.Namespace) -> list[tuple[str, str, int]]:
     planned = []
     for model_name in options.models:
         model = build(model_name, options.dim)
-        methods = [m for m in options.methods or explainers.names() if explainer_of(m).fits(model) is None]
+        methods = [
+            m for m in options.methods or explainers.names() if explainer_of(m).fits(ExplainedModel(model)) is None
+        ]
         planned += [(model_name, method, patches) for patches in options.patches for method in methods]
         if model_name == "transmil" and options.peers:
             from materialised import MATERIALISED as WHOLE
@@ -151,11 +155,11 @@ def disagreement(patches: int, dim: int) -> dict[str, float]:
     found = {}
     for name, explain in WHOLE.items():
         whole = explain(model, features, xy, 1).detach()  # type: ignore[arg-type]
-        padding = model.layer1.attn.padding(1 + patches + model._copies(patches))  # type: ignore[union-attr,operator]
+        padding = model.layer1.attn.padding(1 + patches + model.copies(patches))  # type: ignore[union-attr,operator]
         folded = whole[padding + 1 :][:patches].clone()
         copies = whole[padding + 1 + patches :]
         folded[: len(copies)] += copies
-        scores = torch.from_numpy(explainers.build(name)(model, features, xy, 1))
+        scores = explainers.build(name)(ExplainedModel(model), features, xy, 1).scores
         found[name] = float((scores - folded).abs().max() / folded.abs().max().clamp_min(1e-12))
     return found
 

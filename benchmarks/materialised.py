@@ -72,7 +72,7 @@ MATERIALISED = {"rollout": rollout, "gradcam_attention": gradcam_attention, "gen
 def _layer(layer: TransLayer, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """A layer's map (H, P, P) and what it gives, (T, dim)."""
     attention = layer.attn
-    padded = attention._padded(layer.norm(tokens))
+    padded = attention.padded(layer.norm(tokens))
     parts = attention.to_qkv(padded).chunk(3, 1)
     queries, keys, values = (part.unflatten(1, (attention.heads, -1)).transpose(0, 1) for part in parts)  # (H, P, d)
     queries = queries * queries.shape[2] ** -0.5

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from explaining import scores_of
 from rich.console import Console
 from scipy.stats import wilcoxon
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from wsi_pipeline.evaluate.predictions import Prediction
 from wsi_pipeline.evaluate.summary import EXPLANATION_HEADLINES, digits, read_explanations_summary
 from wsi_pipeline.evaluate.xai_slide import outlined_class
 from wsi_pipeline.evaluate.xai_statistics import paired_p
+from wsi_pipeline.explain.explained_model import ExplainedModel
 from wsi_pipeline.explain.measures.patch_flipping import flipping, perturbable
 from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.stage import explain_slide
@@ -284,8 +286,10 @@ def test_curves_are_those_of_the_members_that_have_not_seen_the_patient(
     assert said["target"] == ("normal", "tumour")[target]
     for way, stand_in in (("drop", None), ("replace", features.mean(0))):
         for name in METHODS:
-            scores = np.mean([explainers.build(name)(m, features, xy, target) for m in members], axis=0)
-            expected = flipping(perturbable(members, features, xy, stand_in), scores, target, points=11)
+            scores = np.mean([scores_of(explainers.build(name), m, features, xy, target) for m in members], axis=0)
+            expected = flipping(
+                perturbable([ExplainedModel(m) for m in members], features, xy, stand_in), scores, target, points=11
+            )
             found = said["methods"][name]["flips"][way]
             np.testing.assert_allclose(found["most"], expected.most.outcome, atol=1e-6)
             np.testing.assert_allclose(found["least"], expected.least.outcome, atol=1e-6)
@@ -337,7 +341,7 @@ def test_localisation_rows_rest_on_the_outlined_slides(finished: House) -> None:
         members = [load_model(finished.fold("abmil", fold), "cpu")[0] for fold in folds]
         bag = read_bag(finished.run_folder / "embed" / f"{slide_id}.h5")
         features, xy = torch.from_numpy(bag.features), torch.from_numpy(bag.grid.xy_stride)
-        scores = np.mean([explainers.build("contribution")(m, features, xy, 1) for m in members], axis=0)
+        scores = np.mean([scores_of(explainers.build("contribution"), m, features, xy, 1) for m in members], axis=0)
         counts += slow_overlap(scores, np.arange(patches) < 2)["counts"]
         if slide_id == "s3":
             found = finished.slide("abmil", "s3")["methods"]["contribution"]["overlap"]

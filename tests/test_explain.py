@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from explaining import scores_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsi_pipeline.aggregate import Additive, MILOutput, models
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain.explained_model import ExplainedModel
 from wsi_pipeline.explain.logit_contrast import contrast
 from wsi_pipeline.explain.methods import Explainer, explainers
 from wsi_pipeline.explain.single_patch import batches, logits_alone
@@ -74,32 +76,33 @@ def test_the_contrast_ignores_what_all_classes_share() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_gives_one_finite_number_a_patch_on_every_model_it_fits(method: str, model_name: str) -> None:
     explainer, model = method_of(method), build(model_name, classes=3).float()
-    reason = explainer.fits(model)
+    reason = explainer.fits(ExplainedModel(model))
     if reason is not None:
         assert "needs" in reason
         assert "\n" not in reason
         return
     for patches in (1, 2, 17, 1000):
         features, xy = bag(patches)
-        scores = explainer(model, features.float(), xy.float(), 1)
+        scores = scores_of(explainer, model, features.float(), xy.float(), 1)
         assert scores.shape == (patches,)
         assert scores.dtype == np.float32
         assert np.isfinite(scores).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_registry_says_what_the_method_says(method: str) -> None:
-    explainer, info = explainers.build(method), explainers.entry(method).info
-    said = {"unit": explainer.unit, "signed": explainer.signed, "class_specific": explainer.class_specific}
-    assert {name: info[name] for name in said} == said
-    assert info["paper"]
+def test_a_method_states_its_facts(method: str) -> None:
+    explainer, entry = explainers.build(method), explainers.entry(method)
+    assert explainer.unit in ("attention", "attribution", "probability", "prediction")
+    assert isinstance(explainer.signed, bool)
+    assert isinstance(explainer.class_specific, bool)
+    assert entry.info["paper"]
     assert explainers.entry(method).summary
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_model_is_given_back_as_it_was(method: str) -> None:
     explainer = method_of(method)
-    name = next(name for name in ("abmil", *MODELS) if explainer.fits(build(name)) is None)
+    name = next(name for name in ("abmil", *MODELS) if explainer.fits(ExplainedModel(build(name))) is None)
     model = build(name).train()
     dropout = next(module for module in model.modules() if isinstance(module, nn.Dropout))
     dropout.eval()  # a part that someone has set on its own
@@ -108,8 +111,8 @@ def test_the_model_is_given_back_as_it_was(method: str) -> None:
     learning = [parameter.requires_grad for parameter in model.parameters()]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     features, xy = bag(20)
-    explainer.fits(model)
-    first = explainer(model, features, xy, 1)
+    explainer.fits(ExplainedModel(model))
+    first = scores_of(explainer, model, features, xy, 1)
     assert [module.training for module in model.modules()] == training
     assert [parameter.requires_grad for parameter in model.parameters()] == learning
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -117,7 +120,7 @@ def test_the_model_is_given_back_as_it_was(method: str) -> None:
     assert not features.requires_grad
     assert features.grad is None
     # half of what other dropout layers are given would be dropped in training mode
-    np.testing.assert_array_equal(explainer(model.eval(), features, xy, 1), first)
+    np.testing.assert_array_equal(scores_of(explainer, model.eval(), features, xy, 1), first)
 
 
 class Largest(TorchDispatchMode):
@@ -139,11 +142,11 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("model_name", MODELS)
 def test_no_method_makes_a_number_for_each_pair_of_patches(method: str, model_name: str) -> None:
     explainer, model = method_of(method), build(model_name)
-    if explainer.fits(model) is not None:
+    if explainer.fits(ExplainedModel(model)) is not None:
         return
     features, xy = bag(1500)
     with Largest() as largest:
-        explainer(model, features, xy, 1)
+        scores_of(explainer, model, features, xy, 1)
     assert 1500 <= largest.numbers < 1500**2 / 4
 
 
@@ -153,7 +156,7 @@ def test_no_method_makes_a_number_for_each_pair_of_patches(method: str, model_na
 @pytest.mark.parametrize("options", TRANSMILS)
 def test_attention_of_transmil_is_the_class_tokens_row_summing_to_one(options: dict[str, Any]) -> None:
     model, (features, xy) = build("transmil", **options), bag(17)
-    scores = explainers.build("attention")(model, features, xy, 1)
+    scores = scores_of(explainers.build("attention"), model, features, xy, 1)
     assert scores.sum() == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(scores, model(features, xy).attention.detach(), atol=1e-7)
 
@@ -163,15 +166,15 @@ def test_attention_is_the_targets_row_where_each_class_has_its_own() -> None:
     winners = model(features, xy).attention.argmax(1).tolist()
     assert len(set(winners)) > 1
     for target, winner in enumerate(winners):
-        scores = explainers.build("attention")(model, features, xy, target)
+        scores = scores_of(explainers.build("attention"), model, features, xy, target)
         assert scores.tolist() == [float(k == winner) for k in range(40)]
 
 
 def test_attention_does_not_fit_a_model_that_gives_none() -> None:
     explainer, model = explainers.build("attention"), build("mean")
-    assert "gives no attention" in (explainer.fits(model) or "")
+    assert "gives no attention" in (explainer.fits(ExplainedModel(model)) or "")
     with pytest.raises(ConfigError, match="gives no attention"):
-        explainer(model, *bag(3), 1)
+        scores_of(explainer, model, *bag(3), 1)
 
 
 @pytest.mark.parametrize("model_name", [name for name in MODELS if isinstance(build(name), Additive)])
@@ -180,20 +183,20 @@ def test_contributions_and_bias_add_up_to_the_models_contrast(model_name: str, c
     model, (features, xy) = build(model_name, classes), bag(200)
     assert isinstance(model, Additive)
     for target in range(classes):
-        scores = explainers.build("contribution")(model, features, xy, target)
+        scores = scores_of(explainers.build("contribution"), model, features, xy, target)
         answer = contrast(model(features, xy).logits, target).item()
         assert scores.astype(float).sum() + contrast(model.bias(), target).item() == pytest.approx(answer, abs=1e-6)
 
 
 def test_contribution_does_not_fit_transmil() -> None:
-    assert "evidence" in (explainers.build("contribution").fits(build("transmil")) or "")
+    assert "evidence" in (explainers.build("contribution").fits(ExplainedModel(build("transmil"))) or "")
 
 
 @pytest.mark.parametrize("model_name", MODELS)
 @pytest.mark.parametrize("patches", [1, 2, 70])
 def test_instance_is_the_probability_of_the_bag_of_one(model_name: str, patches: int) -> None:
     model, (features, xy) = build(model_name, classes=3), bag(patches)
-    scores = explainers.build("instance")(model, features, xy, 2)
+    scores = scores_of(explainers.build("instance"), model, features, xy, 2)
     for k in range(patches):
         expected = model(features[k : k + 1], xy[k : k + 1]).logits.softmax(0)[2].item()
         assert scores[k] == pytest.approx(expected, abs=1e-6)
@@ -230,7 +233,7 @@ def test_instance_calls_a_model_that_cannot_be_batched_patch_by_patch() -> None:
 @pytest.mark.parametrize("model_name", MODELS)
 def test_gradient_times_input_is_the_answers_change_as_a_patch_is_scaled(model_name: str) -> None:
     model, (features, xy) = build(model_name, classes=3), bag(12)
-    scores = explainers.build("gradient_x_input")(model, features, xy, 0)
+    scores = scores_of(explainers.build("gradient_x_input"), model, features, xy, 0)
     step = 1e-6
 
     def answer(k: int, factor: float) -> float:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from wsi_pipeline.explain.map_arithmetic import agreement, consensus, faithful_weights, rank_maps, ranks, spearman
+from wsi_pipeline.explain.summary_maps.map_arithmetic import (
+    agreement,
+    consensus,
+    faithful_weights,
+    rank_maps,
+    ranks,
+    spearman,
+)
 
 MAP = np.array([0.5, -2.0, 0.0, 3.0, -0.1])
 

@@ -16,8 +16,9 @@ from wsi_pipeline.aggregate import MILOutput, models, ppeg
 from wsi_pipeline.aggregate.sparse import entmax15, sparsemax
 from wsi_pipeline.aggregate.transmil import TransMIL
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain.explained_model import Attribution, ExplainedModel
 from wsi_pipeline.explain.logit_contrast import contrast
-from wsi_pipeline.explain.methods import Attribution, ReportsResidual, explainers
+from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.propagation.deeplift_rules import COMPLETE, HELD_ATTENTION
 from wsi_pipeline.explain.propagation.traced_tensor import (
     BackwardRules,
@@ -69,8 +70,7 @@ def bag(patches: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def attribute(model: nn.Module, features: Tensor, xy: Tensor, target: int = 1, baseline: str = "zero") -> Attribution:
     explainer = explainers.build("deeplift", baseline=baseline)
-    assert isinstance(explainer, ReportsResidual)
-    return explainer.attribute(model, features, xy, target)
+    return explainer(ExplainedModel(model), features, xy, target)
 
 
 # --- each rule alone -------------------------------------------------------------------------------------------
@@ -406,7 +406,7 @@ class Odd(nn.Module):
 
 def test_an_operator_without_a_rule_is_refused_and_never_taken_as_linear() -> None:
     model = Odd().double()
-    reason = explainers.build("deeplift").fits(model)
+    reason = explainers.build("deeplift").fits(ExplainedModel(model))
     assert reason == "has the operator 'logsumexp' on the way to its logits; this method needs a rule for each"
     with pytest.raises(NoRuleError, match="leave the method out"):
         attribute(model, *bag(4))

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from explaining import scores_of
 from torch import Tensor, nn
 
-from wsi_pipeline.aggregate import MILOutput, models
-from wsi_pipeline.aggregate.checkpoint import ModelCard
+from wsi_pipeline.aggregate import MILOutput, WeightedMean, models
+from wsi_pipeline.aggregate.abmil import AttentionMIL
+from wsi_pipeline.aggregate.checkpoint import ModelCard, Task
+from wsi_pipeline.explain.explained_model import ExplainedModel
 from wsi_pipeline.explain.logit_contrast import contrast
 from wsi_pipeline.explain.measures.cost import measured
 from wsi_pipeline.explain.measures.infidelity import infidelity, removals, squares
 from wsi_pipeline.explain.measures.patch_flipping import curve, falling, flipping, mean_scores, perturbable, remaining
-from wsi_pipeline.explain.measures.prefix_logits import pooled
 from wsi_pipeline.explain.measures.sanity import likeness, max_sensitivity, redrawn
 from wsi_pipeline.explain.method_selection import Case, choose, likeliest, validation_scores
 from wsi_pipeline.explain.methods import explainers
+from wsi_pipeline.explain.weighted_mean import is_weighted_mean, weighted_mean
 
 DIM = 6
 SMALL = {"hidden": 8, "attention_dim": 4, "heads": 2, "landmarks": 4, "nodes": 8, "dropout": 0.5}
@@ -68,6 +72,10 @@ def slow_curve(
     return probability, logit
 
 
+def explained(members: Sequence[nn.Module], task: Task = "classification") -> list[ExplainedModel]:
+    return [ExplainedModel(member, task) for member in members]
+
+
 # --- curves --------------------------------------------------------------------------------------------------
 
 
@@ -78,19 +86,19 @@ def test_both_curves_are_the_definition(name: str, patches: int, way: str) -> No
     members, (features, xy) = [build(name, seed=s) for s in (0, 1)], bag(patches)
     scores = np.random.default_rng(patches).integers(-3, 4, patches) / 3.0  # with ties
     stand_in = features.mean(0) if way == "replace" else None
-    found = flipping(perturbable(members, features, xy, stand_in), scores, 1, points=12)
+    found = flipping(perturbable(explained(members), features, xy, stand_in), scores, 1, points=12)
     for one, sign in ((found.most, 1), (found.least, -1)):
         probability, logit = slow_curve(members, features, xy, sign * scores, 12, stand_in)
         np.testing.assert_allclose(one.outcome, probability, rtol=0, atol=1e-8)
-        np.testing.assert_allclose(one.contrast, logit, rtol=1e-8, atol=1e-8)
-    assert patches == 1 or np.ptp(found.most.contrast) > 1e-3
+        np.testing.assert_allclose(one.target, logit, rtol=1e-8, atol=1e-8)
+    assert patches == 1 or np.ptp(found.most.target) > 1e-3
     assert found.aupc == pytest.approx(np.mean(found.most.outcome))
     assert found.gain == pytest.approx(np.mean(found.insertion) - found.aupc)
 
 
 @pytest.mark.parametrize("name", models.names())
 def test_only_weighted_means_have_the_closed_form(name: str) -> None:
-    assert (pooled(build(name), bag(3)[0]) is not None) == (name in POOLED)
+    assert (weighted_mean(build(name), *bag(3)) is not None) == (name in POOLED)
 
 
 @pytest.mark.parametrize("name", ["abmil", "clam_sb", "clam_mb"])
@@ -102,7 +110,7 @@ def test_the_closed_form_keeps_its_digits_when_one_patch_outweighs_all_others(na
     attention = model(features, xy).attention
     assert attention.min() < 1e-100  # far below what a sum of all weights could resolve
     scores = attention.reshape(-1, 50)[0].detach().numpy()
-    found = curve(perturbable([model], features, xy), falling(scores), 1, points=51)
+    found = curve(perturbable(explained([model]), features, xy), falling(scores), 1, points=51)
     np.testing.assert_allclose(found.outcome, slow_curve([model], features, xy, scores, 51, None)[0], rtol=0, atol=1e-8)
 
 
@@ -110,13 +118,13 @@ def test_the_closed_form_keeps_its_digits_when_one_patch_outweighs_all_others(na
 def test_the_closed_form_knows_plain_and_gated_attention(gated: bool) -> None:
     model, (features, xy) = build("abmil", gated=gated, hidden=None), bag(30)
     scores = np.arange(30.0)
-    found = curve(perturbable([model], features, xy), falling(scores), 1, points=31)
+    found = curve(perturbable(explained([model]), features, xy), falling(scores), 1, points=31)
     np.testing.assert_allclose(found.outcome, slow_curve([model], features, xy, scores, 31, None)[0], atol=1e-8)
 
 
 def test_insertion_is_adding_the_most_relevant_first() -> None:
     model, (features, xy), scores = build("abmil"), bag(20), np.random.default_rng(1).random(20)
-    found = flipping(perturbable([model], features, xy, features.mean(0)), scores, 1, points=21)
+    found = flipping(perturbable(explained([model]), features, xy, features.mean(0)), scores, 1, points=21)
     order = np.argsort(-scores)
     for count in range(21):
         shown = features.mean(0).repeat(20, 1)
@@ -129,7 +137,10 @@ def test_insertion_is_adding_the_most_relevant_first() -> None:
 def test_a_constant_map_gains_nothing(way: str) -> None:
     model, (features, xy) = build("transmil"), bag(30)
     found = flipping(
-        perturbable([model], features, xy, features.mean(0) if way == "replace" else None), np.ones(30), 1, points=9
+        perturbable(explained([model]), features, xy, features.mean(0) if way == "replace" else None),
+        np.ones(30),
+        1,
+        points=9,
     )
     assert found.gain == 0.0
 
@@ -145,11 +156,56 @@ def test_equal_scores_go_in_the_grids_order() -> None:
     assert falling(np.array([1.0, 2.0, 2.0, 0.0, 2.0])).tolist() == [1, 2, 4, 0, 3]
 
 
+class OwnAttentionMIL(nn.Module):
+    """A user's own attention-based MIL, of no class of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.classify = nn.Linear(DIM, 1), nn.Linear(DIM, 2)
+        self.calls = 0
+
+    def forward(self, features: Tensor, xy: Tensor) -> MILOutput:
+        self.calls += 1
+        attention = self.score(features).squeeze(1).softmax(0)  # (N,)
+        return MILOutput(self.classify(attention @ features), attention)
+
+    def weighted_mean(self, features: Tensor, xy: Tensor) -> WeightedMean:
+        return WeightedMean(self.score(features), features @ self.classify.weight.T, self.classify.bias)
+
+
+class Sharpened(AttentionMIL):
+    """Inherits the statement of a weighted mean, and weighs its patches in another way."""
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        weights = scores.softmax(0).square()
+        return weights / weights.sum() * (1 + scores[0].tanh())
+
+
+def test_a_users_own_attention_model_takes_the_exact_path() -> None:
+    torch.manual_seed(0)
+    model, (features, xy) = OwnAttentionMIL().double().eval(), bag(60)
+    scores = np.random.default_rng(0).random(60)
+    found = curve(perturbable(explained([model]), features, xy), falling(scores), 1, points=31)
+    assert model.calls == 1
+    np.testing.assert_allclose(found.outcome, slow_curve([model], features, xy, scores, 31, None)[0], atol=1e-8)
+
+
+def test_a_statement_that_does_not_hold_is_not_believed() -> None:
+    torch.manual_seed(0)
+    model = Sharpened(DIM, 2, gated=False, hidden=8, attention_dim=4, dropout=0.0).double().eval()
+    features, xy = bag(20)
+    assert weighted_mean(model, features, xy) is None
+    assert not is_weighted_mean(model)
+    scores = np.random.default_rng(0).random(20)
+    found = curve(perturbable(explained([model]), features, xy), falling(scores), 1, points=21)
+    np.testing.assert_allclose(found.outcome, slow_curve([model], features, xy, scores, 21, None)[0], atol=1e-8)
+
+
 def test_a_model_without_probabilities_is_followed_by_its_output() -> None:
     model, (features, xy) = build("abmil", classes=1), bag(8)
-    found = curve(perturbable([model], features, xy), falling(np.arange(8.0)), 0, points=9, task="survival")
+    found = curve(perturbable(explained([model], "survival"), features, xy), falling(np.arange(8.0)), 0, points=9)
     assert found.outcome[0] == pytest.approx(model(features, xy).logits.item())
-    found = curve(perturbable([model], features, xy), falling(np.arange(8.0)), 0, points=9, task="multilabel")
+    found = curve(perturbable(explained([model], "multilabel"), features, xy), falling(np.arange(8.0)), 0, points=9)
     assert found.outcome[0] == pytest.approx(model(features, xy).logits.sigmoid().item())
 
 
@@ -171,7 +227,7 @@ def test_a_faithful_map_has_the_lowest_area_and_the_highest_gain() -> None:
     truth = (features[:, 0] > 0).double().numpy()
     areas, gains = {}, {}
     for name, scores in {"true": truth, "wrong": -truth, "random": np.random.default_rng(0).random(40)}.items():
-        found = flipping(perturbable([model], features, xy), scores, 1, points=41)
+        found = flipping(perturbable(explained([model]), features, xy), scores, 1, points=41)
         areas[name], gains[name] = found.aupc, found.gain
     assert areas["true"] < areas["random"] < areas["wrong"]
     assert gains["true"] > gains["random"] > gains["wrong"]
@@ -180,7 +236,7 @@ def test_a_faithful_map_has_the_lowest_area_and_the_highest_gain() -> None:
 
 def test_a_small_bag_is_asked_about_once_a_size() -> None:
     model, (features, xy) = Evidence(), bag(5)
-    curve(perturbable([model], features, xy), falling(np.arange(5.0)), 1, points=101)
+    curve(perturbable(explained([model]), features, xy), falling(np.arange(5.0)), 1, points=101)
     assert model.calls == 5
 
 
@@ -213,7 +269,7 @@ def slow_infidelity(
 def test_infidelity_is_the_definition(name: str) -> None:
     members, (features, xy) = [build(name, seed=s) for s in (0, 1)], bag(60)
     gone = squares(xy.numpy(), 12, np.random.default_rng(0))
-    removed = removals(perturbable(members, features, xy, features.mean(0)), gone, 1)
+    removed = removals(perturbable(explained(members), features, xy, features.mean(0)), gone, 1)
     for scores in (np.random.default_rng(1).standard_normal(60), np.random.default_rng(2).random(60)):
         found = [infidelity(removed, sign * scores) for sign in (1, -1)]
         expected = [slow_infidelity(members, features, xy, sign * scores, gone, 1) for sign in (1, -1)]
@@ -230,8 +286,8 @@ def test_contributions_to_a_sum_add_up_and_zeros_explain_nothing() -> None:
             layer.bias.zero_()
     features -= features.mean(0)  # so that the mean patch contributes nothing
     gone = squares(xy.numpy(), 20, np.random.default_rng(0))
-    removed = removals(perturbable([model], features, xy, features.mean(0)), gone, 1)
-    scores = explainers.build("contribution")(model, features, xy, 1)
+    removed = removals(perturbable(explained([model]), features, xy, features.mean(0)), gone, 1)
+    scores = scores_of(explainers.build("contribution"), model, features, xy, 1)
     assert removed.lost.abs().max() > 1e-2
     assert infidelity(removed, scores) == pytest.approx(0, abs=1e-6)
     assert infidelity(removed, np.zeros(60)) == 1.0
@@ -256,7 +312,9 @@ def test_a_removal_is_a_square_around_a_patch() -> None:
 def test_where_nothing_can_be_taken_away_there_is_no_infidelity() -> None:
     model, (features, xy) = build("abmil"), bag(1)
     removed = removals(
-        perturbable([model], features, xy, features.mean(0)), squares(xy.numpy(), 3, np.random.default_rng(0)), 1
+        perturbable(explained([model]), features, xy, features.mean(0)),
+        squares(xy.numpy(), 3, np.random.default_rng(0)),
+        1,
     )
     assert math.isnan(infidelity(removed, np.ones(1)))
 
@@ -274,15 +332,15 @@ def test_the_method_with_the_lowest_area_is_chosen_and_of_equals_the_first_by_na
 
 def test_validation_scores_are_the_mean_area_of_the_predicted_class() -> None:
     members = [build("abmil", seed=s) for s in range(2)]
-    cases = [Case(members, *bag(20, seed=1)), Case(members[:1], *bag(30, seed=2))]
+    cases = [Case(explained(members), *bag(20, seed=1)), Case(explained(members[:1]), *bag(30, seed=2))]
     methods = {name: explainers.build(name) for name in ("attention", "contribution")}
     found = validation_scores(cases, methods, points=11)
     for name, explainer in methods.items():
         areas = []
         for who, features, xy in cases:
-            target = int(np.mean([m(features, xy).logits.softmax(0).tolist() for m in who], axis=0).argmax())
+            target = int(np.mean([m.module(features, xy).logits.softmax(0).tolist() for m in who], axis=0).argmax())
             assert likeliest(who, features, xy) == target
-            scores = np.mean([explainer(m, features, xy, target) for m in who], axis=0)
+            scores = np.mean([explainer(m, features, xy, target).numpy() for m in who], axis=0)
             asked = perturbable(who, features, xy)
             areas.append(flipping(asked, scores, target, points=11).aupc)
             np.testing.assert_allclose(mean_scores(explainer, who, features, xy, target), scores, rtol=1e-6)
@@ -316,7 +374,8 @@ def test_a_map_that_ignores_the_model_is_found_out() -> None:
     assert likeness(slide_only, slide_only**2) == pytest.approx(1.0)
     explainer, model = explainers.build("contribution"), build("abmil")
     maps = [
-        explainer(m, features, xy, 1) for m in (model, *(redrawn(card("abmil"), "cpu", s).double() for s in range(20)))
+        scores_of(explainer, m, features, xy, 1)
+        for m in (model, *(redrawn(card("abmil"), "cpu", s).double() for s in range(20)))
     ]
     assert abs(np.mean([likeness(maps[0], other) for other in maps[1:]])) < 0.4
 
@@ -377,7 +436,7 @@ def trained() -> nn.Module:
 
 def test_on_planted_evidence_contribution_is_chosen_before_attention_and_random_is_worst(trained: nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
-    cases = [Case([trained], planted(generator)[0], torch.zeros(60, 2)) for _ in range(40)]
+    cases = [Case(explained([trained]), planted(generator)[0], torch.zeros(60, 2)) for _ in range(40)]
     methods = {name: explainers.build(name) for name in ("attention", "contribution", "instance")}
     aupc = validation_scores(cases, methods)
     shuffled: list[float] = []

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from explaining import scores_of
 from test_explain import MODELS, bag, build
 from torch import Tensor, nn
 
 from wsi_pipeline.aggregate import MILOutput
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain.explained_model import Attribution, ExplainedModel
 from wsi_pipeline.explain.logit_contrast import contrast
-from wsi_pipeline.explain.methods import Attribution, ReportsResidual, explainers
+from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.patch_embedding import embedded_leaf, embedding
 
 CONTINUOUS = [name for name in MODELS if name != "dsmil"]  # it jumps where another patch becomes critical
@@ -26,8 +28,7 @@ def answer(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> float
 
 def attribute(method: str, model: nn.Module, features: Tensor, xy: Tensor, target: int, **options: Any) -> Attribution:
     explainer = explainers.build(method, **options)
-    assert isinstance(explainer, ReportsResidual)
-    return explainer.attribute(model, features, xy, target)
+    return explainer(ExplainedModel(model), features, xy, target)
 
 
 @pytest.mark.parametrize("model_name", MODELS)
@@ -47,7 +48,7 @@ def test_saliency_and_squared_gradient_are_sizes_of_finite_differences(model_nam
                 ends.append(answer(model, moved, xy, 1))
             slopes[row, d] = (ends[0] - ends[1]) / (2 * step)
     for method, expected in (("saliency", np.abs(slopes).sum(1)), ("squared_gradient", np.square(slopes).sum(1))):
-        scores = explainers.build(method)(model, features, xy, 1)
+        scores = scores_of(explainers.build(method), model, features, xy, 1)
         np.testing.assert_allclose(scores[patches], expected, rtol=1e-4, atol=1e-8)
         assert scores[most] > 0
 
@@ -81,21 +82,23 @@ def test_guided_backprop_is_the_gradient_of_which_no_relu_lets_what_is_below_zer
         back = second[0].T @ np.where((outer > 0) & (back > 0), back, 0)
         back = first[0].T @ np.where((inner > 0) & (back > 0), back, 0)
         expected.append(np.abs(back).sum())
-    scores = explainers.build("guided_backprop")(model, features, xy, 1)
+    scores = scores_of(explainers.build("guided_backprop"), model, features, xy, 1)
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
     assert np.ptp(scores) > 1e-3
-    assert not np.allclose(scores, explainers.build("saliency")(model, features, xy, 1), rtol=0.1)
+    assert not np.allclose(scores, scores_of(explainers.build("saliency"), model, features, xy, 1), rtol=0.1)
 
 
-GUIDED = [name for name in MODELS if explainers.build("guided_backprop").fits(build(name)) is None]
+GUIDED = [name for name in MODELS if explainers.build("guided_backprop").fits(ExplainedModel(build(name))) is None]
 
 
 def test_guided_backprop_fits_the_models_all_of_whose_relus_are_modules() -> None:
     assert GUIDED == ["abmil", "clam_mb", "clam_sb", "dsmil", "max", "mean", "smile", "transmil"]
     for name in ("additive", "dtfd", "gtn"):  # additive: one of its two
         with pytest.raises(ConfigError, match="calls ReLU as a function, which cannot be hooked; this method needs"):
-            explainers.build("guided_backprop")(build(name), *bag(3), 1)
-    assert "has no ReLU" in (explainers.build("guided_backprop").fits(build("abmil", hidden=None)) or "")
+            scores_of(explainers.build("guided_backprop"), build(name), *bag(3), 1)
+    assert "has no ReLU" in (
+        explainers.build("guided_backprop").fits(ExplainedModel(build("abmil", hidden=None))) or ""
+    )
 
 
 @pytest.mark.parametrize("model_name", GUIDED)
@@ -103,11 +106,11 @@ def test_guided_backprop_leaves_no_hook_behind(model_name: str) -> None:
     model, (features, xy) = build(model_name), bag(40)
     before = model(features, xy).logits
     explainer, saliency = explainers.build("guided_backprop"), explainers.build("saliency")
-    plain = saliency(model, features, xy, 1)
-    assert explainer.fits(model) is None
-    explainer(model, features, xy, 1)
+    plain = scores_of(saliency, model, features, xy, 1)
+    assert explainer.fits(ExplainedModel(model)) is None
+    scores_of(explainer, model, features, xy, 1)
     assert torch.equal(model(features, xy).logits, before)
-    np.testing.assert_array_equal(saliency(model, features, xy, 1), plain)
+    np.testing.assert_array_equal(scores_of(saliency, model, features, xy, 1), plain)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
@@ -166,7 +169,7 @@ class Watched(nn.Module):
 
 def test_a_model_is_given_one_whole_bag_a_step() -> None:
     model, (features, xy) = Watched(), bag(25)
-    scores = explainers.build("integrated_gradients", steps=7)(model, features, xy, 1)
+    scores = scores_of(explainers.build("integrated_gradients", steps=7), model, features, xy, 1)
     assert model.shapes == [(25, 8)] * 9  # seven steps and both ends
     np.testing.assert_allclose(scores, features.square().sum(1) / features.numel(), rtol=1e-6)  # exact: quadratic
 
@@ -183,19 +186,19 @@ def test_integrated_gradients_refuse_other_options(options: dict[str, Any]) -> N
 @pytest.mark.parametrize("target", [0, 1, 2])
 def test_gradcam_of_mean_pooling_is_cam_the_contribution_above_zero(target: int) -> None:
     model, (features, xy) = build("mean", classes=3), bag(300)
-    scores = explainers.build("gradcam_features")(model, features, xy, target)
-    contributions = explainers.build("contribution")(model, features, xy, target)
+    scores = scores_of(explainers.build("gradcam_features"), model, features, xy, target)
+    contributions = scores_of(explainers.build("contribution"), model, features, xy, target)
     np.testing.assert_allclose(scores, np.maximum(contributions, 0), atol=1e-8)
     assert (contributions > 0).any()
 
 
-EMBEDDING = [name for name in MODELS if explainers.build("gradcam_features").fits(build(name)) is None]
+EMBEDDING = [name for name in MODELS if explainers.build("gradcam_features").fits(ExplainedModel(build(name))) is None]
 
 
 def test_gradcam_fits_the_models_that_embed_each_patch_alone() -> None:
     assert EMBEDDING == ["abmil", "additive", "clam_mb", "clam_sb", "dtfd", "max", "mean", "smile", "transmil"]
-    with pytest.raises(ConfigError, match="called embed"):
-        explainers.build("gradcam_features")(build("gtn"), *bag(3), 1)
+    with pytest.raises(ConfigError, match="patch_embedding"):
+        scores_of(explainers.build("gradcam_features"), build("gtn"), *bag(3), 1)
 
 
 @pytest.mark.parametrize("model_name", EMBEDDING)
@@ -214,7 +217,7 @@ def test_gradcam_weighs_each_unit_by_how_the_answer_moves_when_all_patches_have_
             with module.register_forward_hook(lambda _, __, output, more=more: output + more):
                 ends.append(answer(model, features, xy, 0))
         weights[d] = (ends[0] - ends[1]) / (2 * step) / 40  # the mean over patches of the gradient
-    scores = explainers.build("gradcam_features")(model, features, xy, 0)
+    scores = scores_of(explainers.build("gradcam_features"), model, features, xy, 0)
     np.testing.assert_allclose(scores, (seen[0] @ weights).clamp(min=0), rtol=1e-4, atol=1e-7)
 
 

@@ -8,13 +8,15 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from explaining import scores_of
 from test_explain import MODELS, bag, build
 from torch import Tensor, nn
 
 from wsi_pipeline.aggregate.gtn import Block, GraphTransformer
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain.explained_model import Attribution, ExplainedModel, Target
 from wsi_pipeline.explain.logit_contrast import contrast
-from wsi_pipeline.explain.methods import Attribution, explainers
+from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.methods.graphcam import GraphCAM, pooled, ran
 
 
@@ -32,7 +34,7 @@ def graph_transformer(classes: int = 3, **options: int) -> GraphTransformer:
 def attribute(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Attribution:
     explainer = explainers.build("graphcam")
     assert isinstance(explainer, GraphCAM)
-    return explainer.attribute(model, features, xy, target)
+    return explainer(ExplainedModel(model), features, xy, target)
 
 
 # --- the oracle ----------------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ def test_relevance_is_conserved_from_the_answer_to_the_nodes() -> None:
     model, (features, xy) = graph_transformer(), bag(50)
     with torch.no_grad():
         _, tokens = pooled(model, features, xy)
-        layers, _ = ran(model, tokens, 1)
+        layers, _ = ran(model, tokens, Target(1))
         relevance = torch.zeros_like(tokens)
         relevance[0, 0] = 1
         for layer in reversed(layers):
@@ -174,6 +176,8 @@ def test_each_class_has_a_map_of_its_own() -> None:
 
 
 def test_graphcam_fits_graph_transformers() -> None:
-    assert [name for name in MODELS if explainers.build("graphcam").fits(build(name)) is None] == ["gtn"]
+    assert [name for name in MODELS if explainers.build("graphcam").fits(ExplainedModel(build(name))) is None] == [
+        "gtn"
+    ]
     with pytest.raises(ConfigError, match="needs a graph transformer"):
-        explainers.build("graphcam")(build("transmil"), *bag(3), 1)
+        scores_of(explainers.build("graphcam"), build("transmil"), *bag(3), 1)

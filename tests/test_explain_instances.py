@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from explaining import scores_of
 from test_explain import MODELS, bag, build
 from torch import Tensor
 
 from wsi_pipeline.aggregate.dtfd import DTFD
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain.explained_model import ExplainedModel
 from wsi_pipeline.explain.logit_contrast import contrast
 from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.methods.instance_head import probabilities
@@ -64,7 +66,7 @@ def test_the_closed_form_is_the_loop_where_one_patch_has_all_attention(
 @pytest.mark.parametrize("model_name", MODELS)
 def test_leave_one_out_is_the_answer_less_that_of_the_slide_without_the_patch(model_name: str, patches: int) -> None:
     model, (features, xy) = build(model_name, classes=3), bag(patches)
-    scores = explainers.build("leave_one_out", naive=True)(model, features, xy, 2)
+    scores = scores_of(explainers.build("leave_one_out", naive=True), model, features, xy, 2)
     with torch.no_grad():
         for k in range(patches):
             rest = [j for j in range(patches) if j != k]
@@ -77,18 +79,22 @@ def test_a_slide_of_one_patch_is_compared_with_the_bias_or_with_a_patch_of_zeros
     with torch.no_grad():
         model = build("abmil")
         gained = contrast(model(features, xy).logits - model.get_parameter("classify.bias"), 1).item()
-        assert explainers.build("leave_one_out")(model, features, xy, 1) == pytest.approx([gained], abs=1e-6)
+        assert scores_of(explainers.build("leave_one_out"), model, features, xy, 1) == pytest.approx([gained], abs=1e-6)
         model = build("transmil")
         gained = contrast(model(features, xy).logits - model(0 * features, xy).logits, 1).item()
-        assert explainers.build("leave_one_out", **options)(model, features, xy, 1) == pytest.approx([gained], abs=1e-6)
+        assert scores_of(explainers.build("leave_one_out", **options), model, features, xy, 1) == pytest.approx(
+            [gained], abs=1e-6
+        )
 
 
 def test_leave_one_out_fits_models_with_the_closed_form_or_on_request_all() -> None:
-    fitting = [name for name in MODELS if explainers.build("leave_one_out").fits(build(name)) is None]
+    fitting = [name for name in MODELS if explainers.build("leave_one_out").fits(ExplainedModel(build(name))) is None]
     assert fitting == ["abmil", "clam_mb", "clam_sb", "mean"]
-    assert all(explainers.build("leave_one_out", naive=True).fits(build(name)) is None for name in MODELS)
+    assert all(
+        explainers.build("leave_one_out", naive=True).fits(ExplainedModel(build(name))) is None for name in MODELS
+    )
     with pytest.raises(ConfigError, match="naive: true"):
-        explainers.build("leave_one_out")(build("smile"), *bag(3), 1)
+        scores_of(explainers.build("leave_one_out"), build("smile"), *bag(3), 1)
     with pytest.raises(ConfigError, match="method option naive is 'yes'"):
         explainers.build("leave_one_out", naive="yes")
 
@@ -117,7 +123,7 @@ def test_of_dtfd_it_is_the_softmax_of_the_derived_logits_whose_mean_and_bias_are
     with torch.no_grad():
         logits, pseudo_bag = slow_dtfd(model, features, xy)
         said = model.pseudo_bag_logits(features, xy)
-    scores = explainers.build("instance_head")(model, features, xy, 1)
+    scores = scores_of(explainers.build("instance_head"), model, features, xy, 1)
     for k, row in enumerate(logits):
         assert scores[k] == pytest.approx(math.exp(row[1]) / sum(map(math.exp, row)), abs=1e-6)
     for p, of_bag in enumerate(said):
@@ -128,7 +134,7 @@ def test_of_dtfd_it_is_the_softmax_of_the_derived_logits_whose_mean_and_bias_are
 @pytest.mark.parametrize("model_name", ["clam_sb", "clam_mb"])
 def test_of_clam_it_is_the_classs_instance_classifier(model_name: str) -> None:
     model, (features, xy) = build(model_name, classes=3), bag(30)
-    scores = explainers.build("instance_head")(model, features, xy, 2)
+    scores = scores_of(explainers.build("instance_head"), model, features, xy, 2)
     layer = model.get_submodule("attention_net.0")
     with torch.no_grad():
         for k in range(30):
@@ -138,19 +144,20 @@ def test_of_clam_it_is_the_classs_instance_classifier(model_name: str) -> None:
 
 def test_of_dsmil_it_is_the_softmax_of_the_instance_stream() -> None:
     model, (features, xy) = build("dsmil", classes=3), bag(30)
-    scores = explainers.build("instance_head")(model, features, xy, 0)
+    scores = scores_of(explainers.build("instance_head"), model, features, xy, 0)
     weight, bias = (model.get_parameter(f"i_classifier.fc.0.{name}").detach() for name in ("weight", "bias"))
     for k in range(30):
         row = [math.exp(float(w @ features[k] + b)) for w, b in zip(weight, bias, strict=True)]
         assert scores[k] == pytest.approx(row[0] / sum(row), abs=1e-6)
 
 
-def test_one_logit_alone_is_no_choice_between_classes() -> None:
-    found = probabilities(torch.tensor([[0.0], [math.log(3)]]))
+def test_labels_that_do_not_exclude_each_other_have_a_sigmoid_each() -> None:
+    one_label = ExplainedModel(build("dsmil"), "multilabel")
+    found = probabilities(torch.tensor([[0.0], [math.log(3)]]), one_label)
     torch.testing.assert_close(found, torch.tensor([[0.5], [0.75]]))
 
 
 def test_instance_head_fits_the_models_that_classify_patches() -> None:
     explainer = explainers.build("instance_head")
-    fitting = [name for name in MODELS if explainer.fits(build(name)) is None]
+    fitting = [name for name in MODELS if explainer.fits(ExplainedModel(build(name))) is None]
     assert fitting == ["clam_mb", "clam_sb", "dsmil", "dtfd"]

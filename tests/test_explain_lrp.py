@@ -15,8 +15,9 @@ from wsi_pipeline.aggregate.abmil import AttentionMIL
 from wsi_pipeline.aggregate.nystrom import TokenAttention, iterated_pinv, landmark_means
 from wsi_pipeline.aggregate.transmil import TransLayer, TransMIL
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain.explained_model import Attribution, ExplainedModel
 from wsi_pipeline.explain.logit_contrast import contrast
-from wsi_pipeline.explain.methods import Attribution, ReportsResidual, explainers
+from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.propagation.lrp_rules import RULES, Relevance
 from wsi_pipeline.explain.propagation.traced_tensor import NoRuleError, traced_logits
 
@@ -65,8 +66,7 @@ def attribute(
     model: nn.Module, features: Tensor, xy: Tensor, target: int = 1, epsilon: float = 0.0, gamma: float = 0.0
 ) -> Attribution:
     explainer = explainers.build("lrp", epsilon=epsilon, gamma=gamma)
-    assert isinstance(explainer, ReportsResidual)
-    return explainer.attribute(model, features, xy, target)
+    return explainer(ExplainedModel(model), features, xy, target)
 
 
 # --- rules against their definitions ---------------------------------------------------------------------------
@@ -394,7 +394,7 @@ class Gate(nn.Module):
 
 
 def test_a_model_with_an_operator_without_a_rule_does_not_fit() -> None:
-    reason = explainers.build("lrp").fits(Gate().double())
+    reason = explainers.build("lrp").fits(ExplainedModel(Gate().double()))
     assert reason == "has the operator 'mul' on the way to its logits; this method needs a rule for each"
 
 

@@ -15,12 +15,13 @@ from wsi_pipeline.aggregate.checkpoint import load_model
 from wsi_pipeline.config import Config
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ConfigError, SlideError
-from wsi_pipeline.explain.map_arithmetic import agreement, consensus, faithful_weights
-from wsi_pipeline.explain.map_uncertainty import entropy, reference_distance, reference_of
+from wsi_pipeline.explain.explained_model import ExplainedModel
 from wsi_pipeline.explain.method_selection import Case, validation_scores
 from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.selection_job import POINTS
 from wsi_pipeline.explain.stage import run
+from wsi_pipeline.explain.summary_maps.map_arithmetic import agreement, consensus, faithful_weights
+from wsi_pipeline.explain.summary_maps.map_uncertainty import entropy, reference_distance, reference_of
 from wsi_pipeline.project import Project, read_selection
 from wsi_pipeline.store import read_bag, read_explanations
 from wsi_pipeline.types import Explanation
@@ -47,7 +48,7 @@ def test_auto_is_the_candidate_with_the_lowest_area_on_the_validation_slides(hou
     bag = read_bag(house.root / "embed" / "s2.h5")  # each fold's validation slide
     features, xy = torch.from_numpy(bag.features), torch.from_numpy(bag.grid.xy_stride)
     models = [load_model(house.fold("abmil", fold), "cpu")[0] for fold in range(2)]
-    cases = [Case([model], features, xy) for model in models]
+    cases = [Case([ExplainedModel(model)], features, xy) for model in models]
     expected = validation_scores(cases, {name: explainers.build(name) for name in METHODS}, points=POINTS)
     choice = read_selection(house.root / "explain" / "abmil" / "selection.json")
     assert choice is not None

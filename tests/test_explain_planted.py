@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from explaining import scores_of
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from wsi_pipeline.aggregate import models
+from wsi_pipeline.explain.explained_model import ExplainedModel
 from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.types import Float32
 
@@ -82,9 +84,9 @@ def table() -> dict[str, Found]:
             bags.append((features, kind))
     built = {name: explainers.build(name) for name in explainers.names()}
     maps = {
-        name: [explainer(model, features, XY, 1) for features, _ in bags]
+        name: [scores_of(explainer, model, features, XY, 1) for features, _ in bags]
         for name, explainer in built.items()
-        if explainer.fits(model) is None
+        if explainer.fits(ExplainedModel(model)) is None
     }
     maps["random"] = [random.standard_normal(PATCHES).astype(np.float32) for _ in bags]
     table = {name: summary(model, bags, scores) for name, scores in maps.items()}
@@ -107,9 +109,9 @@ def summary(model: nn.Module, bags: list[tuple[Tensor, Tensor]], scores: list[Fl
 
 
 def named(table: dict[str, Found], **facts: object) -> list[str]:
-    """Methods of the table of which the registry says this."""
-    entries = [entry for entry in explainers.entries() if entry.name in table]
-    return [entry.name for entry in entries if all(entry.info[fact] == said for fact, said in facts.items())]
+    """Methods of the table that have these facts."""
+    built = {name: explainers.build(name) for name in table if name in explainers.names()}
+    return [name for name, one in built.items() if all(getattr(one, fact) == value for fact, value in facts.items())]
 
 
 def test_every_signed_method_finds_evidence_for_and_against(table: dict[str, Found]) -> None:
@@ -119,7 +121,7 @@ def test_every_signed_method_finds_evidence_for_and_against(table: dict[str, Fou
 
 
 def test_instance_probability_finds_evidence_for_and_against(table: dict[str, Found]) -> None:
-    probable = named(table, unit="probability")
+    probable = [*named(table, unit="probability"), *named(table, unit="prediction")]
     assert "instance" in probable
     assert {name: table[name] for name in probable if min(table[name][:2]) < 0.8} == {}
 

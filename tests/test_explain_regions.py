@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from explaining import scores_of
 from test_explain import MODELS, bag, build
 from torch import Tensor, nn
 
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain.explained_model import Attribution, ExplainedModel
 from wsi_pipeline.explain.logit_contrast import contrast
-from wsi_pipeline.explain.methods import Attribution, ReportsResidual, explainers
+from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.regions import MOST, regions
 
 METHODS = ["lime", "kernel_shap"]
@@ -22,8 +24,7 @@ METHODS = ["lime", "kernel_shap"]
 
 def attribute(method: str, model: nn.Module, features: Tensor, xy: Tensor, target: int, **options: Any) -> Attribution:
     explainer = explainers.build(method, **options)
-    assert isinstance(explainer, ReportsResidual)
-    return explainer.attribute(model, features, xy, target)
+    return explainer(ExplainedModel(model), features, xy, target)
 
 
 def answer(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> float:
@@ -67,7 +68,8 @@ def test_on_a_sum_a_region_has_what_its_patches_contribute(method: str, baseline
     found = attribute(method, model, features, xy, 1, baseline=baseline)
     instead = torch.zeros_like(features) if baseline == "zero" else features.mean(0).expand_as(features)
     contribution = explainers.build("contribution")
-    gained = contribution(model, features, xy, 1) - contribution(model, instead, xy, 1).astype(float)
+    here, there = (scores_of(contribution, model, x, xy, 1).astype(float) for x in (features, instead))
+    gained = here - there
     region = regions(xy, None)
     assert region.max() + 1 == 40
     for r in range(40):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from explaining import scores_of
 
 from wsi_pipeline.aggregate import models
 from wsi_pipeline.aggregate.checkpoint import ModelCard, load_model, save_model
@@ -104,7 +105,7 @@ class House:
         model, _ = load_model(self.fold(name, fold), "cpu")
         bag = read_bag(self.root / "embed" / f"{slide_id}.h5")
         features, xy = torch.from_numpy(bag.features), torch.from_numpy(bag.grid.xy_stride)
-        return explainers.build(method)(model, features, xy, target)
+        return scores_of(explainers.build(method), model, features, xy, target)
 
 
 class Made:

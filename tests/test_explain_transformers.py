@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from explaining import scores_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,8 +18,9 @@ from wsi_pipeline.aggregate import models
 from wsi_pipeline.aggregate.nystrom import iterated_pinv
 from wsi_pipeline.aggregate.transmil import TransLayer, TransMIL
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.explain.explained_model import Attribution, ExplainedModel, Target
 from wsi_pipeline.explain.logit_contrast import contrast
-from wsi_pipeline.explain.methods import Attribution, ReportsResidual, explainers
+from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.transformer import attention_maps, relevance, trace
 
 DIM, HIDDEN, LANDMARKS, STEPS = 7, 16, 10, 3
@@ -55,8 +57,7 @@ def bag(patches: int) -> tuple[Tensor, Tensor]:
 
 def explained(method: str, model: nn.Module, features: Tensor, xy: Tensor, target: int = 1) -> Attribution:
     explainer = explainers.build(method, **({"steps": STEPS} if method in ("token_wise", "head_wise") else {}))
-    assert isinstance(explainer, ReportsResidual)
-    return explainer.attribute(model, features, xy, target)
+    return explainer(ExplainedModel(model), features, xy, target)
 
 
 # --- the definition --------------------------------------------------------------------------------------------
@@ -289,8 +290,8 @@ def test_what_is_differentiated_is_the_models_own_answer_bit_for_bit(attention: 
     model, (features, xy) = build(attention, position), bag(57)
     answer = contrast(model(features, xy).logits, 2)
     seen = trace.trace(model, features, xy)
-    assert torch.equal(trace.answer_from_first(model, seen, seen.first.mixed, 2), answer)
-    assert torch.equal(trace.answer_from_last(model, seen, seen.last.mixed, 2), answer)
+    assert torch.equal(trace.answer_from_first(model, seen, seen.first.mixed, Target(2)), answer)
+    assert torch.equal(trace.answer_from_last(model, seen, seen.last.mixed, Target(2)), answer)
 
 
 @pytest.mark.parametrize(("attention", "position"), FORMS)
@@ -360,7 +361,7 @@ def test_relevance_is_neither_made_nor_lost_on_its_way_down(attention: str, posi
     model, (features, xy) = build(attention, position), bag(60)
     with torch.no_grad():
         seen = trace.trace(model, features, xy)
-        last = relevance.last_relevance(model, seen, 1)
+        last = relevance.last_relevance(model, seen, Target(1))
         convolved = relevance.class_convolution(seen.last)
         attended = (seen.last.mixed - convolved) * last.attended.flatten()
         parts = torch.stack([last.skipped.sum(), attended.sum(), (convolved * last.convolved).sum()])
@@ -389,8 +390,7 @@ def test_feedback_over_one_step_is_that_of_the_bag_itself_and_no_step_is_refused
     model, (features, xy) = build("exact", "grid"), bag(20)
     gradient = slow(model, features, xy, 1).gradients()[1][:, 0].clamp(min=0).mean(0)
     explainer = explainers.build(method, steps=1)
-    assert isinstance(explainer, ReportsResidual)
-    scores = explainer.attribute(model, features, xy, 1).scores
+    scores = explainer(ExplainedModel(model), features, xy, 1).scores
     assert ((scores > 0) == (gradient[1:] > 0)).all()
     for steps in (0, -1, True, 2.5):
         with pytest.raises(ConfigError, match="steps"):
@@ -465,8 +465,8 @@ def test_transmil_is_given_back_as_it_was(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_only_transmil_fits(method: str) -> None:
     explainer = explainers.build(method)
-    assert all(explainer.fits(build(*form)) is None for form in FORMS)
+    assert all(explainer.fits(ExplainedModel(build(*form))) is None for form in FORMS)
     other = models.build("abmil", DIM, 2)
-    assert "needs a transmil model" in (explainer.fits(other) or "")
+    assert "needs a transmil model" in (explainer.fits(ExplainedModel(other)) or "")
     with pytest.raises(ConfigError, match="AttentionMIL has no class token"):
-        explainer(other, *bag(3), 1)
+        scores_of(explainer, other, *bag(3), 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from wsi_pipeline.explain.map_uncertainty import (
+from wsi_pipeline.explain.summary_maps.map_uncertainty import (
     NEAREST,
     entropy,
     reference_distance,

@@ -20,7 +20,7 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-Unit = Literal["attention", "probability", "attribution", "share", "distance"]  # share: from 0 to 1
+Unit = Literal["attention", "probability", "value", "risk", "attribution", "fraction", "distance"]
 Box = tuple[int, int, int, int]  # (x, y, width, height)
 
 

@@ -70,3 +70,33 @@ class InstanceLogits(Protocol):
     def instance_logits(self, features: Tensor, xy: Tensor) -> Tensor:
         """What it says of each patch: (N, C), classes against each other, or (N, C, 2), each class absent, present."""
         ...
+
+
+class WeightedMean(NamedTuple):
+    """Parts of ``logits_c = bias_c + sum_k softmax_k(log_weights)_kc values_kc`` for one bag."""
+
+    log_weights: Tensor  # (N, 1), or (N, C) where each class has its own; of a patch alone, whatever else is in the bag
+    values: Tensor  # (N, C)
+    bias: Tensor  # (C,)
+
+
+@runtime_checkable
+class HasWeightedMean(Protocol):
+    """A model whose logits are a softmax-weighted mean of its patches.
+
+    Then a bag without some patches costs no further forward pass: a patch that is left out only changes two sums.
+    """
+
+    def weighted_mean(self, features: Tensor, xy: Tensor) -> WeightedMean | None:
+        """The parts for ``features`` (N, D), in eval mode; None where this variant of the model has no such form."""
+        ...
+
+
+@runtime_checkable
+class EmbedsPatches(Protocol):
+    """A model with a layer that embeds each patch, regardless of the others."""
+
+    @property
+    def patch_embedding(self) -> nn.Module:
+        """The module whose output is h, (N, hidden)."""
+        ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from . import MILOutput, models
+from . import MILOutput, WeightedMean, models
 from .model_options import check_counts, check_dropout, check_flag
 
 
@@ -32,6 +32,11 @@ class AttentionMIL(nn.Module):
         self.score = nn.Linear(attention_dim, 1, bias=False)  # w
         self.classify = nn.Linear(hidden, classes)
 
+    @property
+    def patch_embedding(self) -> nn.Module:
+        """Patches (N, D) -> (N, hidden), each alone."""
+        return self.embed
+
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:  # noqa: ARG002
         """Logits (C,) and the attention a, (N,)."""
         embedded, attention = self._attended(features)
@@ -46,12 +51,22 @@ class AttentionMIL(nn.Module):
         """The classifier's bias, (C,)."""
         return self.classify.bias
 
-    def _attended(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        embedded: Tensor = self.embed(features)  # (N, hidden)
+    def weighted_mean(self, features: Tensor, xy: Tensor) -> WeightedMean | None:  # noqa: ARG002
+        """The parts of the mean: scores of the patches, w_c · h_k, and the bias."""
+        embedded, scores = self._scored(features)
+        return WeightedMean(scores, embedded @ self.classify.weight.T, self.classify.bias)
+
+    def _scored(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded patches (N, hidden) and their scores (N, 1) before the softmax."""
+        embedded: Tensor = self.embed(features)
         hints: Tensor = self.attend(embedded)  # (N, attention_dim)
         if self.gate is not None:
             hints = hints * self.gate(embedded)
-        scores: Tensor = self.score(hints)  # (N, 1)
+        scores: Tensor = self.score(hints)
+        return embedded, scores
+
+    def _attended(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        embedded, scores = self._scored(features)
         return embedded, self.weigh(scores.squeeze(1))
 
     def weigh(self, scores: Tensor) -> Tensor:

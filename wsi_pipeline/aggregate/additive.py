@@ -44,6 +44,11 @@ class AdditiveMIL(nn.Module):
         self.inner = nn.Linear(hidden, classifier_dim)
         self.outer = nn.Linear(classifier_dim, classes)
 
+    @property
+    def patch_embedding(self) -> nn.Module:
+        """Patches (N, D) -> (N, hidden), each alone."""
+        return self.embed
+
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:  # noqa: ARG002
         """Logits (C,) and the attention a, (N,)."""
         embedded, attention = self._attended(features)

@@ -28,6 +28,9 @@ WEIGHTS = "model.safetensors"
 MPP_TOLERANCE = 0.01  # relative; scans of one protocol differ by about that much
 
 
+Task = Literal["classification", "multilabel", "regression", "survival"]
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """What a trained model is, and which bags it can read. The last class is the positive one of two."""
@@ -44,7 +47,7 @@ class ModelCard:
     threshold: float | None  # on the positive class's probability, from validation; None for more than two classes
     trained: dict[str, Any]  # fold, seed, patients held out and the like; anything JSON can hold
     weights_sha256: str = ""  # of model.safetensors; filled in by save_model
-    task: Literal["classification", "multilabel", "regression", "survival"] = "classification"
+    task: Task = "classification"
     bag: Literal["slide", "patient"] = "slide"  # what one bag of its training was
     scale: tuple[float, float] = (0.0, 1.0)  # regression: value = scale[0] + scale[1] * output
     temperature: Annotated[float, Field(gt=0)] | None = None  # what logits are divided by, from validation

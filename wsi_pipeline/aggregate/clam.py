@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ConfigError
-from . import MILOutput, TrainingOutput, models
+from . import MILOutput, TrainingOutput, WeightedMean, models
 from .model_options import check_choice, check_counts, check_dropout, check_flag
 
 
@@ -90,6 +90,11 @@ class CLAM(nn.Module):
             self.classifiers = nn.Linear(hidden, classes)
         self.instance_classifiers = nn.ModuleList(nn.Linear(hidden, 2) for _ in range(classes))
 
+    @property
+    def patch_embedding(self) -> nn.Module:
+        """Patches (N, D) -> (N, hidden), each alone."""
+        return self.attention_net[2]
+
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:  # noqa: ARG002
         """Logits (C,) and the attention a: (N,) for a single branch, (C, N) for one a class."""
         embedded, attention = self._attended(features)
@@ -107,13 +112,18 @@ class CLAM(nn.Module):
     def evidence(self, features: Tensor, xy: Tensor) -> Tensor:  # noqa: ARG002
         """What each patch adds to each logit, (N, C): a_ck w_c · h_k."""
         embedded, attention = self._attended(features)
-        return attention.T * (embedded @ self._weight().T)
+        return attention.T * (embedded @ self.class_weight().T)
 
     def bias(self) -> Tensor:
         """The bias of each class's classifier, (C,)."""
         if isinstance(self.classifiers, nn.Linear):
             return self.classifiers.bias
         return torch.cat([layer.get_parameter("bias") for layer in self.classifiers])
+
+    def weighted_mean(self, features: Tensor, xy: Tensor) -> WeightedMean:  # noqa: ARG002
+        """The parts of the mean: scores of each branch, w_c · h_k, and the biases."""
+        embedded = self.attention_net[:3](features)  # (N, hidden)
+        return WeightedMean(self.attention_net[3](embedded), embedded @ self.class_weight().T, self.bias())
 
     def instance_logits(self, features: Tensor, xy: Tensor) -> Tensor:  # noqa: ARG002
         """What each class's instance classifier says of each patch, (N, C, 2): not in the class, in it."""
@@ -132,9 +142,9 @@ class CLAM(nn.Module):
 
     def _logits(self, embedded: Tensor, attention: Tensor) -> Tensor:
         pooled = attention @ embedded  # (branches, hidden)
-        return (pooled * self._weight()).sum(1) + self.bias()
+        return (pooled * self.class_weight()).sum(1) + self.bias()
 
-    def _weight(self) -> Tensor:
+    def class_weight(self) -> Tensor:
         """w, (C, hidden)."""
         if isinstance(self.classifiers, nn.Linear):
             return self.classifiers.weight

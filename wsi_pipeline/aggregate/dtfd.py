@@ -110,6 +110,11 @@ class DTFD(nn.Module):
         self.classifier = Classifier(hidden, classes, dropout)
         self.att_classifier = SecondTier(hidden, classes, attention_dim, dropout)
 
+    @property
+    def patch_embedding(self) -> nn.Module:
+        """Patches (N, D) -> (N, hidden), each alone."""
+        return self.dim_reduction
+
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:
         """Logits (C,) of tier 2 and the effective attention A, (N,)."""
         return MILOutput(*self._second_tier(self._first_tier(features, xy)))

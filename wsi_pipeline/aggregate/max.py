@@ -22,6 +22,11 @@ class MaxPooling(nn.Module):
         self.embed = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout))
         self.classify = nn.Linear(hidden, classes)
 
+    @property
+    def patch_embedding(self) -> nn.Module:
+        """Patches (N, D) -> (N, hidden), each alone."""
+        return self.embed
+
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:  # noqa: ARG002
         """Logits (C,); attention (C, N), 1 at each class's winning patch (the first of equals) and 0 elsewhere."""
         instance_logits: Tensor = self.classify(self.embed(features))  # (N, C)

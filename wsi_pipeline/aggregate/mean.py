@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from . import MILOutput, models
+from . import MILOutput, WeightedMean, models
 from .model_options import check_counts, check_dropout
 
 
@@ -20,6 +21,11 @@ class MeanPooling(nn.Module):
         self.embed = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout))
         self.classify = nn.Linear(hidden, classes)
 
+    @property
+    def patch_embedding(self) -> nn.Module:
+        """Patches (N, D) -> (N, hidden), each alone."""
+        return self.embed
+
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:  # noqa: ARG002
         """Logits (C,). There is no attention: every patch weighs 1/N."""
         embedded: Tensor = self.embed(features)  # (N, hidden)
@@ -33,6 +39,11 @@ class MeanPooling(nn.Module):
     def bias(self) -> Tensor:
         """The classifier's bias, (C,)."""
         return self.classify.bias
+
+    def weighted_mean(self, features: Tensor, xy: Tensor) -> WeightedMean:  # noqa: ARG002
+        """The parts of the mean: equal weights, w_c · h_k, and the bias."""
+        values = self.embed(features) @ self.classify.weight.T  # (N, C)
+        return WeightedMean(torch.zeros_like(values[:, :1]), values, self.classify.bias)
 
 
 @models.register("mean", paper="Ilse et al., ICML 2018", class_specific_attention=False)

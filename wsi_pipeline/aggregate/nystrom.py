@@ -103,9 +103,9 @@ class TokenAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """All tokens attend to all: (T, dim) -> (T, dim)."""
-        padded = self._padded(tokens)  # (P, dim)
+        padded = self.padded(tokens)  # (P, dim)
         values = F.linear(padded, self.to_qkv.weight.chunk(3)[2])  # (P, dim)
-        mixed = _merge(self._attended(padded, values)) + self._convolve(values)
+        mixed = _merge(self._attended(padded, values)) + self.convolve_values(values)
         output: Tensor = self.to_out(mixed[-len(tokens) :])
         return output
 
@@ -113,13 +113,17 @@ class TokenAttention(nn.Module):
         """What each token attends to, (1, H, P, d). Keys are dropped before there are queries."""
         to_queries, to_keys, _ = self.to_qkv.weight.chunk(3)
         if self.exact:
-            keys, found = self._split(F.linear(padded, to_keys)), self._split(values)
+            keys, found = self.split_heads(F.linear(padded, to_keys)), self.split_heads(values)
         else:
-            landmarks, keys = self._landmarks(padded)
+            landmarks, keys = self.landmark_projections(padded)
             found = landmark_summary(
-                landmarks, keys, self._split(F.linear(padded, to_keys)), self._split(values), self.pinv_iterations
+                landmarks,
+                keys,
+                self.split_heads(F.linear(padded, to_keys)),
+                self.split_heads(values),
+                self.pinv_iterations,
             )
-        return F.scaled_dot_product_attention(self._split(F.linear(padded, to_queries)), keys, found)
+        return F.scaled_dot_product_attention(self.split_heads(F.linear(padded, to_queries)), keys, found)
 
     def first_token(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Token 0 of ``forward``, (dim,), and its attention row (P,), mean over heads, without gradient.
@@ -127,43 +131,43 @@ class TokenAttention(nn.Module):
         One query in place of T, and its row times the tokens: values are linear in them, so none is computed but those
         that the convolution sees.
         """
-        padded = self._padded(tokens)  # (P, dim)
+        padded = self.padded(tokens)  # (P, dim)
         to_values = self.to_qkv.weight.chunk(3)[2]
-        rows = self._first_row(tokens[:1], padded)  # (H, P)
+        rows = self.first_row(tokens[:1], padded)  # (H, P)
         with torch.autocast(rows.device.type, enabled=False):
             seen = rows @ padded.to(rows.dtype)  # (H, dim)
         attended = (seen[:, None] * to_values.unflatten(0, (self.heads, -1))).sum(-1)  # (H, d)
         # Before the first token there are zeros only, so half of the convolution's taps see nothing.
-        nearby = self._split(F.linear(tokens[: TAPS // 2 + 1], to_values))[0]  # (H, up to 17, d)
+        nearby = self.split_heads(F.linear(tokens[: TAPS // 2 + 1], to_values))[0]  # (H, up to 17, d)
         taps = self.res_conv.weight[:, 0, TAPS // 2 :][:, : nearby.shape[1]]  # (H, up to 17, 1)
         mixed = (attended + (nearby * taps).sum(1)).flatten()  # (dim,)
         return self.to_out(mixed.to(tokens.dtype)), rows.detach().mean(0)
 
-    def _first_row(self, first: Tensor, padded: Tensor) -> Tensor:
+    def first_row(self, first: Tensor, padded: Tensor) -> Tensor:
         """The attention of the first token (1, dim) to all keys, (H, P)."""
         to_queries, to_keys, _ = self.to_qkv.weight.chunk(3)
-        query, keys = self._split(F.linear(first, to_queries)), self._split(F.linear(padded, to_keys))
+        query, keys = self.split_heads(F.linear(first, to_queries)), self.split_heads(F.linear(padded, to_keys))
         if self.exact:
             return attention_weights(query, keys)[0, :, 0]
-        return nystrom_row(query, *self._landmarks(padded), keys, self.pinv_iterations)
+        return nystrom_row(query, *self.landmark_projections(padded), keys, self.pinv_iterations)
 
-    def _padded(self, tokens: Tensor) -> Tensor:
+    def padded(self, tokens: Tensor) -> Tensor:
         """(T, dim) -> (P, dim)."""
         zeros = self.padding(len(tokens))
         return torch.cat([tokens.new_zeros(zeros, tokens.shape[1]), tokens]) if zeros else tokens
 
-    def _landmarks(self, padded: Tensor) -> tuple[Tensor, Tensor]:
+    def landmark_projections(self, padded: Tensor) -> tuple[Tensor, Tensor]:
         """Landmark queries and keys, 2 x (1, H, m, d), of the landmarks' mean tokens, in which they are linear."""
         means = landmark_means(padded, self.landmarks)  # (m, dim)
         to_queries, to_keys, _ = self.to_qkv.weight.chunk(3)
-        return self._split(F.linear(means, to_queries)), self._split(F.linear(means, to_keys))
+        return self.split_heads(F.linear(means, to_queries)), self.split_heads(F.linear(means, to_keys))
 
-    def _split(self, projected: Tensor) -> Tensor:
+    def split_heads(self, projected: Tensor) -> Tensor:
         """(T, dim) -> a view (1, H, T, d)."""
         heads: Tensor = projected.unflatten(1, (self.heads, -1))  # (T, H, d)
         return heads.transpose(0, 1)[None]
 
-    def _convolve(self, values: Tensor) -> Tensor:
+    def convolve_values(self, values: Tensor) -> Tensor:
         """The value convolution along the tokens: (P, dim) -> (P, dim). A head's channels share its taps.
 
         Tokens stay rows: as a picture one token wide, its channels last in every stride, no copy is made and the fast

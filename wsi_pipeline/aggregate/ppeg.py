@@ -31,7 +31,7 @@ class PPEG(nn.Module):
         """The published form: tokens (side², dim) laid row by row on a square. Returns (side², dim)."""
         side = round(len(tokens) ** 0.5)
         image = tokens.view(1, side, side, -1).permute(0, 3, 1, 2)  # (1, dim, side, side), channels last
-        around = F.conv2d(image, *self._kernel(), padding=RADIUS, groups=image.shape[1])
+        around = F.conv2d(image, *self.summed_kernel(), padding=RADIUS, groups=image.shape[1])
         return tokens + around.permute(0, 2, 3, 1).reshape(tokens.shape)
 
     def on_grid(self, tokens: Tensor, xy: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class PPEG(nn.Module):
             )
         dim = tokens.shape[1]
         group = min(dim, RASTER_VALUES // (rows * columns))
-        kernel, bias = self._kernel()
+        kernel, bias = self.summed_kernel()
         sharing = torch.bincount(cell, minlength=rows * columns)[cell, None].to(tokens.dtype)  # (N, 1)
         around = []
         for start in range(0, dim, group):
@@ -62,7 +62,7 @@ class PPEG(nn.Module):
                 around.append(_convolve(*given))
         return tokens + torch.cat(around, dim=1)
 
-    def _kernel(self) -> tuple[Tensor, Tensor]:
+    def summed_kernel(self) -> tuple[Tensor, Tensor]:
         """One 7 x 7 kernel (dim, 1, 7, 7) and bias (dim,) for the three."""
         weight = self.proj.weight + F.pad(self.proj1.weight, (1,) * 4) + F.pad(self.proj2.weight, (2,) * 4)
         biases = [conv.bias for conv in (self.proj, self.proj1, self.proj2)]

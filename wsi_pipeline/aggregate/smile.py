@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from . import models
+from . import WeightedMean, models
 from .abmil import AttentionMIL
 from .model_options import check_choice, check_counts, check_dropout, check_flag
 from .sparse import entmax15, sparsemax
@@ -41,6 +41,10 @@ class SparseAttentionMIL(AttentionMIL):
     def weigh(self, scores: Tensor) -> Tensor:
         """Attention from scores, (N,) -> (N,), most of it 0."""
         return self.normalise(scores)
+
+    def weighted_mean(self, features: Tensor, xy: Tensor) -> WeightedMean | None:  # noqa: ARG002
+        """None: a sparse weight depends on which other patches are there, not only on their sum."""
+        return None
 
 
 @models.register("smile", paper="Lu et al., COMPAY 2021", class_specific_attention=False)

@@ -78,13 +78,23 @@ class TransMIL(nn.Module):
         With Nystrom attention the entries approximate softmax attention and may be slightly negative.
         """
         class_token, row = self._class_token(features, xy)
-        shares = self._fold(row, len(features))
+        shares = self.fold_shares(row, len(features))
         return MILOutput(self._fc2(self.norm(class_token)), shares.patches / shares.patches.sum())
 
     def attention_shares(self, features: Tensor, xy: Tensor) -> AttentionShares:
         """The class token's row of the last layer, part by part, as it is: nothing is normalised or clamped."""
         _, row = self._class_token(features, xy)
-        return self._fold(row, len(features))
+        return self.fold_shares(row, len(features))
+
+    @property
+    def patch_embedding(self) -> nn.Module:
+        """Patches (N, D) -> (N, hidden), each alone."""
+        return self._fc1
+
+    @property
+    def head(self) -> nn.Linear:
+        """Normalised class token (hidden,) -> logits (C,)."""
+        return self._fc2
 
     def _class_token(self, features: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
         """The class token (hidden,) behind the last layer, and its attention row (P,)."""
@@ -100,15 +110,15 @@ class TransMIL(nn.Module):
     def _sequence(self, features: Tensor) -> Tensor:
         """The sequence (T, hidden): class token, patches, copies."""
         patches: Tensor = self._fc1(features)  # (N, hidden)
-        return torch.cat([self.cls_token[0], patches, patches[: self._copies(len(features))]])
+        return torch.cat([self.cls_token[0], patches, patches[: self.copies(len(features))]])
 
-    def _copies(self, patches: int) -> int:
+    def copies(self, patches: int) -> int:
         """How many of the first patches are repeated to fill the square."""
         return 0 if self.grid else (math.isqrt(patches - 1) + 1) ** 2 - patches
 
-    def _fold(self, row: Tensor, count: int) -> AttentionShares:
+    def fold_shares(self, row: Tensor, count: int) -> AttentionShares:
         """Give each key's share (P,) back to what it stands for."""
-        copies = self._copies(count)
+        copies = self.copies(count)
         padding, class_token, patches, repeated = row.split([len(row) - 1 - count - copies, 1, count, copies])
         folded = torch.cat([patches[:copies] + repeated, patches[copies:]])  # (N,)
         return AttentionShares(folded, class_token[0], padding.sum())

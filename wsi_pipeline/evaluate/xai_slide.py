@@ -123,8 +123,8 @@ def _method(one: MethodMeasures) -> dict[str, object]:
         way: {
             "most": [_number(v) for v in flips.most.outcome.tolist()],
             "least": [_number(v) for v in flips.least.outcome.tolist()],
-            "most_contrast": _number(float(flips.most.contrast.mean())),
-            "least_contrast": _number(float(flips.least.contrast.mean())),
+            "most_contrast": _number(float(flips.most.target.mean())),
+            "least_contrast": _number(float(flips.least.target.mean())),
         }
         for way, flips in one.flips.items()
     }

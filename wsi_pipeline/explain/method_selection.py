@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..outcome import outcome
-from .frozen import frozen
+from .explained_model import ExplainedModel
 from .measures.patch_flipping import POINTS, curve, falling, mean_scores, perturbable
 from .methods import Explainer
 
@@ -19,7 +18,7 @@ from .methods import Explainer
 class Case(NamedTuple):
     """One validation slide, and the members of the ensemble that may judge it: those not trained on it."""
 
-    models: Sequence[nn.Module]
+    models: Sequence[ExplainedModel]
     features: Tensor  # (N, D), in the models' precision and on their device
     xy: Tensor  # (N, 2)
 
@@ -29,19 +28,18 @@ def validation_scores(
     methods: Mapping[str, Explainer],
     *,
     points: int = POINTS,
-    task: str = "classification",
 ) -> dict[str, float]:
     """AUPC of each method (see ``faithfulness``), patches dropped, of the predicted class; mean over the slides.
 
     Each method must fit each model. NaN for a method without a slide. Bags are taken one at a time.
     """
     found: dict[str, list[float]] = {name: [] for name in methods}
-    for models, features, xy in cases:
-        target = likeliest(models, features, xy, task)
-        asked = perturbable(models, features, xy)
+    for members, features, xy in cases:
+        target = likeliest(members, features, xy)
+        asked = perturbable(members, features, xy)
         for name, explainer in methods.items():
-            order = falling(mean_scores(explainer, models, features, xy, target))
-            found[name].append(float(curve(asked, order, target, points=points, task=task).outcome.mean()))
+            order = falling(mean_scores(explainer, members, features, xy, target))
+            found[name].append(float(curve(asked, order, target, points=points).outcome.mean()))
     return {name: float(np.mean(areas)) if areas else math.nan for name, areas in found.items()}
 
 
@@ -53,10 +51,7 @@ def choose(aupc: Mapping[str, float]) -> str:
     return min(measured, key=lambda name: (measured[name], name))
 
 
-def likeliest(models: Sequence[nn.Module], features: Tensor, xy: Tensor, task: str = "classification") -> int:
+def likeliest(members: Sequence[ExplainedModel], features: Tensor, xy: Tensor) -> int:
     """The class with the highest mean outcome over the members; no threshold, as it is not tuned to flip at one."""
-    logits = []
-    for model in models:
-        with frozen(model), torch.no_grad():
-            logits.append(model(features, xy).logits.cpu().double().numpy())
-    return int(outcome(task, np.stack(logits)).mean(axis=0).argmax())
+    logits = np.stack([member.logits(features, xy).cpu().double().numpy() for member in members])  # (M, C)
+    return int(outcome(members[0].task, logits).mean(axis=0).argmax())

@@ -7,15 +7,12 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-# A model names what turns features into h, patch by patch, ``embed``; the others are the names that the published
-# checkpoints of TransMIL, DTFD and CLAM gave it.
-_NAMES = ("embed", "_fc1", "dim_reduction", "attention_net.2")
+from ..aggregate import EmbedsPatches
 
 
 def embedding(model: nn.Module) -> nn.Module | None:
     """The module whose output is h (N, hidden), a row for each patch, of that patch alone; None: there is none."""
-    modules = dict(model.named_modules())
-    return next((modules[name] for name in _NAMES if name in modules), None)
+    return model.patch_embedding if isinstance(model, EmbedsPatches) else None
 
 
 @contextlib.contextmanager

@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..types import Float32, Unit
+from ..types import Unit
 from .baseline import BASELINES, baseline_row
+from .explained_model import Attribution, ExplainedModel, Target
 from .frozen import frozen
-from .logit_contrast import contrast
 from .method_options import check_choice, check_whole
-from .methods import Attribution
 
 MOST = 60  # regions, where the side is not given: a linear fit of so many needs some hundred samples
 
@@ -79,29 +78,27 @@ class RegionMethod:
     """A method that scores a patch by its region; with what falls on none the scores add up to t, the contrast."""
 
     options: RegionOptions
-    method: Callable[[Callable[[Tensor], Tensor]], Any]  # captum's, see ``account_of_regions``
+    method: Callable[[Callable[[Tensor], Tensor]], Any]  # captum's, see ``attribution_of_regions``
 
     unit: ClassVar[Unit] = "attribution"
     signed: ClassVar[bool] = True
     class_specific: ClassVar[bool] = True
 
-    def fits(self, model: nn.Module) -> str | None:  # noqa: ARG002
+    def fits(self, explained: ExplainedModel) -> str | None:  # noqa: ARG002
         return None
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        scores: Float32 = self.attribute(model, features, xy, target).scores.float().cpu().numpy()
-        return scores
-
-    def attribute(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Attribution:
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
         """Scores (N,), "intercept" and "fit error"."""
-        return account_of_regions(model, features, xy, target, self.options, self.method)
+        return attribution_of_regions(
+            explained.module, features, xy, explained.target(target), self.options, self.method
+        )
 
 
-def account_of_regions(
+def attribution_of_regions(
     model: nn.Module,
     features: Tensor,
     xy: Tensor,
-    target: int,
+    target: Target,
     options: RegionOptions,
     method: Callable[[Callable[[Tensor], Tensor]], Any],
 ) -> Attribution:
@@ -115,7 +112,7 @@ def account_of_regions(
     bag, start = features[None], baseline_row(features, options.baseline)[None]  # (1, N, D), (1, 1, D)
 
     def value(bags: Tensor) -> Tensor:
-        return contrast(model(bags[0], xy).logits, target)[None]
+        return target(model(bags[0], xy).logits)[None]
 
     with frozen(model), torch.no_grad(), drawn_from(options.seed):
         whole = value(bag)[0]

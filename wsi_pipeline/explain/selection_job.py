@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from ..aggregate.inference import bag_tensors, cpu_threads
 from ..artifacts import Provenance, content_key, read_key, write_text_with_provenance
@@ -17,13 +18,14 @@ from ..csvtable import read_csv
 from ..device import pick_device
 from ..engine import Job
 from ..errors import ArtifactError, ConfigError
-from ..predict.ensembles import card, load_members
+from ..predict.ensembles import card
 from ..project import AUTO, MethodSelection, Project
 from ..store import read_bag
-from ..types import Float32, Unit
+from ..types import Unit
+from .explained_model import Attribution, ExplainedModel, load_explained
 from .measures.random_baseline import RANDOM, chance
 from .method_selection import Case, choose, validation_scores
-from .methods import explainers
+from .methods import Explainer, explainers
 
 CASES = 12  # slides that decide; a fold's validation slides are judged by its own model
 POINTS = 21  # of each flipping curve: steps of 5 %
@@ -36,12 +38,12 @@ class Chance:
     signed = False
     class_specific = False
 
-    def fits(self, model: nn.Module) -> str | None:  # noqa: ARG002
+    def fits(self, explained: ExplainedModel) -> str | None:  # noqa: ARG002
         return None
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:  # noqa: ARG002
-        scores: Float32 = chance(len(features), len(features)).astype("float32")
-        return scores
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:  # noqa: ARG002
+        scores = chance(len(features), len(features)).astype("float32")
+        return Attribution(torch.from_numpy(scores))
 
 
 def selection_job(project: Project, label: str, members: Sequence[Path], candidates: Sequence[str]) -> Job:
@@ -84,10 +86,10 @@ def select_method(
     cases: Sequence[tuple[Path, Path]], options: Mapping[str, Mapping[str, Any]], device: str, output: Path, key: str
 ) -> int:
     """Write the choice as JSON; returns the number of slides that decided."""
-    methods = {name: explainers.build(name, **given) for name, given in options.items()} | {RANDOM: Chance()}
-    task = card(cases[0][1]).task
+    methods: dict[str, Explainer] = {name: explainers.build(name, **given) for name, given in options.items()}
+    methods[RANDOM] = Chance()
     with cpu_threads(1):
-        aupc = validation_scores(_cases(cases, str(pick_device(device))), methods, points=POINTS, task=task)
+        aupc = validation_scores(_cases(cases, str(pick_device(device))), methods, points=POINTS)
     of_chance = aupc.pop(RANDOM)
     found = MethodSelection(choose(aupc), aupc, of_chance, len(cases))
     write_text_with_provenance(
@@ -99,4 +101,4 @@ def select_method(
 def _cases(cases: Sequence[tuple[Path, Path]], device: str) -> Iterator[Case]:
     for path, member in cases:
         features, xy = bag_tensors(read_bag(path), device)
-        yield Case([module for module, _ in load_members([member], device)], features.float(), xy)
+        yield Case(load_explained([member], device), features.float(), xy)

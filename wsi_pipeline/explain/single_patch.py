@@ -64,14 +64,14 @@ def has_closed_form(model: TransMIL) -> bool:
 
 def transmil_alone(model: TransMIL, features: Tensor) -> Tensor:
     """TransMIL's logits (B, C) for B bags of one patch; a patch alone has no position."""
-    patches: Tensor = model._fc1(features)  # (B, hidden)
+    patches: Tensor = model.patch_embedding(features)  # (B, hidden)
     tokens = torch.stack([model.cls_token[0].expand_as(patches), patches], dim=1)  # (B, 2, hidden)
     tokens = tokens + pair_attention(model.layer1.attn, model.layer1.norm(tokens))
-    kernel, bias = model.pos_layer._kernel()
+    kernel, bias = model.pos_layer.summed_kernel()
     around = tokens[:, 1] * kernel[:, 0, RADIUS, RADIUS] + bias  # (B, hidden) a kernel sees the patch itself only
     tokens = torch.stack([tokens[:, 0], tokens[:, 1] + around], dim=1)
     tokens = tokens + pair_attention(model.layer2.attn, model.layer2.norm(tokens))
-    logits: Tensor = model._fc2(model.norm(tokens[:, 0]))
+    logits: Tensor = model.head(model.norm(tokens[:, 0]))
     return logits
 
 

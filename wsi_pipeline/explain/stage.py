@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..aggregate.checkpoint import check_fits
 from ..aggregate.inference import bag_tensors, cpu_threads, fault
@@ -21,10 +21,13 @@ from ..predict.ensembles import card, find_ensembles, held_out_members, load_mem
 from ..project import AUTO, Project, read_selection
 from ..store import read_bag, write_explanations
 from ..types import Explanation, Float32, SlideRow
-from .ensemble_maps import derived_jobs
-from .methods import Attribution, Explainer, ReportsResidual, explainers
+from .explained_model import ExplainedModel, explained_model, load_explained
+from .methods import Explainer, explainers, unit_for
 from .selection_job import selection_job
-from .training_reference import reference_jobs
+from .summary_maps.ensemble_maps import derived_jobs
+from .summary_maps.training_reference import reference_jobs
+
+_log = logging.getLogger("wsi_pipeline")
 
 
 def run(project: Project, engine: Engine) -> None:
@@ -66,7 +69,7 @@ def run(project: Project, engine: Engine) -> None:
         engine.run("explain", derived_jobs(project, slides, fitting, held_out, references), section.device)
 
 
-def _choice_job(project: Project, label: str, folders: Sequence[Path], kinds: Sequence[nn.Module]) -> Job:
+def _choice_job(project: Project, label: str, folders: Sequence[Path], kinds: Sequence[ExplainedModel]) -> Job:
     section = project.config.explain
     built = {name: explainers.build(name, **section.options.get(name, {})) for name in section.candidates}
     return selection_job(project, label, folders, [n for n, explainer in built.items() if not misfit(explainer, kinds)])
@@ -85,13 +88,13 @@ def check_classes(wanted: Sequence[str], label: str, classes: Sequence[str]) -> 
             raise UnknownNameError(f"explain.classes: {label} has no class {name!r}; it has: {', '.join(classes)}")
 
 
-def one_of_each_kind(folders: Sequence[Path]) -> list[nn.Module]:
+def one_of_each_kind(folders: Sequence[Path]) -> list[ExplainedModel]:
     """One member of each design in an ensemble: whether a method fits is asked of these."""
     kinds = {repr((card(folder).model, card(folder).options)): folder for folder in reversed(folders)}
-    return [module for module, _ in load_members(list(kinds.values()), "cpu")]
+    return load_explained(list(kinds.values()), "cpu")
 
 
-def fitting_methods(section: ExplainConfig, models: Mapping[str, Sequence[nn.Module]]) -> dict[str, list[str]]:
+def fitting_methods(section: ExplainConfig, models: Mapping[str, Sequence[ExplainedModel]]) -> dict[str, list[str]]:
     """The methods that fit each model. Raises ``ConfigError`` for a method that the config names and no model fits."""
     named = [name for name in section.methods if name != AUTO]
     methods = {name: explainers.build(name, **section.options.get(name, {})) for name in named}
@@ -99,6 +102,10 @@ def fitting_methods(section: ExplainConfig, models: Mapping[str, Sequence[nn.Mod
         label: [name for name, explainer in methods.items() if not misfit(explainer, kinds)]
         for label, kinds in models.items()
     }
+    for label, kinds in models.items():
+        for name, explainer in methods.items():
+            if reason := misfit(explainer, kinds):
+                _log.warning("%s has no map %r: it %s", label, name, reason)
     if section.methods == ExplainConfig().methods:  # the default list is an offer: each model takes what fits
         return fitting
     for name, explainer in methods.items():
@@ -110,12 +117,12 @@ def fitting_methods(section: ExplainConfig, models: Mapping[str, Sequence[nn.Mod
     return fitting
 
 
-def misfit(explainer: Explainer, models: Sequence[nn.Module]) -> str | None:
+def misfit(explainer: Explainer, models: Sequence[ExplainedModel]) -> str | None:
     """Why the method does not fit one of an ensemble's designs; None where it fits them all."""
     return next((reason for model in models if (reason := explainer.fits(model))), None)
 
 
-def _offer(models: Mapping[str, Sequence[nn.Module]]) -> list[str]:
+def _offer(models: Mapping[str, Sequence[ExplainedModel]]) -> list[str]:
     built = {name: explainers.build(name) for name in explainers.names()}
     return [name for name, explainer in built.items() if not all(misfit(explainer, m) for m in models.values())]
 
@@ -183,45 +190,44 @@ def explain_slide(
         members = load_members(folders, str(device))
         for _, of_model in members:
             check_fits(of_model, bag, f"the bag of slide {bag.grid.slide_id!r}")
-        classes = members[0][1].classes
-        targets = target_classes(section.classes, classes, lambda: predicted_class(members, bag, str(device)))
+        explained = [explained_model(module, of_model) for module, of_model in members]
+        first = explained[0]
+        targets = target_classes(section.classes, first, lambda: predicted_class(members, bag, str(device)))
         features, xy = bag_tensors(bag, device)
-        models = [module for module, _ in members]
-        found = [mean_attribution(explainer, models, features.float(), xy, target) for target in targets]
+        found = [mean_attribution(explainer, explained, features.float(), xy, target) for target in targets]
     if not all(np.isfinite(scores).all() for scores, _ in found):
         raise SlideError(
-            f"{method} of {label} gives scores that are no numbers for slide {bag.grid.slide_id!r}; "
+            f"{method} of {label} gives scores that are not finite for slide {bag.grid.slide_id!r}; "
             f"train the model again, or take the method out of explain.methods"
         )
+    unit, signed = unit_for(explainer, first), explainer.signed
     explanations = [
-        Explanation(
-            bag.grid, scores, method, label, classes[target], explainer.unit, explainer.signed, elsewhere, **measured
-        )
-        for (scores, elsewhere), target in zip(found, targets, strict=True)
+        Explanation(bag.grid, scores, method, label, first.classes[target], unit, signed, residual, **measured)
+        for (scores, residual), target in zip(found, targets, strict=True)
     ]
     write_explanations(output, explanations, provenance)
     return len(bag.grid)
 
 
-def target_classes(wanted: Sequence[str] | None, classes: Sequence[str], predicted: Callable[[], int]) -> list[int]:
-    """Indices of the classes to explain: ``wanted``, else the positive one of two, else the predicted one."""
+def target_classes(wanted: Sequence[str] | None, explained: ExplainedModel, predicted: Callable[[], int]) -> list[int]:
+    """Indices of the classes to explain: ``wanted``, else by task.
+
+    Classification: the positive one of two, of more the predicted one. Multilabel: both of two labels, of more the
+    likeliest one. Regression and survival: the one output.
+    """
+    classes = explained.classes
     if wanted is not None:
         return [classes.index(name) for name in dict.fromkeys(wanted)]
-    return [len(classes) - 1] if len(classes) <= 2 else [predicted()]
+    if len(classes) > 2:
+        return [predicted()]
+    return list(range(len(classes))) if explained.link == "sigmoid" else [len(classes) - 1]
 
 
 def mean_attribution(
-    explainer: Explainer, models: Sequence[nn.Module], features: Tensor, xy: Tensor, target: int
+    explainer: Explainer, members: Sequence[ExplainedModel], features: Tensor, xy: Tensor, target: int
 ) -> tuple[Float32, dict[str, float]]:
-    """Scores (N,) and what falls on no patch, each the mean over an ensemble's members."""
-    attributions = [attribute(explainer, model, features, xy, target) for model in models]
-    scores: Float32 = np.mean([one.scores.double().cpu().numpy() for one in attributions], axis=0).astype(np.float32)
-    places = dict.fromkeys(place for one in attributions for place in one.residual)
-    return scores, {place: sum(one.residual.get(place, 0.0) for one in attributions) / len(models) for place in places}
-
-
-def attribute(explainer: Explainer, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Attribution:
-    """The explainer's account; of one that keeps none, its scores."""
-    if isinstance(explainer, ReportsResidual):
-        return explainer.attribute(model, features, xy, target)
-    return Attribution(torch.from_numpy(explainer(model, features, xy, target)))
+    """Scores (N,) and the residual, each the mean over an ensemble's members."""
+    found = [explainer(member, features, xy, target) for member in members]
+    scores: Float32 = np.mean([one.scores.double().cpu().numpy() for one in found], axis=0).astype(np.float32)
+    places = dict.fromkeys(place for one in found for place in one.residual)
+    return scores, {place: sum(one.residual.get(place, 0.0) for one in found) / len(members) for place in places}

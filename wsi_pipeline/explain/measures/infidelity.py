@@ -1,7 +1,7 @@
 """Do the scores of what is taken away add up to what the model then no longer says?
 
 Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019 (https://arxiv.org/abs/1901.09392):
-INFD = E_I (I . map - (t(x) - t(x - I)))^2, t the contrast. The perturbations I are their square removals: the patches
+INFD = E_I (I . map - (t(x) - t(x - I)))^2, t the target. The perturbations I are their square removals: the patches
 of a random square of the slide become the mean of the bag, and I . map is the sum of their scores. Patches drawn one
 by one would tell little: half of a slide is like its other half, and a constant map adds up, too.
 
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ...types import Bool
-from ..logit_contrast import contrast
 from .patch_flipping import PerturbationModel
 
 
@@ -51,10 +50,10 @@ def removals(asked: PerturbationModel, gone: Bool, target: int) -> Removals:
     mask = torch.from_numpy(gone)
     questions = [(row.long().argsort(stable=True), int((~row).sum())) for row in mask]  # first those that stay
     every = torch.arange(asked.patches)
-    lost = []
+    goal, lost = asked.target(target), []
     for answer in asked.members:
         left = torch.cat([answer(order, [kept]) for order, kept in questions])  # (S, C)
-        lost.append(contrast(answer(every, [asked.patches]) - left, target))  # (S,)
+        lost.append(goal(answer(every, [asked.patches]) - left))  # (S,)
     return Removals(mask.double(), torch.stack(lost).mean(0))
 
 

@@ -25,12 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...aggregate.checkpoint import Task
 from ...outcome import outcome
 from ...types import Float64, Int64
+from ..explained_model import LINKS, ExplainedModel, Target
 from ..frozen import frozen
-from ..logit_contrast import contrast
 from ..methods import Explainer
-from .prefix_logits import pooled, prefix_logits
+from ..weighted_mean import weighted_mean
+from .prefix_logits import prefix_logits
 
 POINTS = 101
 Answer = Callable[[Tensor, Sequence[int]], Tensor]  # order (N,), ascending sizes (P) -> logits (P, C)
@@ -43,13 +45,18 @@ class PerturbationModel:
     members: tuple[Answer, ...]
     patches: int
     fewest: int  # patches of the emptiest bag: 1 where they are dropped, 0 where they are replaced
+    task: Task
+
+    def target(self, index: int) -> Target:
+        """What is explained of class ``index``."""
+        return Target(index, LINKS[self.task])
 
 
 class Curve(NamedTuple):
     """What an ensemble says of the target as more and more of the bag goes, from the whole bag on."""
 
     outcome: Float64  # (P,) probability; value or risk where the task has none
-    contrast: Float64  # (P,) the target's logit against the rest: what most methods explain
+    target: Float64  # (P,) what most methods explain, see ``explained_model``
 
 
 class Flipping(NamedTuple):
@@ -75,37 +82,31 @@ class Flipping(NamedTuple):
 
 
 def perturbable(
-    models: Sequence[nn.Module], features: Tensor, xy: Tensor, stand_in: Tensor | None = None
+    members: Sequence[ExplainedModel], features: Tensor, xy: Tensor, stand_in: Tensor | None = None
 ) -> PerturbationModel:
-    """``models`` ready to be asked about parts of the bag (N, D) at ``xy`` (N, 2).
+    """``members`` ready to be evaluated on parts of the bag (N, D) at ``xy`` (N, 2).
 
     ``stand_in``: features (D,) of what replaces a patch; None: it is dropped. A model that is a weighted mean of its
-    patches is called once, and all its curves are then sums (see ``pooled``); any other is called at each point.
+    patches is called once, and all its curves are then sums (see ``prefix_logits``); any other is called at each point.
     """
-    members = tuple(_answer(model, features, xy, stand_in) for model in models)
-    return PerturbationModel(members, len(features), 1 if stand_in is None else 0)
+    answers = tuple(_answer(member.module, features, xy, stand_in) for member in members)
+    return PerturbationModel(answers, len(features), 1 if stand_in is None else 0, members[0].task)
 
 
-def flipping(
-    asked: PerturbationModel, scores: np.ndarray, target: int, *, points: int = POINTS, task: str = "classification"
-) -> Flipping:
+def flipping(asked: PerturbationModel, scores: np.ndarray, target: int, *, points: int = POINTS) -> Flipping:
     """Both curves of the map ``scores`` (N,)."""
-    most, least = (
-        curve(asked, order, target, points=points, task=task) for order in (falling(scores), falling(-scores))
-    )
+    most, least = (curve(asked, order, target, points=points) for order in (falling(scores), falling(-scores)))
     return Flipping(most, least)
 
 
-def curve(
-    asked: PerturbationModel, order: Int64, target: int, *, points: int = POINTS, task: str = "classification"
-) -> Curve:
+def curve(asked: PerturbationModel, order: Int64, target: int, *, points: int = POINTS) -> Curve:
     """Ensemble output while patches are removed in ``order`` (N,), at ``points`` fractions from 0 to 1."""
     kept = remaining(asked.patches, points, asked.fewest)  # (P,)
     sizes, place = np.unique(kept, return_inverse=True)
     last_first = torch.from_numpy(order[::-1].copy())  # what goes last is a prefix of this
     logits = torch.stack([answer(last_first, sizes.tolist()) for answer in asked.members])[:, place]  # (M, P, C)
-    said = outcome(task, logits.numpy())[..., target].mean(axis=0)  # (P,)
-    return Curve(np.asarray(said), contrast(logits, target).mean(0).numpy())
+    said = outcome(asked.task, logits.numpy())[..., target].mean(axis=0)  # (P,)
+    return Curve(np.asarray(said), asked.target(target)(logits).mean(0).numpy())
 
 
 def falling(scores: np.ndarray) -> Int64:
@@ -121,18 +122,17 @@ def remaining(patches: int, points: int, fewest: int) -> Int64:
 
 
 def mean_scores(
-    explainer: Explainer, models: Sequence[nn.Module], features: Tensor, xy: Tensor, target: int
+    explainer: Explainer, members: Sequence[ExplainedModel], features: Tensor, xy: Tensor, target: int
 ) -> Float64:
     """An ensemble's map (N,): the mean of its members'."""
-    maps = [explainer(model, features, xy, target).astype(np.float64) for model in models]
+    maps = [explainer(member, features, xy, target).numpy().astype(np.float64) for member in members]
     mean: Float64 = np.mean(maps, axis=0)
     return mean
 
 
 def _answer(model: nn.Module, features: Tensor, xy: Tensor, stand_in: Tensor | None) -> Answer:
-    with frozen(model), torch.no_grad():
-        found = pooled(model, features)
-        absent = None if stand_in is None else pooled(model, stand_in[None])
+    found = weighted_mean(model, features, xy)
+    absent = None if stand_in is None else weighted_mean(model, stand_in[None], xy[:1])
     if found is None:
         return partial(called, model, features, xy, stand_in)
     return partial(prefix_logits, found, absent=absent)

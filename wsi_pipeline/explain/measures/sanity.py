@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...aggregate import models
 from ...aggregate.checkpoint import ModelCard
-from ..map_arithmetic import spearman
+from ..summary_maps.map_arithmetic import spearman
 
 RADIUS = 0.02  # of a perturbation, in standard deviations of the bag's features
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...aggregate.checkpoint import ModelCard, check_fits
 from ...aggregate.inference import bag_tensors, cpu_threads
@@ -20,8 +20,9 @@ from ...predict.ensembles import load_members, predicted_class
 from ...predict.member_logits import whole_bag
 from ...rng import generator_for, seed_from
 from ...types import Float64, PatchGrid, Unit
-from ..map_arithmetic import spearman
-from ..methods import Explainer, explainers
+from ..explained_model import ExplainedModel, explained_model
+from ..methods import Explainer, explainers, unit_for
+from ..summary_maps.map_arithmetic import spearman
 from .cost import Cost, measured
 from .infidelity import Removals, infidelity, removals, squares
 from .patch_flipping import Flipping, flipping, mean_scores, perturbable
@@ -56,16 +57,16 @@ class SlideMeasures:
 class Subject:
     """What the maps of one slide are made of."""
 
-    models: Sequence[nn.Module]
+    members: Sequence[ExplainedModel]
     cards: Sequence[ModelCard]
     features: Tensor
     xy: Tensor
     device: torch.device
     name: str  # of the slide
 
-    def map(self, explainer: Explainer, target: int, models: Sequence[nn.Module] | None = None) -> Float64:
-        """The ensemble's scores (N,) of class ``target``; or those of other ``models``."""
-        return mean_scores(explainer, models or self.models, self.features, self.xy, target)
+    def map(self, explainer: Explainer, target: int, members: Sequence[ExplainedModel] | None = None) -> Float64:
+        """The ensemble's scores (N,) of class ``target``; or those of other ``members``."""
+        return mean_scores(explainer, members or self.members, self.features, self.xy, target)
 
 
 def measure_slide(
@@ -87,8 +88,9 @@ def measure_slide(
         for _, of_model in members:
             check_fits(of_model, bag, f"the bag of slide {bag.grid.slide_id!r}")
         features, xy = bag_tensors(bag, device)
-        models, cards = [module for module, _ in members], [of_model for _, of_model in members]
-        subject = Subject(models, cards, features.float(), xy, device, bag.grid.slide_id)
+        explained = [explained_model(module, of_model) for module, of_model in members]
+        cards = [of_model for _, of_model in members]
+        subject = Subject(explained, cards, features.float(), xy, device, bag.grid.slide_id)
         target = predicted_class(members, bag, str(device))
         classes = cards[0].classes
         built = {name: explainers.build(name, **explain.options.get(name, {})) for name in methods}
@@ -104,7 +106,7 @@ def measure_slide(
                 redrawn=likeness(scores, subject.map(built[name], target, fresh)),
                 sensitivity=_sensitivity(subject, built[name], target, section),
                 cost=cost,
-                unit=built[name].unit,
+                unit=unit_for(built[name], explained[0]),
                 maps={c: scores if c == classes[target] else subject.map(built[name], classes.index(c)) for c in shown},
             )
             for name, (scores, cost) in maps.items()
@@ -128,12 +130,11 @@ def _flips(
 ) -> dict[str, dict[str, Flipping]]:
     """method -> way -> both curves."""
     stand_in = {"drop": None, **({"replace": subject.features.mean(0)} if section.replacement else {})}
-    task = subject.cards[0].task
     found: dict[str, dict[str, Flipping]] = {name: {} for name in maps}
     for way, features in stand_in.items():
-        asked = perturbable(subject.models, subject.features, subject.xy, features)
+        asked = perturbable(subject.members, subject.features, subject.xy, features)
         for name, scores in maps.items():
-            found[name][way] = flipping(asked, scores, target, points=section.flipping_points, task=task)
+            found[name][way] = flipping(asked, scores, target, points=section.flipping_points)
     return found
 
 
@@ -143,17 +144,20 @@ def _removals(subject: Subject, target: int, section: EvaluateConfig) -> Removal
     gone = squares(
         subject.xy.cpu().numpy(), section.infidelity_samples, generator_for("infidelity", section.seed, subject.name)
     )
-    return removals(perturbable(subject.models, subject.features, subject.xy, subject.features.mean(0)), gone, target)
+    return removals(perturbable(subject.members, subject.features, subject.xy, subject.features.mean(0)), gone, target)
 
 
 def _infidelity(removed: Removals | None, explainer: Explainer, scores: Float64) -> float:
     return infidelity(removed, scores) if removed and explainer.unit == "attribution" else float("nan")
 
 
-def _redrawn(subject: Subject, section: EvaluateConfig) -> list[nn.Module]:
+def _redrawn(subject: Subject, section: EvaluateConfig) -> list[ExplainedModel]:
     """Each member with weights drawn anew, others for each slide, so that a chance likeness averages out."""
     seeds = [seed_from("redrawn", section.seed, of_model.weights_sha256, subject.name) for of_model in subject.cards]
-    return [redrawn(of_model, subject.device, seed) for of_model, seed in zip(subject.cards, seeds, strict=True)]
+    return [
+        explained_model(redrawn(of_model, subject.device, seed), of_model)
+        for of_model, seed in zip(subject.cards, seeds, strict=True)
+    ]
 
 
 def _sensitivity(subject: Subject, explainer: Explainer, target: int, section: EvaluateConfig) -> float:
@@ -161,7 +165,7 @@ def _sensitivity(subject: Subject, explainer: Explainer, target: int, section: E
         return float("nan")
     generator = torch.Generator().manual_seed(seed_from("sensitivity", section.seed, subject.name))
     return max_sensitivity(
-        lambda features: mean_scores(explainer, subject.models, features, subject.xy, target),
+        lambda features: mean_scores(explainer, subject.members, features, subject.xy, target),
         subject.features,
         generator,
         samples=section.sensitivity_samples,

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...types import Float32, Unit
+from ...types import Unit
+from ..explained_model import Attribution, ExplainedModel
 from ..frozen import frozen
 from . import Explainer, explainers
 
@@ -25,8 +26,9 @@ class Attention:
     signed = False
     class_specific = False
 
-    def fits(self, model: nn.Module) -> str | None:
+    def fits(self, explained: ExplainedModel) -> str | None:
         """Asks the model for one patch of zeros, as wide as its first linear layer takes them."""
+        model = explained.module
         first = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
         if first is None:
             return None
@@ -36,13 +38,12 @@ class Attention:
             return None
         return _NEEDS if attention is None else None
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
+        model = explained.module
         attention = _attention(model, features, xy)
         if attention is None:
             raise ConfigError(f"the model {type(model).__name__} {_NEEDS}; leave attention out of explain.methods")
-        weights = attention if attention.ndim == 1 else attention[target]  # (N,)
-        scores: Float32 = weights.float().cpu().numpy()
-        return scores
+        return Attribution(attention if attention.ndim == 1 else attention[target])  # (N,)
 
 
 def _attention(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor | None:
@@ -51,7 +52,7 @@ def _attention(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor | None:
     return attention
 
 
-@explainers.register("attention", paper="Ilse et al., ICML 2018", unit="attention", signed=False, class_specific=False)
+@explainers.register("attention", paper="Ilse et al., ICML 2018")
 def attention() -> Explainer:
     """The model's own attention: where it looked, not which way a patch pulled."""
     return Attention()

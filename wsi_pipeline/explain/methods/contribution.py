@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...aggregate import Additive
-from ...types import Float32, Unit
+from ...types import Unit
+from ..explained_model import Attribution, ExplainedModel
 from ..frozen import frozen
-from ..logit_contrast import contrast
 from . import Explainer, explainers
 
 
@@ -26,22 +26,19 @@ class Contribution:
     signed = True
     class_specific = True
 
-    def fits(self, model: nn.Module) -> str | None:
-        if isinstance(model, Additive):
+    def fits(self, explained: ExplainedModel) -> str | None:
+        if isinstance(explained.module, Additive):
             return None
         return "is no sum over patches; this method needs a model with evidence() and bias(), as abmil has"
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        additive = cast(Additive, model)
-        with frozen(model), torch.no_grad():
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
+        additive = cast(Additive, explained.module)
+        with frozen(explained.module), torch.no_grad():
             evidence = additive.evidence(features, xy)  # (N, C)
-            scores: Float32 = contrast(evidence, target).float().cpu().numpy()  # (N,)
-        return scores
+        return Attribution(explained.target(target)(evidence))  # (N,)
 
 
-@explainers.register(
-    "contribution", paper="Javed et al., NeurIPS 2022", unit="attribution", signed=True, class_specific=True
-)
+@explainers.register("contribution", paper="Javed et al., NeurIPS 2022")
 def contribution() -> Explainer:
     """What each patch adds to the class against the rest; with the bias, exactly the model's answer."""
     return Contribution()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...aggregate.nystrom import TokenAttention
-from ...types import Float32, Unit
+from ...types import Unit
 from ..baseline import BASELINES, baseline_row
+from ..explained_model import Attribution, ExplainedModel
 from ..frozen import frozen
-from ..logit_contrast import contrast
 from ..method_options import check_choice
 from ..propagation.deeplift_rules import COMPLETE, HELD_ATTENTION
 from ..propagation.traced_tensor import BackwardRules, traced_logits, trial
-from . import Attribution, Explainer, explainers
+from . import Explainer, explainers
 
 
 class DeepLift:
@@ -41,15 +41,12 @@ class DeepLift:
     def __init__(self, baseline: str) -> None:
         self.baseline = baseline
 
-    def fits(self, model: nn.Module) -> str | None:
-        return trial(lambda features, xy: self.attribute(model, features, xy, 0), model)
+    def fits(self, explained: ExplainedModel) -> str | None:
+        return trial(lambda features, xy: self(explained, features, xy, 0), explained.module)
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        scores: Float32 = self.attribute(model, features, xy, target).scores.float().cpu().numpy()
-        return scores
-
-    def attribute(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Attribution:
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
         """Scores (N,); with "baseline", t(x0), and what is held at x, they add up to t(x)."""
+        model, t = explained.module, explained.target(target)
         way = BackwardRules(
             HELD_ATTENTION if any(isinstance(part, TokenAttention) for part in model.modules()) else COMPLETE
         )
@@ -57,19 +54,17 @@ class DeepLift:
         start = baseline_row(features, self.baseline).expand_as(features)
         with frozen(model), torch.enable_grad():
             logits = traced_logits(model, way, leaf, xy, start)
-            (multipliers,) = torch.autograd.grad(contrast(logits.value, target), leaf)
+            (multipliers,) = torch.autograd.grad(t(logits.value), leaf)
         with frozen(model), torch.no_grad():
-            origin = contrast(model(start, xy).logits, target)
+            origin = t(model(start, xy).logits)
         elsewhere = {"baseline": origin.item()}
-        left = (contrast(logits.reference, target) - origin).item()
+        left = (t(logits.reference) - origin).item()
         if way.held and left:
             elsewhere[f"frozen {' and '.join(sorted(way.held))}"] = left
         return Attribution(((features - start) * multipliers).sum(1), elsewhere)
 
 
-@explainers.register(
-    "deeplift", paper="Shrikumar et al., ICML 2017", unit="attribution", signed=True, class_specific=True
-)
+@explainers.register("deeplift", paper="Shrikumar et al., ICML 2017")
 def deeplift(*, baseline: str = "zero") -> Explainer:
     """The change from an empty slide to this one, shared out at each operator: adds up like integrated gradients.
 

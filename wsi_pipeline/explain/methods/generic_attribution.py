@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...aggregate.transmil import TransMIL
+from ..explained_model import Target
 from ..transformer.attention_maps import weighted_rows
 from ..transformer.token_explainer import TokenExplainer, class_token
 from ..transformer.trace import first_gradient, last_gradient, trace
 from . import Explainer, explainers
 
 
-def propagated(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tensor:
+def propagated(model: TransMIL, features: Tensor, xy: Tensor, target: Target) -> Tensor:
     """The class token's row (P,) of R, where R <- R + mean_h relu(∇A ⊙ A) R from the first layer to the last.
 
     Chefer, Gur and Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
@@ -26,9 +27,7 @@ def propagated(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Te
     return result
 
 
-@explainers.register(
-    "generic_attribution", paper="Chefer et al., ICCV 2021", unit="attribution", signed=False, class_specific=True
-)
+@explainers.register("generic_attribution", paper="Chefer et al., ICCV 2021")
 def generic_attribution() -> Explainer:
     """Attention times its gradient for the class, followed through all layers."""
     return TokenExplainer(propagated, unit="attribution", class_specific=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...aggregate.transmil import TransMIL
+from ..explained_model import Target
 from ..transformer.token_explainer import TokenExplainer
 from ..transformer.trace import last_gradient, trace
 from . import Explainer, explainers
 
 
-def weighted_heads(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tensor:
+def weighted_heads(model: TransMIL, features: Tensor, xy: Tensor, target: Target) -> Tensor:
     """relu(mean_h w_h A_h) of the class token's row (P,) in the last layer, w_h the mean gradient over the patches.
 
     Selvaraju et al., "Grad-CAM", ICCV 2017, on attention as Chefer et al., CVPR 2021, have it among their baselines: a
@@ -23,9 +24,7 @@ def weighted_heads(model: TransMIL, features: Tensor, xy: Tensor, target: int) -
     return (weights[:, None] * seen.last.class_row).mean(0).relu()
 
 
-@explainers.register(
-    "gradcam_attention", paper="Selvaraju et al., ICCV 2017", unit="attribution", signed=False, class_specific=True
-)
+@explainers.register("gradcam_attention", paper="Selvaraju et al., ICCV 2017")
 def gradcam_attention() -> Explainer:
     """The last layer's attention, each head weighted by its mean gradient for the class; what is below zero is cut."""
     return TokenExplainer(weighted_heads, unit="attribution", class_specific=True)

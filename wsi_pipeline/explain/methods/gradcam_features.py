@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import ConfigError
-from ...types import Float32, Unit
+from ...types import Unit
+from ..explained_model import Attribution, ExplainedModel
 from ..frozen import frozen
-from ..logit_contrast import contrast
 from ..patch_embedding import embedded_leaf, embedding
 from . import Explainer, explainers
 
-_NEEDS = "has no layer that embeds each patch alone; this method needs one, called embed"
+_NEEDS = "has no layer that embeds each patch alone; this method needs one, as patch_embedding"
 
 
 class GradCAMFeatures:
@@ -28,24 +28,22 @@ class GradCAMFeatures:
     signed = False
     class_specific = True
 
-    def fits(self, model: nn.Module) -> str | None:
-        return _NEEDS if embedding(model) is None else None
+    def fits(self, explained: ExplainedModel) -> str | None:
+        return _NEEDS if embedding(explained.module) is None else None
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
+        model, t = explained.module, explained.target(target)
         module = embedding(model)
         if module is None:
             raise ConfigError(f"the model {type(model).__name__} {_NEEDS}; leave it out of explain.methods")
         with frozen(model), torch.enable_grad(), embedded_leaf(module) as seen:
-            value = contrast(model(features, xy).logits, target)  # ()
+            value = t(model(features, xy).logits)  # ()
             (embedded,) = seen  # (N, hidden)
             (slopes,) = torch.autograd.grad(value, embedded)  # (N, hidden)
-        scores: Float32 = (embedded.detach() @ slopes.mean(0)).relu().float().cpu().numpy()  # (N,)
-        return scores
+        return Attribution((embedded.detach() @ slopes.mean(0)).relu())  # (N,)
 
 
-@explainers.register(
-    "gradcam_features", paper="Selvaraju et al., ICCV 2017", unit="attribution", signed=False, class_specific=True
-)
+@explainers.register("gradcam_features", paper="Selvaraju et al., ICCV 2017")
 def gradcam_features() -> Explainer:
     """Grad-CAM with patches as places and the embedding's units as channels; what speaks for the class only."""
     return GradCAMFeatures()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...types import Float32, Unit
-from ..gradients import gradient
+from ...types import Unit
+from ..explained_model import Attribution, ExplainedModel
+from ..propagation.gradients import gradient
 from . import Explainer, explainers
 
 
@@ -21,18 +22,15 @@ class GradientTimesInput:
     signed = True
     class_specific = True
 
-    def fits(self, model: nn.Module) -> str | None:  # noqa: ARG002
+    def fits(self, explained: ExplainedModel) -> str | None:  # noqa: ARG002
         return None
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        slopes = gradient(model, features, xy, target)  # (N, D)
-        scores: Float32 = (features * slopes).sum(1).float().cpu().numpy()  # (N,)
-        return scores
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
+        slopes = gradient(explained.module, features, xy, explained.target(target))  # (N, D)
+        return Attribution((features * slopes).sum(1))  # (N,)
 
 
-@explainers.register(
-    "gradient_x_input", paper="Shrikumar et al., 2016", unit="attribution", signed=True, class_specific=True
-)
+@explainers.register("gradient_x_input", paper="Shrikumar et al., 2016")
 def gradient_x_input() -> Explainer:
     """Features times the gradient of the class against the rest; for every model that has gradients."""
     return GradientTimesInput()

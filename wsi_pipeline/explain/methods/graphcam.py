@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...aggregate.gtn import Block, GraphTransformer
 from ...errors import ConfigError
-from ...types import Float32, Unit
+from ...types import Unit
+from ..explained_model import Attribution, ExplainedModel, Target
 from ..frozen import frozen
-from ..logit_contrast import contrast
 from ..transformer.relevance import linear_rule, ratio, sum_rule
-from . import Attribution, Explainer, explainers
+from . import Explainer, explainers
 
 _NEEDS = "pools no graph; this method needs a graph transformer, as gtn is"
 
@@ -34,20 +34,17 @@ class GraphCAM:
     signed = False
     class_specific = True
 
-    def fits(self, model: nn.Module) -> str | None:
-        return None if isinstance(model, GraphTransformer) else _NEEDS
+    def fits(self, explained: ExplainedModel) -> str | None:
+        return None if isinstance(explained.module, GraphTransformer) else _NEEDS
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        scores: Float32 = self.attribute(model, features, xy, target).scores.float().cpu().numpy()
-        return scores
-
-    def attribute(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Attribution:
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
         """Scores (N,); with the "class token" they add up to 1."""
+        model = explained.module
         if not isinstance(model, GraphTransformer):
             raise ConfigError(f"the model {type(model).__name__} {_NEEDS}; leave graphcam out of explain.methods")
         with frozen(model), torch.no_grad():
             assignment, tokens = pooled(model, features, xy)
-            row = class_row(model, tokens, target)  # (1 + nodes,)
+            row = class_row(model, tokens, explained.target(target))  # (1 + nodes,)
             shares = assignment @ row[1:]  # (N,)
             scores = shares * ratio(row[1:].sum(), shares.sum())
         return Attribution(scores, {"class token": row[0].item()})
@@ -63,11 +60,11 @@ def pooled(model: GraphTransformer, features: Tensor, xy: Tensor) -> tuple[Tenso
         hook.remove()
 
 
-def class_row(model: GraphTransformer, tokens: Tensor, target: int) -> Tensor:
+def class_row(model: GraphTransformer, tokens: Tensor, target: Target) -> Tensor:
     """r (1 + nodes,), class token first; sums to 1."""
     layers, gradients = ran(model, tokens, target)
     read = model.norm(layers[-1].gave[0])  # (hidden,)
-    weight = contrast(model.head.weight.mT, target)[None]  # (1, hidden) the contrast is one linear unit
+    weight = target(model.head.weight.mT)[None]  # (1, hidden) the contrast is one linear unit
     relevance = torch.zeros_like(tokens)
     relevance[0] = read * linear_rule(read, weight, read.new_ones(1))
     row = torch.zeros_like(tokens[:, 0])
@@ -80,7 +77,7 @@ def class_row(model: GraphTransformer, tokens: Tensor, target: int) -> Tensor:
     return row
 
 
-def ran(model: GraphTransformer, tokens: Tensor, target: int) -> tuple[list[Layer], tuple[Tensor, ...]]:
+def ran(model: GraphTransformer, tokens: Tensor, target: Target) -> tuple[list[Layer], tuple[Tensor, ...]]:
     """The blocks as they ran on ``tokens`` (T, hidden), and the gradient of t for each one's map, (heads, T, T)."""
     layers, maps = [], []
     with torch.enable_grad():
@@ -91,7 +88,7 @@ def ran(model: GraphTransformer, tokens: Tensor, target: int) -> tuple[list[Laye
             layers.append(Layer(block, at.detach(), weights.detach(), gave.detach()))
             maps.append(weights)
             at = gave
-        gradients = torch.autograd.grad(contrast(model.head(model.norm(at[0])), target), maps)
+        gradients = torch.autograd.grad(target(model.head(model.norm(at[0]))), maps)
     return layers, gradients
 
 
@@ -138,9 +135,7 @@ class Layer:
         return middle * skipping + below
 
 
-@explainers.register(
-    "graphcam", paper="Zheng et al., IEEE TMI 2022", unit="attribution", signed=False, class_specific=True
-)
+@explainers.register("graphcam", paper="Zheng et al., IEEE TMI 2022")
 def graphcam() -> Explainer:
     """Transformer attribution of the pooled nodes, given back to their patches; for graph transformers."""
     return GraphCAM()

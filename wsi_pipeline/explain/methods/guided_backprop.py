@@ -7,9 +7,9 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from ...types import Float32, Unit
+from ...types import Unit
+from ..explained_model import Attribution, ExplainedModel, Target
 from ..frozen import frozen
-from ..logit_contrast import contrast
 from ..propagation.traced_tensor import NoRuleError, trial
 from . import Explainer, explainers
 
@@ -32,28 +32,28 @@ class GuidedBackprop:
     signed = False
     class_specific = True
 
-    def fits(self, model: nn.Module) -> str | None:
-        return trial(lambda features, xy: check_relus(model, features, xy), model)
+    def fits(self, explained: ExplainedModel) -> str | None:
+        return trial(lambda features, xy: check_relus(explained.module, features, xy), explained.module)
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        if reason := self.fits(model):
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
+        if reason := self.fits(explained):
             raise NoRuleError(reason)
-        scores: Float32 = guided_gradient(model, features, xy, target).abs().sum(1).float().cpu().numpy()  # (N,)
-        return scores
+        guided = guided_gradient(explained.module, features, xy, explained.target(target))  # (N, D)
+        return Attribution(guided.abs().sum(1))
 
 
 class Answer(nn.Module):
     """t of one bag, as ``captum`` asks for it: (1, N, D) -> (1,)."""
 
-    def __init__(self, model: nn.Module, xy: Tensor, target: int) -> None:
+    def __init__(self, model: nn.Module, xy: Tensor, target: Target) -> None:
         super().__init__()
         self.model, self.xy, self.target = model, xy, target
 
     def forward(self, bag: Tensor) -> Tensor:
-        return contrast(self.model(bag[0], self.xy).logits, self.target)[None]
+        return self.target(self.model(bag[0], self.xy).logits)[None]
 
 
-def guided_gradient(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Tensor:
+def guided_gradient(model: nn.Module, features: Tensor, xy: Tensor, target: Target) -> Tensor:
     """(N, D): one forward and one backward pass, in the features' precision."""
     from captum.attr import GuidedBackprop as CaptumGuidedBackprop
 
@@ -96,13 +96,7 @@ def relus_behind(value: Tensor) -> int:
     return sum(node.name() == "ReluBackward0" for node in seen)
 
 
-@explainers.register(
-    "guided_backprop",
-    paper="Springenberg et al., ICLR workshop 2015",
-    unit="attribution",
-    signed=False,
-    class_specific=True,
-)
+@explainers.register("guided_backprop", paper="Springenberg et al., ICLR workshop 2015")
 def guided_backprop() -> Explainer:
     """Size of the gradient on the ways that raise the answer at every ReLU; for models whose ReLUs are modules."""
     return GuidedBackprop()

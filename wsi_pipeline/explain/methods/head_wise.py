@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...aggregate.transmil import TransMIL
+from ..explained_model import Target
 from ..method_options import check_whole
 from ..transformer.attention_maps import attention_map, magnitude
 from ..transformer.reasoning_feedback import reasoning_feedback
@@ -16,7 +17,7 @@ from ..transformer.trace import Layer, first_gradient, last_gradient, trace
 from . import Explainer, explainers
 
 
-def perceived(model: TransMIL, features: Tensor, xy: Tensor, target: int, steps: int) -> Tensor:
+def perceived(model: TransMIL, features: Tensor, xy: Tensor, target: Target, steps: int) -> Tensor:
     """|r| W: r the class token's row (P,) of R, where R <- R + Σ_h I_h A_h R from the first layer to the last.
 
     Chen et al., "Beyond Intuition: Rethinking Token Attributions inside Transformers", TMLR 2023. I_h is the mean of
@@ -46,7 +47,7 @@ def weighted_pull(layer: Layer, row: Tensor, gradient: Tensor) -> Tensor:
     return weights @ pulled[:, :, -1]
 
 
-@explainers.register("head_wise", paper="Chen et al., TMLR 2023", unit="attribution", signed=False, class_specific=True)
+@explainers.register("head_wise", paper="Chen et al., TMLR 2023")
 def head_wise(*, steps: int = 20) -> Explainer:
     """Attention of all layers, each head by its importance, times the last layer's feedback for the class.
 

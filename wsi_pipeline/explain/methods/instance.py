@@ -1,38 +1,40 @@
-"""Instance: what the model would say of each patch if it were the whole slide."""
+"""Instance: what the model would predict for each patch if it were the whole slide."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...types import Float32, Unit
+from ..explained_model import Attribution, ExplainedModel
 from ..frozen import frozen
 from ..single_patch import logits_alone
-from . import Explainer, explainers
+from . import Explainer, ExplainerUnit, explainers
 
 
 class Instance:
-    """Probability of the class for the bag {k}: no interaction with the other patches.
+    """The model's prediction for the bag {k}: no interaction with the other patches.
 
     "Single" of Early et al., "Model Agnostic Interpretability for Multiple Instance Learning", ICLR 2022. For
-    attention-based MIL it is the classifier applied to h_k, as the only patch weighs 1.
+    attention-based MIL it is the classifier applied to h_k, as a single patch has weight 1.
+
+    By task: the probability of the class (softmax), the label's own probability (sigmoid), the predicted value in the
+    label's unit, or the log hazard. A model that says the same of every single patch would give a constant map.
     """
 
-    unit: Unit = "probability"
+    unit: ExplainerUnit = "prediction"
     signed = False
     class_specific = True
 
-    def fits(self, model: nn.Module) -> str | None:  # noqa: ARG002
+    def fits(self, explained: ExplainedModel) -> str | None:  # noqa: ARG002
         return None
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        with frozen(model), torch.no_grad():
-            probabilities = logits_alone(model, features, xy).softmax(1)  # (N, C)
-        scores: Float32 = probabilities[:, target].float().cpu().numpy()  # (N,)
-        return scores
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
+        with frozen(explained.module), torch.no_grad():
+            predictions = explained.predictions(logits_alone(explained.module, features, xy))  # (N, C)
+        return Attribution(predictions[:, target])  # (N,)
 
 
-@explainers.register("instance", paper="Early et al., ICLR 2022", unit="probability", signed=False, class_specific=True)
+@explainers.register("instance", paper="Early et al., ICLR 2022")
 def instance() -> Explainer:
-    """The class's probability for a slide of this one patch; for every model."""
+    """The model's prediction for a slide of this one patch: probability, value or risk; for every model."""
     return Instance()

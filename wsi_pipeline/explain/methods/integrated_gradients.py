@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...types import Float32, Unit
+from ...types import Unit
 from ..baseline import BASELINES, baseline_row
+from ..explained_model import Attribution, ExplainedModel
 from ..frozen import frozen
-from ..logit_contrast import contrast
 from ..method_options import check_choice, check_whole
-from . import Attribution, Explainer, explainers
+from . import Explainer, explainers
 
 
 class IntegratedGradients:
@@ -32,22 +32,19 @@ class IntegratedGradients:
         self.steps = steps
         self.baseline = baseline
 
-    def fits(self, model: nn.Module) -> str | None:  # noqa: ARG002
+    def fits(self, explained: ExplainedModel) -> str | None:  # noqa: ARG002
         return None
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        scores: Float32 = self.attribute(model, features, xy, target).scores.float().cpu().numpy()
-        return scores
-
-    def attribute(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Attribution:
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
         """Scores (N,); with "baseline", t(x0), and "integration error" they add up to t(x)."""
         from captum.attr import IntegratedGradients as Captum
 
+        model, t = explained.module, explained.target(target)
         bag = features.detach()[None]  # (1, N, D)
         start = baseline_row(features, self.baseline).expand_as(bag)
 
         def value(bags: Tensor) -> Tensor:
-            return contrast(model(bags[0], xy).logits, target)[None]  # (1,)
+            return t(model(bags[0], xy).logits)[None]  # (1,)
 
         with frozen(model), torch.enable_grad():
             integral: Any = Captum(value).attribute(bag, start, n_steps=self.steps, internal_batch_size=1)
@@ -57,13 +54,7 @@ class IntegratedGradients:
         return Attribution(scores, {"baseline": origin, "integration error": there - origin - scores.sum().item()})
 
 
-@explainers.register(
-    "integrated_gradients",
-    paper="Sundararajan et al., ICML 2017",
-    unit="attribution",
-    signed=True,
-    class_specific=True,
-)
+@explainers.register("integrated_gradients", paper="Sundararajan et al., ICML 2017")
 def integrated_gradients(*, steps: int = 50, baseline: str = "zero") -> Explainer:
     """Gradients added up on the way from an empty slide: a sum that is the answer less that of the empty slide.
 

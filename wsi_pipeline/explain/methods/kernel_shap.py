@@ -30,9 +30,7 @@ def captum_shap(value: Callable[[Tensor], Tensor]) -> Any:
     return shap
 
 
-@explainers.register(
-    "kernel_shap", paper="Lundberg and Lee, NeurIPS 2017", unit="attribution", signed=True, class_specific=True
-)
+@explainers.register("kernel_shap", paper="Lundberg and Lee, NeurIPS 2017")
 def kernel_shap(*, region: int | None = None, samples: int = 256, baseline: str = "zero", seed: int = 0) -> Explainer:
     """Shapley values of square regions of the slide, estimated; they add up to the answer less an empty slide's.
 

@@ -6,14 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ...aggregate import Additive
-from ...aggregate.abmil import AttentionMIL
-from ...aggregate.clam import CLAM
-from ...aggregate.mean import MeanPooling
 from ...errors import ConfigError
-from ...types import Float32, Unit
+from ...types import Unit
+from ..explained_model import Attribution, ExplainedModel
 from ..frozen import frozen
-from ..logit_contrast import contrast
 from ..method_options import check_flag
+from ..weighted_mean import is_weighted_mean
 from . import Explainer, explainers
 
 _NEEDS = (
@@ -38,24 +36,22 @@ class LeaveOneOut:
     def __init__(self, naive: bool) -> None:
         self.naive = naive
 
-    def fits(self, model: nn.Module) -> str | None:
-        return None if self.naive or has_closed_form(model) else _NEEDS
+    def fits(self, explained: ExplainedModel) -> str | None:
+        return None if self.naive or has_closed_form(explained.module) else _NEEDS
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        if self.fits(model) is not None:
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
+        model = explained.module
+        if self.fits(explained) is not None:
             raise ConfigError(f"the model {type(model).__name__} {_NEEDS}; leave it out of explain.methods")
         change = closed_form if has_closed_form(model) else one_by_one
         with frozen(model), torch.no_grad():
-            scores: Float32 = contrast(change(model, features, xy), target).float().cpu().numpy()  # (N,)
-        return scores
+            changes = change(model, features, xy)  # (N, C)
+        return Attribution(explained.target(target)(changes))
 
 
 def has_closed_form(model: nn.Module) -> bool:
-    """Whether the logits are a mean of patches whose weights are a softmax, each patch's score its own.
-
-    PerturbationModel by exact type: a subclass may weigh its patches in another way, as sparse attention does.
-    """
-    return type(model) in (AttentionMIL, CLAM, MeanPooling)
+    """Whether the logits are a mean of patches whose weights are a softmax, each patch's score its own."""
+    return isinstance(model, Additive) and is_weighted_mean(model)
 
 
 def closed_form(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
@@ -90,9 +86,7 @@ def logits_without(model: nn.Module, features: Tensor, xy: Tensor, k: int) -> Te
     return logits
 
 
-@explainers.register(
-    "leave_one_out", paper="Early et al., ICLR 2022", unit="attribution", signed=True, class_specific=True
-)
+@explainers.register("leave_one_out", paper="Early et al., ICLR 2022")
 def leave_one_out(*, naive: bool = False) -> Explainer:
     """How the class against the rest changes when a patch is left out; exact and at once for abmil, clam, mean.
 

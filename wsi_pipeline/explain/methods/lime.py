@@ -34,7 +34,7 @@ def similarity(_: Tensor, __: Tensor, kept: Tensor, **___: object) -> float:
     return math.exp(-(distance**2) / (2 * _WIDTH**2))
 
 
-@explainers.register("lime", paper="Ribeiro et al., KDD 2016", unit="attribution", signed=True, class_specific=True)
+@explainers.register("lime", paper="Ribeiro et al., KDD 2016")
 def lime(*, region: int | None = None, samples: int = 256, baseline: str = "zero", seed: int = 0) -> Explainer:
     """LIME over square regions of the slide: a linear fit to the answers when half of them are taken away.
 

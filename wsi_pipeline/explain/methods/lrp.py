@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import ConfigError
-from ...types import Float32, Unit
+from ...types import Unit
+from ..explained_model import Attribution, ExplainedModel
 from ..frozen import frozen
-from ..logit_contrast import contrast
 from ..propagation.lrp_rules import RULES, Relevance
 from ..propagation.traced_tensor import traced_logits, trial
-from . import Attribution, Explainer, explainers
+from . import Explainer, explainers
 
 
 class LayerwiseRelevance:
@@ -43,19 +43,16 @@ class LayerwiseRelevance:
         self.epsilon = epsilon
         self.gamma = gamma
 
-    def fits(self, model: nn.Module) -> str | None:
-        return trial(lambda features, xy: self.attribute(model, features, xy, 0), model)
+    def fits(self, explained: ExplainedModel) -> str | None:
+        return trial(lambda features, xy: self(explained, features, xy, 0), explained.module)
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        scores: Float32 = self.attribute(model, features, xy, target).scores.float().cpu().numpy()
-        return scores
-
-    def attribute(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Attribution:
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
         """Scores (N,); with the other parts they add up to t(x)."""
+        model, t = explained.module, explained.target(target)
         way = Relevance(RULES, epsilon=self.epsilon, gamma=self.gamma)
         leaf = features.detach().requires_grad_()
         with frozen(model), torch.enable_grad():
-            value = contrast(traced_logits(model, way, leaf, xy).value, target)  # ()
+            value = t(traced_logits(model, way, leaf, xy).value)  # ()
             parts = {place: list(leaves) for place, leaves in way.parts.items()}
             others = [part for leaves in parts.values() for part in leaves]
             slope, *slopes = torch.autograd.grad(value, [leaf, *others], allow_unused=True, materialize_grads=True)
@@ -66,13 +63,7 @@ class LayerwiseRelevance:
         return Attribution((features * slope).sum(1), residual)
 
 
-@explainers.register(
-    "lrp",
-    paper="Bach et al., PLOS ONE 2015; Ali et al., ICML 2022",
-    unit="attribution",
-    signed=True,
-    class_specific=True,
-)
+@explainers.register("lrp", paper="Bach et al., PLOS ONE 2015; Ali et al., ICML 2022")
 def lrp(*, epsilon: float = 0.0, gamma: float = 0.0) -> Explainer:
     """The answer handed back to what it was added up from, attention held constant; the biases' share is told.
 

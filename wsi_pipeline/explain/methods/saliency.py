@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..gradients import GradientSize
+from ..propagation.gradients import GradientSize
 from . import Explainer, explainers
 
 
@@ -18,9 +18,7 @@ def sum_of_sizes(slopes: Tensor) -> Tensor:
     return slopes.abs().sum(1)
 
 
-@explainers.register(
-    "saliency", paper="Simonyan et al., ICLR workshop 2014", unit="attribution", signed=False, class_specific=True
-)
+@explainers.register("saliency", paper="Simonyan et al., ICLR workshop 2014")
 def saliency() -> Explainer:
     """Size of the gradient: how much the answer moves with a patch, whichever way."""
     return GradientSize(sum_of_sizes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..gradients import GradientSize
+from ..propagation.gradients import GradientSize
 from . import Explainer, explainers
 
 
@@ -18,9 +18,7 @@ def sum_of_squares(slopes: Tensor) -> Tensor:
     return slopes.square().sum(1)
 
 
-@explainers.register(
-    "squared_gradient", paper="Zurada et al., ISCAS 1994", unit="attribution", signed=False, class_specific=True
-)
+@explainers.register("squared_gradient", paper="Zurada et al., ISCAS 1994")
 def squared_gradient() -> Explainer:
     """Squared length of the gradient: how much the answer moves with a patch, whichever way."""
     return GradientSize(sum_of_squares)

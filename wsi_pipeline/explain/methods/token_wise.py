@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...aggregate.transmil import TransMIL
+from ..explained_model import Target
 from ..method_options import check_whole
 from ..transformer.attention_maps import mean_pull
 from ..transformer.reasoning_feedback import reasoning_feedback
@@ -17,7 +18,7 @@ from ..transformer.trace import Layer, trace
 from . import Explainer, explainers
 
 
-def perceived(model: TransMIL, features: Tensor, xy: Tensor, target: int, steps: int) -> Tensor:
+def perceived(model: TransMIL, features: Tensor, xy: Tensor, target: Target, steps: int) -> Tensor:
     """|r| W: r the class token's row (P,) of R, where R <- R + mean_h(A) D R from the first layer to the last.
 
     Chen et al., "Beyond Intuition: Rethinking Token Attributions inside Transformers", TMLR 2023. D holds how much
@@ -37,9 +38,7 @@ def lengthening(layer: Layer) -> Tensor:
     return F.pad(ratio(values.norm(dim=1), layer.tokens.norm(dim=1)), (layer.padding, 0))
 
 
-@explainers.register(
-    "token_wise", paper="Chen et al., TMLR 2023", unit="attribution", signed=False, class_specific=True
-)
+@explainers.register("token_wise", paper="Chen et al., TMLR 2023")
 def token_wise(*, steps: int = 20) -> Explainer:
     """Attention of all layers, each token by the length of its value, times the last layer's feedback for the class.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...aggregate.transmil import TransMIL
+from ..explained_model import Target
 from ..transformer.attention_maps import weighted_rows
 from ..transformer.relevance import first_relevance, last_relevance
 from ..transformer.token_explainer import TokenExplainer, class_token
@@ -13,7 +14,7 @@ from ..transformer.trace import first_gradient, last_gradient, trace
 from . import Explainer, explainers
 
 
-def attributed(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tensor:
+def attributed(model: TransMIL, features: Tensor, xy: Tensor, target: Target) -> Tensor:
     """The class token's row (P,) of the product of rownorm(I + mean_h relu(∇A_l ⊙ R_A_l)).
 
     Chefer, Gur and Wolf, "Transformer Interpretability Beyond Attention Visualization", CVPR 2021; each row is made to
@@ -34,9 +35,7 @@ def attributed(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Te
     return result
 
 
-@explainers.register(
-    "transformer_attribution", paper="Chefer et al., CVPR 2021", unit="attribution", signed=False, class_specific=True
-)
+@explainers.register("transformer_attribution", paper="Chefer et al., CVPR 2021")
 def transformer_attribution() -> Explainer:
     """Relevance of attention times its gradient for the class, followed through all layers."""
     return TokenExplainer(attributed, unit="attribution", class_specific=True)

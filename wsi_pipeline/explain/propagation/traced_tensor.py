@@ -201,15 +201,22 @@ def traced_logits(
     return logits
 
 
-def trial(explain: Callable[[Tensor, Tensor], object], model: nn.Module) -> str | None:
-    """Why a method cannot explain ``model``, tried on two patches as wide as its first linear layer takes them."""
+def small_bag(model: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Two patches of ones, (2, D), at (2, 2), as wide as the model's first linear layer; None where it has none."""
     first = next((module for module in model.modules() if isinstance(module, nn.Linear)), None)
     if first is None:
         return None
-    weight = first.weight
-    xy = torch.arange(2, dtype=weight.dtype, device=weight.device)[:, None].expand(2, 2)
+    xy = torch.arange(2, dtype=first.weight.dtype, device=first.weight.device)[:, None].expand(2, 2)
+    return first.weight.new_ones(2, first.in_features), xy
+
+
+def trial(explain: Callable[[Tensor, Tensor], object], model: nn.Module) -> str | None:
+    """Why a method cannot explain ``model``, tried on two patches as wide as its first linear layer takes them."""
+    bag = small_bag(model)
+    if bag is None:
+        return None
     try:
-        explain(weight.new_ones(2, first.in_features), xy)
+        explain(*bag)
     except NoRuleError as error:
         return error.reason
     except RuntimeError:  # its first linear layer is not the one that sees the features: the bag will tell

@@ -111,11 +111,11 @@ def attention_map(layer: Layer) -> AttentionMap:
     """The map of a layer all of whose tokens were computed."""
     attention, padded = layer.attention, layer.padded()
     to_queries, to_keys, _ = attention.to_qkv.weight.chunk(3)
-    queries = attention._split(F.linear(layer.normed, to_queries))[0]  # (H, T, d)
-    keys = attention._split(F.linear(padded, to_keys))[0]  # (H, P, d)
+    queries = attention.split_heads(F.linear(layer.normed, to_queries))[0]  # (H, T, d)
+    keys = attention.split_heads(F.linear(padded, to_keys))[0]  # (H, P, d)
     if attention.exact:
         return ExactMap(queries * queries.shape[2] ** -0.5, keys)
-    query_landmarks, key_landmarks = attention._landmarks(padded)
+    query_landmarks, key_landmarks = attention.landmark_projections(padded)
     inverse = iterated_pinv(attention_weights(query_landmarks, key_landmarks), attention.pinv_iterations)
     return NystromMap(queries, query_landmarks[0], key_landmarks[0], keys, inverse[0])
 

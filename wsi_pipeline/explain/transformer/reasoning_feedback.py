@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ...aggregate.transmil import TransMIL
+from ..explained_model import Target
 from .trace import last_gradient, trace
 
 
-def reasoning_feedback(model: TransMIL, features: Tensor, xy: Tensor, target: int, steps: int) -> Tensor:
+def reasoning_feedback(model: TransMIL, features: Tensor, xy: Tensor, target: Target, steps: int) -> Tensor:
     """mean_h relu(mean over α = 1/steps … 1 of dt/dA), for the bag α x: the class token's row (P,) in the last layer.
 
     The mean over α stands inside relu and that over heads outside, as in the authors' code.

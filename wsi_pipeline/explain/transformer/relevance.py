@@ -23,7 +23,7 @@ from torch import Tensor
 from ...aggregate.nystrom import TAPS
 from ...aggregate.ppeg import PPEG
 from ...aggregate.transmil import TransMIL
-from ..logit_contrast import contrast
+from ..explained_model import Target
 from .trace import Layer, Trace
 
 
@@ -57,11 +57,11 @@ def sum_rule(a: Tensor, b: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor
     return first, second
 
 
-def last_relevance(model: TransMIL, seen: Trace, target: int) -> LastRelevance:
+def last_relevance(model: TransMIL, seen: Trace, target: Target) -> LastRelevance:
     """From the contrast down to the last layer's class token."""
     layer = seen.last
     read = model.norm(seen.class_token)  # (dim,)
-    weight = contrast(model._fc2.weight.mT, target)[None]  # (1, dim) the contrast is one linear unit
+    weight = target(model.head.weight.mT)[None]  # (1, dim) the contrast is one linear unit
     relevance = read * linear_rule(read, weight, read.new_ones(1))  # (dim,)
     skip, branch = layer.tokens[0], layer.attention.to_out(layer.mixed)
     skipping, through = sum_rule(skip, branch, ratio(relevance, skip + branch))
@@ -80,9 +80,9 @@ def first_relevance(model: TransMIL, seen: Trace, last: LastRelevance) -> Tensor
     relevance = torch.cat([relevance[:1], below_ppeg(model, given[1:], seen.xy, relevance[1:])])
     _, through = sum_rule(layer.tokens, branch, ratio(relevance, given))
     into = linear_rule(layer.mixed, layer.output_weight(), branch * through)  # (T, dim)
-    convolved = layer.attention._convolve(F.linear(layer.padded(), layer.value_weight()))[layer.padding :]
+    convolved = layer.attention.convolve_values(F.linear(layer.padded(), layer.value_weight()))[layer.padding :]
     attended, _ = sum_rule(layer.mixed - convolved, convolved, into)
-    return layer.attention._split(attended)[0]
+    return layer.attention.split_heads(attended)[0]
 
 
 def class_convolution(layer: Layer) -> Tensor:
@@ -118,7 +118,7 @@ def below_ppeg(model: TransMIL, tokens: Tensor, xy: Tensor, relevance: Tensor) -
 
     seen = around(model.pos_layer, tokens)
     skipping, through = sum_rule(tokens, seen, ratio(relevance, tokens + seen))
-    kernel, _ = model.pos_layer._kernel()
+    kernel, _ = model.pos_layer.summed_kernel()
     parts = tokens.clamp(min=0).requires_grad_(), tokens.clamp(max=0).requires_grad_()
     layers = with_kernel(model.pos_layer, kernel.clamp(min=0)), with_kernel(model.pos_layer, kernel.clamp(max=0))
     with torch.enable_grad():

@@ -14,17 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...aggregate.transmil import TransMIL
 from ...errors import ConfigError
-from ...types import Float32, Unit
+from ...types import Unit
+from ..explained_model import Attribution, ExplainedModel, Target
 from ..frozen import frozen
-from ..methods import Attribution
 from .trace import Layer
 
 _NEEDS = "has no class token that attends to the patches; this method needs a transmil model"
-Row = Callable[[TransMIL, Tensor, Tensor, int], Tensor]  # model, features, xy, target -> (P,)
+Row = Callable[[TransMIL, Tensor, Tensor, Target], Tensor]  # model, features, xy, target -> (P,)
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,17 @@ class TokenExplainer:
     class_specific: bool
     signed: bool = False
 
-    def fits(self, model: nn.Module) -> str | None:
-        return None if isinstance(model, TransMIL) else _NEEDS
+    def fits(self, explained: ExplainedModel) -> str | None:
+        return None if isinstance(explained.module, TransMIL) else _NEEDS
 
-    def attribute(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Attribution:
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
+        model = explained.module
         if not isinstance(model, TransMIL):
             raise ConfigError(f"the model {type(model).__name__} {_NEEDS}; leave it out of explain.methods")
         with frozen(model), torch.no_grad():
-            shares = model._fold(self.row(model, features, xy, target), len(features))
+            shares = model.fold_shares(self.row(model, features, xy, explained.target(target)), len(features))
         residual = {"class token": float(shares.class_token), "padding": float(shares.padding)}
         return Attribution(shares.patches, residual)
-
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        scores: Float32 = self.attribute(model, features, xy, target).scores.float().cpu().numpy()
-        return scores
 
 
 def class_token(layer: Layer) -> Tensor:

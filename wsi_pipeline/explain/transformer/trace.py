@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...aggregate.nystrom import TokenAttention
 from ...aggregate.transmil import TransLayer, TransMIL
-from ..logit_contrast import contrast
+from ..explained_model import Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +36,11 @@ class Layer:
 
     def padded(self) -> Tensor:
         """What the keys are made of, (P, dim)."""
-        return self.attention._padded(self.normed)
+        return self.attention.padded(self.normed)
 
     def values(self) -> Tensor:
         """(H, P, d)."""
-        return self.attention._split(F.linear(self.padded(), self.value_weight()))[0]
+        return self.attention.split_heads(F.linear(self.padded(), self.value_weight()))[0]
 
     def value_weight(self) -> Tensor:
         """What makes values of ``normed``, (dim, dim)."""
@@ -53,7 +53,7 @@ class Layer:
     @cached_property
     def class_row(self) -> Tensor:
         """The class token's row of each head's attention map, (H, P)."""
-        return self.attention._first_row(self.normed[:1], self.padded())
+        return self.attention.first_row(self.normed[:1], self.padded())
 
     def times_values(self, vectors: Tensor) -> Tensor:
         """<vectors_h, V_hj> of one vector a head: (H, d) -> (H, P), without the values."""
@@ -96,28 +96,28 @@ def encoded(model: TransMIL, tokens: Tensor, xy: Tensor) -> Tensor:
     return torch.cat([tokens[:1], around])
 
 
-def answer_from_first(model: TransMIL, seen: Trace, mixed: Tensor, target: int) -> Tensor:
+def answer_from_first(model: TransMIL, seen: Trace, mixed: Tensor, target: Target) -> Tensor:
     """The contrast () as a function of the first layer's ``mixed`` (T, dim)."""
     tokens = seen.first.tokens + seen.first.attention.to_out(mixed)
     class_token, _ = model.layer2.first_token(encoded(model, tokens, seen.xy))
-    return contrast(model._fc2(model.norm(class_token)), target)
+    return target(model.head(model.norm(class_token)))
 
 
-def answer_from_last(model: TransMIL, seen: Trace, mixed: Tensor, target: int) -> Tensor:
+def answer_from_last(model: TransMIL, seen: Trace, mixed: Tensor, target: Target) -> Tensor:
     """The contrast () as a function of the last layer's ``mixed`` (dim,)."""
     class_token = seen.last.tokens[0] + seen.last.attention.to_out(mixed)
-    return contrast(model._fc2(model.norm(class_token)), target)
+    return target(model.head(model.norm(class_token)))
 
 
-def first_gradient(model: TransMIL, seen: Trace, target: int) -> Tensor:
+def first_gradient(model: TransMIL, seen: Trace, target: Target) -> Tensor:
     """dt/dO of the first layer, t the contrast: (H, T, d)."""
     mixed = seen.first.mixed.detach().requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(answer_from_first(model, seen, mixed, target), mixed)
-    return seen.first.attention._split(gradient)[0]
+    return seen.first.attention.split_heads(gradient)[0]
 
 
-def last_gradient(model: TransMIL, seen: Trace, target: int) -> Tensor:
+def last_gradient(model: TransMIL, seen: Trace, target: Target) -> Tensor:
     """dt/dO of the class token in the last layer, (H, d); that of every other token is zero."""
     mixed = seen.last.mixed.detach().requires_grad_()
     with torch.enable_grad():

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-from ..types import Float64
+from ...types import Float64
 
 
 def ranks(scores: np.ndarray, signed: bool) -> Float64:

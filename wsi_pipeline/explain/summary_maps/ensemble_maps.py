@@ -17,25 +17,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..aggregate.inference import bag_tensors, cpu_threads
-from ..artifacts import Provenance, content_key, discard, read_key
-from ..config import ExplainConfig
-from ..device import pick_device
-from ..engine import Job
-from ..outcome import outcome
-from ..predict.ensembles import card, load_members
-from ..project import AUTO, Project, read_selection
-from ..store import read_bag, read_explanations, write_explanations
-from ..types import Explanation, FeatureBag, Float64, SlideRow, Unit
-from .frozen import frozen
+from ...aggregate.inference import bag_tensors, cpu_threads
+from ...artifacts import Provenance, content_key, discard, read_key
+from ...config import ExplainConfig
+from ...device import pick_device
+from ...engine import Job
+from ...outcome import outcome
+from ...predict.ensembles import card
+from ...project import AUTO, Project, read_selection
+from ...store import read_bag, read_explanations, write_explanations
+from ...types import Explanation, FeatureBag, Float64, SlideRow, Unit
+from ..explained_model import ExplainedModel, load_explained
+from ..frozen import frozen
+from ..methods import explainers
+from ..single_patch import logits_alone
 from .map_arithmetic import agreement, consensus, faithful_weights
 from .map_uncertainty import entropy, reference_distance, sign_agreement, spread
-from .methods import explainers
-from .single_patch import logits_alone
 from .training_reference import read_reference
 
 _log = logging.getLogger("wsi_pipeline")
-_UNITS: dict[str, Unit] = {"distance": "distance"}  # the others are shares; a spread has its method's unit
+_UNITS: dict[str, Unit] = {"distance": "distance"}  # the others are fractions; a spread has its method's unit
 _PREDICTING = {"classification", "multilabel"}
 
 
@@ -98,7 +99,7 @@ def _ordered(project: Project, label: str, names: Sequence[str]) -> tuple[list[s
     """
     choice = read_selection(project.folder.selection(label)) if AUTO in project.config.explain.methods else None
     if choice is None:
-        return sorted(names, key=lambda name: not explainers.entry(name).info.get("signed", False)), {}
+        return sorted(names, key=lambda name: not explainers.build(name).signed), {}
     ordered = sorted(names, key=lambda name: name != choice.method)
     measured = {name: choice.aupc[name] for name in names if name in choice.aupc}
     return ordered, faithful_weights(measured, choice.random) if len(measured) == len(names) else {}
@@ -140,7 +141,7 @@ def write_derived(name: str, basis: Basis, section: ExplainConfig, output: Path,
     for of_class in zip(*by_method, strict=True):
         first = of_class[0]
         scores, signed = _scores(name, basis, of_class, section)
-        unit = first.unit if name == "spread" else _UNITS.get(name, "share")
+        unit = first.unit if name == "spread" else _UNITS.get(name, "fraction")
         made.append(Explanation(first.grid, scores.astype(np.float32), name, basis.label, first.target, unit, signed))
     write_explanations(output, made, provenance)
     return len(made[0].grid)
@@ -155,38 +156,40 @@ def _scores(name: str, basis: Basis, maps: Sequence[Explanation], section: Expla
         weights = [basis.weights[e.method] for e in maps] if basis.weights else None
         return consensus(values, signed, weights), all(signed)
     with cpu_threads(1):
-        members = load_members(basis.members, str(pick_device(section.device)))
         bag = read_bag(basis.bag)
         if name == "distance":
             features = torch.from_numpy(bag.features).float()
             found = [reference_distance(features, read_reference(path)) for path in basis.references]
             return np.mean(found, axis=0), False
-        target = members[0][1].classes.index(maps[0].target)
-        models = [module for module, _ in members]
+        members = load_explained(basis.members, str(pick_device(section.device)))
+        target = members[0].classes.index(maps[0].target)
         if name == "entropy":
-            return entropy(_probabilities(models, bag, members[0][1].task, target)), False
-        scores = _by_member(models, bag, maps[0].method, section, target)
+            return entropy(_probabilities(members, bag, target)), False
+        scores = _by_member(members, bag, maps[0].method, section, target)
         return (spread if name == "spread" else sign_agreement)(scores), False
 
 
-def _probabilities(models: Sequence[torch.nn.Module], bag: FeatureBag, task: str, target: int) -> Float64:
+def _probabilities(members: Sequence[ExplainedModel], bag: FeatureBag, target: int) -> Float64:
     """(M, N, C) of each patch alone; of multilabel, of the target and of its absence."""
     found = []
-    for model in models:
-        features, xy = bag_tensors(bag, next(model.parameters()).device)
-        with frozen(model), torch.no_grad():
-            found.append(outcome(task, logits_alone(model, features.float(), xy).double().cpu().numpy()))
+    for member in members:
+        features, xy = bag_tensors(bag, next(member.module.parameters()).device)
+        with frozen(member.module), torch.no_grad():
+            logits = logits_alone(member.module, features.float(), xy).double().cpu().numpy()
+        found.append(outcome(member.task, logits))
     each = np.stack(found)
-    return np.stack([1 - each[..., target], each[..., target]], axis=-1) if task == "multilabel" else each
+    if members[0].task == "multilabel":
+        return np.stack([1 - each[..., target], each[..., target]], axis=-1)
+    return each
 
 
 def _by_member(
-    models: Sequence[torch.nn.Module], bag: FeatureBag, method: str, section: ExplainConfig, target: int
+    members: Sequence[ExplainedModel], bag: FeatureBag, method: str, section: ExplainConfig, target: int
 ) -> Float64:
     """(M, N) scores of one method by each member."""
     explainer = explainers.build(method, **section.options.get(method, {}))
     scores = []
-    for model in models:
-        features, xy = bag_tensors(bag, next(model.parameters()).device)
-        scores.append(explainer(model, features.float(), xy, target).astype(np.float64))
+    for member in members:
+        features, xy = bag_tensors(bag, next(member.module.parameters()).device)
+        scores.append(explainer(member, features.float(), xy, target).numpy().astype(np.float64))
     return np.stack(scores)

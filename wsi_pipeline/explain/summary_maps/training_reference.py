@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..aggregate.inference import cpu_threads
-from ..artifacts import Provenance, atomic_path, content_key, provenance_path, read_key, write_provenance
-from ..engine import Job
-from ..predict.ensembles import card
-from ..project import Project
-from ..rng import generator_for
-from ..store import read_features
-from ..types import Int64
+from ...aggregate.inference import cpu_threads
+from ...artifacts import Provenance, atomic_path, content_key, provenance_path, read_key, write_provenance
+from ...engine import Job
+from ...predict.ensembles import card
+from ...project import Project
+from ...rng import generator_for
+from ...store import read_features
+from ...types import Int64
 from .map_uncertainty import Reference, reference_of
 
 PATCHES = 4096  # of all training slides together; each gives as many

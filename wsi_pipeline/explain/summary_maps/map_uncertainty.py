@@ -9,7 +9,7 @@ import torch
 from scipy.special import xlogy
 from torch import Tensor
 
-from ..types import Float32, Float64
+from ...types import Float32, Float64
 
 NEAREST = 5  # neighbours whose mean distance counts
 _BLOCK = 4096  # patches that are compared with the reference at a time

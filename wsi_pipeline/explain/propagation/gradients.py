@@ -9,16 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..types import Float32, Unit
-from .frozen import frozen
-from .logit_contrast import contrast
+from ...types import Unit
+from ..explained_model import Attribution, ExplainedModel, Target
+from ..frozen import frozen
 
 
-def gradient(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Tensor:
-    """dt/dx (N, D), t the contrast: one forward and one backward pass, in the features' precision."""
+def gradient(model: nn.Module, features: Tensor, xy: Tensor, target: Target) -> Tensor:
+    """dt/dx (N, D), t the target: one forward and one backward pass, in the features' precision."""
     leaf = features.detach().requires_grad_()
     with frozen(model), torch.enable_grad():
-        value = contrast(model(leaf, xy).logits, target)  # ()
+        value = target(model(leaf, xy).logits)  # ()
         (slopes,) = torch.autograd.grad(value, leaf)
     return slopes
 
@@ -36,9 +36,9 @@ class GradientSize:
     signed: ClassVar[bool] = False
     class_specific: ClassVar[bool] = True
 
-    def fits(self, model: nn.Module) -> str | None:  # noqa: ARG002
+    def fits(self, explained: ExplainedModel) -> str | None:  # noqa: ARG002
         return None
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        scores: Float32 = self.size(gradient(model, features, xy, target)).float().cpu().numpy()  # (N,)
-        return scores
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
+        slopes = gradient(explained.module, features, xy, explained.target(target))  # (N, D)
+        return Attribution(self.size(slopes))
