@@ -20,6 +20,7 @@ from matplotlib import pyplot as plt
 import wsi_pipeline as wsi
 from wsi_pipeline.aggregate.checkpoint import load_card
 from wsi_pipeline.api.maps import ExplanationMap
+from wsi_pipeline.api.prediction import Prediction
 from wsi_pipeline.artifacts import Provenance
 from wsi_pipeline.config import TileConfig
 from wsi_pipeline.demo import draw_cohort
@@ -570,8 +571,6 @@ def test_a_plugin_that_a_model_names_must_be_allowed(run: wsi.Run, tmp_path: Pat
 
 
 def test_a_regression_has_no_probabilities() -> None:
-    from wsi_pipeline.api.trained_model import Prediction
-
     nan = float("nan")
     value = Prediction(
         "s", "mean", "regression", {"value": 2.5}, "", None, {"value": 2.5}, None, nan, nan, 0.1, np.zeros((1, 1))

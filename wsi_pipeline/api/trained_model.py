@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -17,12 +17,14 @@ from ..aggregate.inference import bag_tensors, cpu_threads, fault
 from ..config import ModelChoice, PredictConfig
 from ..device import pick_device
 from ..errors import ArtifactError, ConfigError, UnknownNameError
-from ..explain.methods import explainers
+from ..explain.explained_model import explained_model
+from ..explain.methods import explainers, unit_for
 from ..explain.stage import mean_attribution, misfit, target_classes
 from ..predict.ensemble_prediction import combine_members, member_outputs
 from ..predict.ensembles import Loaded, dropout_logits, held_out_members, load_members, member_logits, predicted_class
-from ..types import FeatureBag, Float64
+from ..types import FeatureBag
 from .maps import ExplanationMap
+from .prediction import Prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,73 +100,6 @@ class TrainedModel:
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a model predicts for one bag.
-
-    Attributes
-    ----------
-    slide_id, model, task : str
-        What was predicted, and by which model.
-    outcome : mapping of str to float
-        Class -> probability; for a regression ``value``, in the label's unit; for survival ``risk``, the log hazard.
-        Mean over the members.
-    predicted : str
-        The class; of several labels those from 0.5 on, joined by ``;``; empty for a regression and survival.
-    threshold : float, optional
-        On the probability of the positive class of two, from the validation patients.
-    calibrated : mapping of str to float
-        Like ``outcome``, after temperature scaling of each member that has a temperature.
-    prediction_set : tuple of str, optional
-        Classification: the classes that split conformal prediction does not exclude.
-    entropy, aleatoric, epistemic : float
-        Total uncertainty and its two parts, in nats; NaN without probabilities, except ``epistemic``: there it is the
-        variance over the members.
-    logits : ndarray of float64, (M, C)
-        Of each member.
-    """
-
-    slide_id: str
-    model: str
-    task: str
-    outcome: Mapping[str, float]
-    predicted: str
-    threshold: float | None
-    calibrated: Mapping[str, float]
-    prediction_set: tuple[str, ...] | None
-    entropy: float
-    aleatoric: float
-    epistemic: float
-    logits: Float64
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the logits."""
-        return tuple(self.outcome)
-
-    @property
-    def probabilities(self) -> Mapping[str, float]:
-        """``outcome``, where it holds probabilities. Raises ``ConfigError`` for a regression and survival."""
-        if self.task not in ("classification", "multilabel"):
-            raise ConfigError(f"{self.model} predicts no probabilities ({self.task}); use prediction.outcome")
-        return self.outcome
-
-    def __repr__(self) -> str:
-        numbers = ", ".join(f"{name} {value:.3f}" for name, value in self.outcome.items())
-        return f"<{self.slide_id}, {self.model}: {numbers}{' -> ' + self.predicted if self.predicted else ''}>"
-
-    def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><td>{escape(name)}</td><td>{value:.3f}</td><td>{self.calibrated[name]:.3f}</td></tr>"
-            for name, value in self.outcome.items()
-        )
-        what = "probability" if self.task in ("classification", "multilabel") else self.task
-        return (
-            f"<table><caption>{escape(self.slide_id)}, {escape(self.model)}: {escape(self.predicted) or what}</caption>"
-            f"<tr><th></th><th>{what}</th><th>calibrated</th></tr>{cells}</table>"
-        )
 
 
 def load_model(
@@ -275,7 +210,8 @@ def explain_bag(
     method : str
         Name of an explainer (``wsi list explainers``).
     target : str, optional
-        The class to explain; default: the positive one of two, else the predicted one.
+        The class to explain; default: the positive one of two classes, of more the predicted one. Of two labels that
+        may both be present it must be given.
     **options
         Options of the method, e.g. ``samples=500`` for ``lime``.
 
@@ -294,21 +230,24 @@ def explain_bag(
         The bag does not fit the model, or the scores are not finite.
     """
     explainer = explainers.build(method, **options)
-    if reason := misfit(explainer, model.members[:1]):
-        fit = [entry.name for entry in explainers.entries() if not misfit(entry.factory(), model.members[:1])]
+    explained = [explained_model(module, card) for module, card in model.loaded]
+    if reason := misfit(explainer, explained[:1]):
+        fit = [entry.name for entry in explainers.entries() if not misfit(entry.factory(), explained[:1])]
         raise ConfigError(f"{method} does not fit: {model.name} {reason}; methods that fit: {', '.join(fit)}")
     if target is not None and target not in model.classes:
         raise UnknownNameError(f"{model.name} has no class {target!r}; it has: {', '.join(model.classes)}")
     _check(model, bag)
     with cpu_threads(1):
         wanted = None if target is None else [target]
-        (index,) = target_classes(wanted, model.classes, lambda: predicted_class(model.loaded, bag, model.device))
+        indices = target_classes(wanted, explained[0], lambda: predicted_class(model.loaded, bag, model.device))
+        if len(indices) > 1:
+            raise UnknownNameError(f"{model.name} has several labels; give target, one of: {', '.join(model.classes)}")
         features, xy = bag_tensors(bag, model.device)
-        scores, residual = mean_attribution(explainer, model.members, features.float(), xy, index)
+        scores, residual = mean_attribution(explainer, explained, features.float(), xy, indices[0])
     if not np.isfinite(scores).all():
         raise ArtifactError(f"{method} of {model.name} gives scores that are not finite for {bag.grid.slide_id!r}")
-    facts = (method, model.name, model.classes[index], explainer.unit, explainer.signed, residual)
-    return ExplanationMap(bag.grid, scores, *facts)
+    unit, name = unit_for(explainer, explained[0]), model.classes[indices[0]]
+    return ExplanationMap(bag.grid, scores, method, model.name, name, unit, explainer.signed, residual)
 
 
 def _check(model: TrainedModel, bag: FeatureBag) -> None:
