@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -158,12 +159,13 @@ def open_project(config: Config, only: Sequence[str] = ()) -> Project:
     return Project(config, tuple(s for s in slides if not only or s.slide_id in only), slides)
 
 
-def read_manifest(path: Path) -> tuple[SlideRow, ...]:
+def read_manifest(path: str | os.PathLike[str]) -> tuple[SlideRow, ...]:
     """The slides of a manifest CSV, in its order; relative paths are taken from the manifest's folder.
 
     Unknown columns are ignored; one whose name nearly matches a known column is refused as a probable typo.
     Raises ``ConfigError`` with the line and what to do.
     """
+    path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -183,7 +185,7 @@ def read_manifest(path: Path) -> tuple[SlideRow, ...]:
 
 def slides_from_paths(paths: Iterable[Path]) -> list[SlideRow]:
     """A manifest for slides given by path only: the file's name without its suffix is the slide_id."""
-    return [SlideRow(_slide_id(p), p.resolve(), patient_id=_slide_id(p)) for p in sorted(paths)]
+    return [SlideRow(slide_id_of(p), p.resolve(), patient_id=slide_id_of(p)) for p in sorted(paths)]
 
 
 def write_manifest(path: Path, rows: Sequence[SlideRow]) -> None:
@@ -216,7 +218,7 @@ def _row(manifest: Path, number: int, line: dict[str, str]) -> SlideRow:
     if not values["path"]:
         raise ConfigError(f"{where}: path is empty")
     path = _path(where, manifest, values["path"])
-    slide_id = values["slide_id"] or _slide_id(path)
+    slide_id = values["slide_id"] or slide_id_of(path)
     if not re.fullmatch(r"[^/\\\x00-\x1f]+", slide_id) or slide_id.startswith(".") or ".zarr" in slide_id:
         raise ConfigError(f"{where}: slide_id {slide_id!r} cannot be a file name; use letters, digits, '_', '-'")
     if len(slide_id.encode(errors="replace")) > _LONGEST_ID:
@@ -272,7 +274,8 @@ def _path(where: str, manifest: Path, text: str) -> Path:
         raise ConfigError(f"{where}: {text!r} is not a path ({error})") from error
 
 
-def _slide_id(path: Path) -> str:
+def slide_id_of(path: Path) -> str:
+    """The slide_id of a slide that has no manifest: its file name without the ending."""
     name = path.name
     for suffix in (".ome.tiff", ".ome.tif"):
         if name.lower().endswith(suffix):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ from .types import Box, Explanation, FeatureBag, Int64, PatchGrid, TissueMask
 
 
 @contextlib.contextmanager
-def _open(path: Path, what: str) -> Iterator[h5py.File]:
+def _open(path: str | os.PathLike[str], what: str) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except FileNotFoundError as error:
@@ -62,7 +63,7 @@ def _write_grid(file: h5py.File, grid: PatchGrid) -> None:
     )
 
 
-def _read_grid(file: h5py.File, path: Path) -> PatchGrid:
+def _read_grid(file: h5py.File, path: str | os.PathLike[str]) -> PatchGrid:
     try:
         coords = file["coords"]
         a = coords.attrs
@@ -96,12 +97,12 @@ def write_grid(path: Path, grid: PatchGrid, mask: TissueMask, provenance: Proven
         file["unreadable_px0"] = np.asarray(mask.unreadable_px0, np.int64).reshape(-1, 4)
 
 
-def read_grid(path: Path) -> tuple[PatchGrid, TissueMask]:
+def read_grid(path: str | os.PathLike[str]) -> tuple[PatchGrid, TissueMask]:
     """Read a slide's grid and tissue mask.
 
     Parameters
     ----------
-    path : Path
+    path : str or os.PathLike
         File written by ``write_grid``.
 
     Returns
@@ -128,7 +129,7 @@ class BagWriter:
 
     Parameters
     ----------
-    path : Path
+    path : str or os.PathLike
         HDF5 file to write.
     grid : PatchGrid
         All patches of the slide, N of them.
@@ -201,7 +202,7 @@ def read_features(path: Path, pick: Callable[[int], Int64]) -> NDArray[np.floati
 
     Parameters
     ----------
-    path : Path
+    path : str or os.PathLike
         File written by ``BagWriter``.
     pick : callable
         Called with N; returns the indices of the rows to read, ascending.
@@ -217,12 +218,12 @@ def read_features(path: Path, pick: Callable[[int], Int64]) -> NDArray[np.floati
         return rows
 
 
-def read_bag(path: Path) -> FeatureBag:
+def read_bag(path: str | os.PathLike[str]) -> FeatureBag:
     """Read a whole bag, features as stored (float16 or float32).
 
     Parameters
     ----------
-    path : Path
+    path : str or os.PathLike
         File written by ``BagWriter``.
 
     Returns
@@ -268,12 +269,12 @@ def write_explanations(path: Path, explanations: Sequence[Explanation], provenan
         )
 
 
-def read_explanations(path: Path) -> list[Explanation]:
+def read_explanations(path: str | os.PathLike[str]) -> list[Explanation]:
     """Read the scores of one method on one slide.
 
     Parameters
     ----------
-    path : Path
+    path : str or os.PathLike
         File written by ``write_explanations``.
 
     Returns

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -69,9 +70,9 @@ def save_model(folder: Path, model: nn.Module, card: ModelCard, key: str) -> Non
     write_text(folder / CARD, text + "\n")
 
 
-def load_card(folder: Path) -> ModelCard:
+def load_card(folder: str | os.PathLike[str]) -> ModelCard:
     """The card of the model in ``folder``; raises ``ArtifactError`` where there is none or it cannot be used."""
-    path = folder / CARD
+    path = Path(folder) / CARD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -95,11 +96,12 @@ def load_card(folder: Path) -> ModelCard:
         raise ArtifactError(f"{path}: {where}: {first['msg']}; train again, or copy the model again") from error
 
 
-def load_model(folder: Path, device: torch.device | str) -> tuple[nn.Module, ModelCard]:
+def load_model(folder: str | os.PathLike[str], device: torch.device | str) -> tuple[nn.Module, ModelCard]:
     """The model in ``folder``, in eval mode on ``device``, and its card. Draws nothing from the caller's generator.
 
     Raises ``ArtifactError`` where the weights are missing, are not those the card was written for, or do not fit.
     """
+    folder = Path(folder)
     card = load_card(folder)
     path = folder / WEIGHTS
     try:
@@ -139,8 +141,9 @@ def _misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def model_folders(path: Path) -> list[Path]:
+def model_folders(path: str | os.PathLike[str]) -> list[Path]:
     """``path`` itself where it holds a model, else every folder below that does, sorted: one model or an ensemble."""
+    path = Path(path)
     if (path / CARD).is_file():
         return [path]
     below = {found.parent for found in path.rglob(CARD)}

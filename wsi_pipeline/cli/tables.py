@@ -51,13 +51,15 @@ def registry(kind: str) -> Registry[Any]:
 
 
 def plugin_table(kind: str) -> Table:
-    """Name, summary, options with defaults, and the facts registered with it."""
-    table = Table(title=kind, show_lines=True)
+    """Name, summary, its options with defaults, and its facts; below, the plug-ins that cannot be used."""
+    entries, faults = registry(kind).listing()
+    table = Table(title=kind, show_lines=True, caption="\n".join(escape(line) for line in faults) or None)
     for column in ("name", "summary", "options", "facts"):
         table.add_column(column, overflow="fold")
-    for entry in registry(kind).entries():
+    for entry in entries:
         options = "\n".join(f"{name} = {default!r}" for name, default in entry.options.items())
-        facts = "\n".join(f"{name}: {value}" for name, value in entry.info.items() if not callable(value))
+        known = {**({"package": entry.package} if entry.package else {}), **entry.info}
+        facts = "\n".join(f"{name}: {value}" for name, value in known.items() if not callable(value))
         table.add_row(entry.name + ("<name>" if entry.name.endswith(":") else ""), entry.summary, options, facts)
     return table
 

@@ -13,7 +13,7 @@ from .engine import EngineConfig
 from .evaluate import EvaluateConfig
 from .explain import ExplainConfig
 from .heatmap import HeatmapConfig
-from .loading import Config, build_config, dump_config, load_config, train_of
+from .loading import Config, build_config, dump_config, load_config, train_of, with_values
 from .predict import PredictConfig
 from .read import ReadConfig
 from .tile import TileConfig
@@ -42,4 +42,5 @@ __all__ = [
     "dump_config",
     "load_config",
     "train_of",
+    "with_values",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -42,11 +44,12 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] | None = None) -> Config:
     """Read CONFIG and apply ``section.field=value`` overrides; paths are relative to the config's folder.
 
     Raises ``ConfigError`` with one line that names the key.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -59,10 +62,10 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} contains no settings; it needs at least 'slides: manifest.csv' and 'out: run'")
-    return build_config(data, overrides or [], base=path.parent, source=str(path))
+    return build_config(data, overrides or (), base=path.parent, source=str(path))
 
 
-def build_config(data: dict[str, Any], overrides: list[str], *, base: Path, source: str) -> Config:
+def build_config(data: dict[str, Any], overrides: Sequence[str], *, base: Path, source: str) -> Config:
     """Validate ``data`` after ``overrides``. Relative paths in it are taken from ``base``."""
     for override in overrides:
         _apply(data, override)
@@ -71,6 +74,21 @@ def build_config(data: dict[str, Any], overrides: list[str], *, base: Path, sour
     except ValidationError as error:
         raise ConfigError(f"{source}: {_one_line(error)}") from error
     return _anchored(config, base)
+
+
+_S = TypeVar("_S", bound=Section)
+
+
+def with_values(section: _S, where: str, **values: Any) -> _S:
+    """Copy a section with other values, validated; a value of None keeps the section's own.
+
+    Raises ``ConfigError`` with one line that begins with ``where`` and names the key.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        return type(section).model_validate({**section.model_dump(exclude_unset=True), **given})
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_one_line(error)}") from error
 
 
 def dump_config(config: Config) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -31,7 +32,7 @@ _JPEG_QUALITY = 80
 
 
 def draw_slide(
-    path: Path,
+    path: str | os.PathLike[str],
     *,
     side_px: int = 1500,
     seed: int = 0,
@@ -40,7 +41,7 @@ def draw_slide(
     hole: bool = False,
     pen: str | None = None,
     with_mpp: bool = True,
-    annotation: Path | None = None,
+    annotation: str | os.PathLike[str] | None = None,
 ) -> tuple[Site, ...]:
     """Draw one slide of ``side_px`` x ``side_px`` pixels at 0.5 µm/px.
 
@@ -75,14 +76,15 @@ def draw_slide(
     ConfigError
         The side or the pen cannot be drawn.
     """
+    path = Path(path)
     plan = plan_slide(
         path.stem, path.stem, tumour=tumour, side_px=side_px, seed=(seed,), burden=burden, hole=hole, pen=pen
     )
-    return _write_slide(plan, path, annotation, with_mpp)
+    return _write_slide(plan, path, None if annotation is None else Path(annotation), with_mpp)
 
 
 def draw_cohort(
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     slides: int = 24,
     patients: int = 20,
@@ -122,6 +124,7 @@ def draw_cohort(
     StorageError, EngineError
         The files cannot be written, or a process was killed.
     """
+    out = Path(out)
     plans = plan_cohort(slides, patients, side_px, seed)
     missing = [plan for plan in plans if not _is_drawn(plan, out)]
     done = len(plans) - len(missing)

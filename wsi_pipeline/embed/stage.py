@@ -73,7 +73,7 @@ def embed_slide(task: Task, following: SlideRequest | None, *, output: Path, pro
     weights of the encoder than the run began with.
     """
     embed, encoder = task.embed, task.encoder
-    forward = _forward(embed.model_dump_json(), str(encoder["weights"]))
+    forward = runner_of(embed.model_dump_json(), str(encoder["weights"]))
     if forward.encoder.weights_digest != encoder["weights"]:
         raise ArtifactError(
             f"this worker has other weights for {embed.encoder} than the run began with; copy them to this machine"
@@ -139,7 +139,7 @@ def _prefetcher() -> SlidePrefetcher:
 
 
 @functools.lru_cache(maxsize=1)
-def _forward(config: str, weights: str) -> EncoderRunner:  # noqa: ARG001  (other weights, another encoder)
+def runner_of(config: str, weights: str) -> EncoderRunner:  # noqa: ARG001  (other weights, another encoder)
     """The encoder of this process, built at its first slide; ``config``: the section as JSON, ``weights``: digest."""
     embed = EmbedConfig.model_validate_json(config)
     device = pick_device(embed.device)

@@ -6,6 +6,7 @@ first ".zarr" as the store, reads blosc or zlib only, and needs ``OME/METADATA.o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,12 +109,12 @@ def write_heatmap(
     return len(channels) * shapes[0][0] * shapes[0][1]
 
 
-def read_heatmap(path: Path) -> Pyramid:
+def read_heatmap(path: str | os.PathLike[str]) -> Pyramid:
     """Open a pyramid that ``write_heatmap`` wrote.
 
     Parameters
     ----------
-    path : Path
+    path : str or os.PathLike
         The store, ``….ome.zarr``.
 
     Returns
@@ -125,6 +126,7 @@ def read_heatmap(path: Path) -> Pyramid:
     ArtifactError
         Where it does not exist, is damaged, or was written by another program.
     """
+    path = Path(path)
     try:
         group = zarr.open_group(str(path), mode="r")
         attributes: dict[str, Any] = dict(group.attrs)

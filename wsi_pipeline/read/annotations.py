@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +70,12 @@ class Annotation:
         return _polygons(shapely.difference(shapely.union_all(inside), shapely.union_all(outside)))
 
 
-def read_annotation(path: Path, bounds_px0: Box = (0, 0, 0, 0)) -> Annotation:
+def read_annotation(path: str | os.PathLike[str], bounds_px0: Box = (0, 0, 0, 0)) -> Annotation:
     """Read GeoJSON or ASAP XML, whichever the file contains.
 
     Parameters
     ----------
-    path : Path
+    path : str or os.PathLike
         GeoJSON in QuPath's frame, or ASAP XML in the frame of the full slide.
     bounds_px0 : (int, int, int, int)
         Scanned part (x, y, width, height) of the slide: the origin of QuPath's frame.
@@ -89,6 +90,7 @@ def read_annotation(path: Path, bounds_px0: Box = (0, 0, 0, 0)) -> Annotation:
     ConfigError
         The file cannot be used.
     """
+    path = Path(path)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -76,7 +76,8 @@ def resolve_mpp(
         doubts.append(f"{claim.source} {doubt}")
     found = "; ".join(doubts) or "openslide.mpp-x and TIFF resolution tags are absent"
     raise SlideError(
-        f"{path.name} has no resolution ({found}); give it in the manifest's mpp column or --set read.mpp=0.25"
+        f"{path.name} has no resolution ({found}); give it in the manifest's mpp column or --set read.mpp=0.25 "
+        "(in Python: open_slide(path, mpp=0.25))"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -13,6 +14,7 @@ from ..registry import Registry
 from ..types import Box, Slide, UInt8
 from .diagnose import check_file, diagnose
 from .jpeg_tiles import TileLevel
+from .overview import read_overview
 from .resolution import Claim, resolve_mpp
 
 AUTO = ("jpeg_tiff", "openslide", "image")  # tried in this order
@@ -46,12 +48,12 @@ class Backend(Protocol):
 readers: Registry[Backend] = Registry("reader", "wsi_pipeline.read")
 
 
-def open_slide(path: Path, config: ReadConfig, mpp: float | None = None) -> Slide:
+def open_slide(path: str | os.PathLike[str], config: ReadConfig, mpp: float | None = None) -> CheckedSlide:
     """Open a slide.
 
     Parameters
     ----------
-    path : Path
+    path : str or os.PathLike
         The slide file.
     config : ReadConfig
         The config section ``read``: reader and resolution.
@@ -68,6 +70,7 @@ def open_slide(path: Path, config: ReadConfig, mpp: float | None = None) -> Slid
     SlideError
         No reader opens the file, or its resolution is not known; the message is one line.
     """
+    path = Path(path)
     check_file(path)
     names = AUTO if config.reader == "auto" else (config.reader,)
     reasons = []
@@ -114,6 +117,11 @@ class CheckedSlide:
         self.bounds_px0 = backend.bounds_px0
         self._backend: Backend | None = backend
 
+    def __repr__(self) -> str:
+        (width, height), (x, y) = self.sizes[0], self.mpp
+        levels = "1 level" if len(self.sizes) == 1 else f"{len(self.sizes)} levels"
+        return f"<slide {self.path.name}: {width} x {height} px, {x:.4g} x {y:.4g} µm/px, {levels}, {self.vendor}>"
+
     @property
     def tiles(self) -> tuple[TileLevel, ...]:
         """Stored tiles of each level; empty if the reader has no access to them."""
@@ -137,6 +145,10 @@ class CheckedSlide:
             x, y = low[0] - start[0], low[1] - start[1]
             pixels[y : y + inside[1], x : x + inside[0]] = self._backend.read(corner, level, inside)
         return pixels
+
+    def thumbnail(self, max_px: int = 1024) -> UInt8:
+        """Read the whole slide, (h, w, 3) RGB, at most ``max_px`` pixels on the longer side."""
+        return read_overview(self, max_px=max_px).rgb
 
     def close(self) -> None:
         """Close the file. Reading afterwards is an error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import shapely
@@ -66,6 +67,13 @@ def quality_picture(rgb: UInt8, side_px0: tuple[float, float], overlay: Overlay)
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
+
+
+def read_quality_picture(path: Path) -> UInt8:
+    """Read a picture of ``quality_picture`` without its legend: (h, w, 3), the whole slide. Raises ``OSError``."""
+    with Image.open(path) as picture:
+        rgb: UInt8 = np.asarray(picture.convert("RGB"))[:-_LEGEND_PX]
+    return rgb
 
 
 def _patch_layer(size: tuple[int, int], side_px0: tuple[float, float], overlay: Overlay) -> Image.Image:

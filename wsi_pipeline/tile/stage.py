@@ -10,20 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from shapely.geometry import MultiPolygon
 
 from ..artifacts import Provenance, content_key, discard, file_digest, fingerprint, write_bytes, write_provenance
 from ..config import ReadConfig, TileConfig
 from ..engine import Job
-from ..errors import ConfigError
 from ..project import Project, RunFolder
 from ..read import Overview, open_slide, read_overview
 from ..read.resample import area_mean
 from ..store import write_grid
 from ..types import Bool, PatchGrid, Slide, SlideRow, TissueMask
-from . import detectors, from_features
+from . import from_features
 from .contours import mask_polygons, rasterise, tissue_geojson
+from .detection import detect_tissue, without_unreadable
 from .grid import SlideFacts, check_resolution, patch_grid, require_patches
 from .outlines import edited_digest, read_outlines, read_roi, roi_path, write_outlines
 from .quality import LONGEST_PX, Overlay, quality_picture
@@ -127,30 +126,9 @@ def _tissue(task: Task, facts: SlideFacts, overview: Overview) -> tuple[Bool, Mu
     if task.edited:
         outlines, notes = read_outlines(task.folder.tissue(task.row.slide_id), facts.bounds_px0)
         drawn = rasterise(outlines, overview.rgb.shape[:2], overview.side_px0)
-        return _readable(drawn, overview), outlines, notes
-    detector = detectors.build(task.tile.detector, **task.tile.detector_options)
-    found = np.asarray(detector(overview.rgb, _raster_mpp(facts, overview)), bool)
-    if found.shape != overview.rgb.shape[:2]:
-        raise ConfigError(
-            f"tissue detector {task.tile.detector!r} returns a mask of {found.shape} for a raster of "
-            f"{overview.rgb.shape[:2]}; it must return one value per pixel"
-        )
-    tissue = _readable(found, overview)
+        return without_unreadable(drawn, overview), outlines, notes
+    tissue = detect_tissue(overview, facts.mpp, task.tile)
     return tissue, mask_polygons(TissueMask(tissue, overview.side_px0)), ()
-
-
-def _raster_mpp(facts: SlideFacts, overview: Overview) -> tuple[float, float]:
-    return facts.mpp[0] * overview.side_px0[0], facts.mpp[1] * overview.side_px0[1]
-
-
-def _readable(tissue: Bool, overview: Overview) -> Bool:
-    """``tissue`` without the pixels that touch an unreadable region."""
-    kept = tissue.copy()
-    (side_x, side_y) = overview.side_px0
-    for x, y, width, height in overview.unreadable_px0:
-        rows = slice(math.floor(y / side_y), math.ceil((y + height) / side_y))
-        kept[rows, math.floor(x / side_x) : math.ceil((x + width) / side_x)] = False
-    return kept
 
 
 def _roi(task: Task, facts: SlideFacts) -> tuple[MultiPolygon | None, tuple[str, ...]]:
