@@ -7,9 +7,12 @@ OUT ?= demo
 TORCH := torch==2.13.0 torchvision==0.28.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup demo test faults check lint clean lock
+# Test processes at once.
+JOBS ?= 2
+
+.PHONY: help setup demo test test-fast faults check lint docs build clean lock
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
 
 setup: $(VENV)/.installed  ## the environment, from hashed requirements
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -27,6 +30,9 @@ demo: setup  ## draw slides and take them the whole way into ./demo (OUT=…)
 test: setup  ## every test
 	$(BIN)/python -m pytest
 
+test-fast: setup  ## the tests that take no whole run, in JOBS processes
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
+
 faults: setup  ## runs killed at random moments, in every stage: a quarter of an hour, and its figures
 	WSI_FAULTS=full $(BIN)/python -m pytest tests/faults
 
@@ -35,14 +41,25 @@ lint: setup  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test  ## what CI runs
+check: lint docs test  ## style, types, documentation, tests
 
-# Resolved for a CPU build of torch (UV_FIND_LINKS: a folder with one), so that no driver package is locked.
-lock: setup  ## resolve requirements.lock anew
+docs: setup  ## the documentation, strictly, into site/ (needs no network to read)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
+
+build: setup  ## sdist and wheel into dist/
+	$(BIN)/python -m build --no-isolation
+
+# Resolved for a CPU build of torch (UV_FIND_LINKS: a folder with one), so that no driver package is locked. Versions stay
+# as they are and what is new is added; UPGRADE=--upgrade takes newer versions. The second file is the part of the first
+# that the program needs to run.
+RESOLVE = printf '%s\n' $(patsubst torch==%,torch==%+cpu,$(TORCH)) | $(BIN)/uv pip compile pyproject.toml --constraint - \
+	--generate-hashes --universal --python-version 3.11 --no-emit-package torch --no-emit-package torchvision \
+	--index-strategy unsafe-best-match --no-emit-find-links --no-header --no-annotate --quiet
+lock: setup  ## resolve requirements.lock and requirements-runtime.lock (UPGRADE=--upgrade: newer versions)
 	$(BIN)/python -m pip install --quiet uv
-	printf '%s\n' $(patsubst torch==%,torch==%+cpu,$(TORCH)) | $(BIN)/uv pip compile pyproject.toml --extra dev --extra hpc --extra studies --extra tensorboard --constraint - \
-		--generate-hashes --universal --python-version 3.11 --no-emit-package torch --no-emit-package torchvision \
-		--index-strategy unsafe-best-match --no-emit-find-links --no-header --no-annotate --quiet --upgrade --output-file requirements.lock
+	$(RESOLVE) $(UPGRADE) $(patsubst %,--extra %,dev docs hpc studies tensorboard) --output-file requirements.lock
+	rm -f requirements-runtime.lock
+	$(RESOLVE) --constraint requirements.lock --output-file requirements-runtime.lock
 
-clean:  ## remove the environment and the demo
-	rm -rf $(VENV) $(OUT)
+clean:  ## remove the environment, the demo, the site and built packages
+	rm -rf $(VENV) $(OUT) site dist

@@ -17,13 +17,13 @@ ORDER = """
     errors types geometry outcome concordance rng csvtable registry config artifacts store interop project engine
     torchvision_guard device
     read tile embed aggregate train predict explain heatmap evaluate view demo studies
-    pipeline apply cli __main__
+    pipeline apply api run_folder cli __main__
 """
 FLOW = ORDER.split()
 # To the left of what imports it, and yet not to be imported: what both need belongs to the shared modules.
 FORBIDDEN = {("heatmap", "train"), ("predict", "embed"), ("explain", "embed"), ("evaluate", "train")}
 HOMES = {
-    "torch": {"embed", "aggregate", "train", "predict", "explain", "device", "torchvision_guard", "cli"},
+    "torch": {"embed", "aggregate", "train", "predict", "explain", "device", "torchvision_guard", "api", "cli"},
     "torchvision": {"embed"},
     "timm": {"embed", "train"},
     "captum": {"explain"},
@@ -35,8 +35,9 @@ HOMES = {
     "dask": {"engine"},
     "distributed": {"engine"},
     "dask_jobqueue": {"engine"},
-    "sklearn": {"train", "evaluate"},
-    "matplotlib": {"evaluate", "view"},
+    "sklearn": {"train"},
+    "matplotlib": {"evaluate", "view", "api"},
+    "pandas": {"api", "run_folder"},
     "skimage": {"tile", "demo"},
 }
 # A name that several modules share means the same thing in each: the stage itself, bags from feature files, and the

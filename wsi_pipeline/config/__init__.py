@@ -1,7 +1,7 @@
 """YAML -> one frozen config: one file a section, and ``Config``, which names them once.
 
-Lengths are micrometres (``_um``) or micrometres per pixel (``mpp``), so that no result depends on a scanner's
-pyramid. A field marked ``runtime`` changes how fast a result comes, never the result, and stays out of the keys.
+Lengths are in micrometres (``_um``) or micrometres per pixel (``mpp``), so that no result depends on a scanner's
+pyramid. A field marked ``runtime`` changes speed, never a result, and is left out of the content keys.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .engine import EngineConfig
 from .evaluate import EvaluateConfig
 from .explain import ExplainConfig
 from .heatmap import HeatmapConfig
-from .loading import Config, build_config, dump_config, load_config, train_of
+from .loading import Config, build_config, dump_config, load_config, train_of, with_values
 from .predict import PredictConfig
 from .read import ReadConfig
 from .tile import TileConfig
@@ -42,4 +42,5 @@ __all__ = [
     "dump_config",
     "load_config",
     "train_of",
+    "with_values",
 ]

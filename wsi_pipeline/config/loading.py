@@ -1,9 +1,11 @@
-"""YAML -> one frozen config. Two lines (``slides:`` and ``out:``) are a whole config; the rest has defaults."""
+"""YAML -> one frozen config. Two lines (``slides:`` and ``out:``) are a complete config; the rest has defaults."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -42,11 +44,12 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] | None = None) -> Config:
     """Read CONFIG and apply ``section.field=value`` overrides; paths are relative to the config's folder.
 
     Raises ``ConfigError`` with one line that names the key.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -58,11 +61,11 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds no settings; it needs at least 'slides: manifest.csv' and 'out: run'")
-    return build_config(data, overrides or [], base=path.parent, source=str(path))
+        raise ConfigError(f"{path} contains no settings; it needs at least 'slides: manifest.csv' and 'out: run'")
+    return build_config(data, overrides or (), base=path.parent, source=str(path))
 
 
-def build_config(data: dict[str, Any], overrides: list[str], *, base: Path, source: str) -> Config:
+def build_config(data: dict[str, Any], overrides: Sequence[str], *, base: Path, source: str) -> Config:
     """Validate ``data`` after ``overrides``. Relative paths in it are taken from ``base``."""
     for override in overrides:
         _apply(data, override)
@@ -71,6 +74,21 @@ def build_config(data: dict[str, Any], overrides: list[str], *, base: Path, sour
     except ValidationError as error:
         raise ConfigError(f"{source}: {_one_line(error)}") from error
     return _anchored(config, base)
+
+
+_S = TypeVar("_S", bound=Section)
+
+
+def with_values(section: _S, where: str, **values: Any) -> _S:
+    """Copy a section with other values, validated; a value of None keeps the section's own.
+
+    Raises ``ConfigError`` with one line that begins with ``where`` and names the key.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        return type(section).model_validate({**section.model_dump(exclude_unset=True), **given})
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_one_line(error)}") from error
 
 
 def dump_config(config: Config) -> str:
@@ -110,7 +128,7 @@ def _one_line(error: ValidationError) -> str:
 
 
 def _anchored(config: Config, base: Path) -> Config:
-    """Every path of the config made absolute, from ``base``."""
+    """The config with every path made absolute, relative to ``base``."""
 
     def anchor(section: Section) -> Section:
         update: dict[str, Any] = {}
@@ -127,15 +145,15 @@ def _anchored(config: Config, base: Path) -> Config:
     return anchored
 
 
-_ONE_FOR_ALL = {"task", "bag", "folds", "site_preserving", "val_fraction", "seeds", "classes"}
-_ONE_FOR_ALL |= {"tensorboard", "state_every_s"}
+_SAME_FOR_ALL_MODELS = {"task", "bag", "folds", "site_preserving", "val_fraction", "seeds", "classes"}
+_SAME_FOR_ALL_MODELS |= {"tensorboard", "state_every_s"}
 
 
 def train_of(section: TrainConfig, choice: ModelChoice) -> TrainConfig:
-    """The train section of one model: its own keys over the section's. Raises ``ConfigError``."""
-    if shared := sorted(_ONE_FOR_ALL & set(choice.train)):
+    """The train section of one model: its own keys override the section's. Raises ``ConfigError``."""
+    if shared := sorted(_SAME_FOR_ALL_MODELS & set(choice.train)):
         raise ConfigError(
-            f"aggregate.models: {choice.label}: train.{shared[0]} is one for all models; set it in train:"
+            f"aggregate.models: {choice.label}: train.{shared[0]} is the same for all models; set it in train:"
         )
     own = {**RECIPES.get(str(choice.train.get("recipe", "default")), {}), **choice.train}
     try:

@@ -1,7 +1,8 @@
-"""The slide that every room reads from: the public ``read`` checks and pads, a reader's own ``read`` only reads."""
+"""The slide that every stage reads from: the public ``read`` checks and pads, a backend's own ``read`` only reads."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -13,43 +14,63 @@ from ..registry import Registry
 from ..types import Box, Slide, UInt8
 from .diagnose import check_file, diagnose
 from .jpeg_tiles import TileLevel
+from .overview import read_overview
 from .resolution import Claim, resolve_mpp
 
 AUTO = ("jpeg_tiff", "openslide", "image")  # tried in this order
 
 
 class Backend(Protocol):
-    """What a reader gives: the file's facts, and pixels of regions that lie wholly inside it.
+    """What a reader plug-in returns: the file's metadata, and pixels of regions that lie entirely inside the slide.
 
-    A factory takes the path and raises ``SlideError`` with the bare reason where it cannot open the file.
+    A factory takes the path and raises ``SlideError`` with only the reason if it cannot open the file. The attributes
+    are those of ``types.Slide``; ``claims`` are the resolutions that the file states, the most reliable first.
     """
 
     vendor: str
-    sizes: tuple[tuple[int, int], ...]  # (width, height) of each level, largest first
+    sizes: tuple[tuple[int, int], ...]
     downsamples: tuple[float, ...]
     bounds_px0: Box
-    claims: tuple[Claim, ...]  # resolutions that the file states, the best first
+    claims: tuple[Claim, ...]
 
     def read(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> UInt8:
         """Pixels (height, width, 3), transparent ones white. Thread-safe.
 
-        Raises ``RegionError`` where they cannot be decoded, and can be read again afterwards.
+        Raises ``RegionError`` if they cannot be decoded; the backend stays usable.
         """
         ...
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         ...
 
 
 readers: Registry[Backend] = Registry("reader", "wsi_pipeline.read")
 
 
-def open_slide(path: Path, config: ReadConfig, mpp: float | None = None) -> Slide:
-    """Open a slide; ``mpp``: µm per pixel of level 0 as the manifest gives it.
+def open_slide(path: str | os.PathLike[str], config: ReadConfig, mpp: float | None = None) -> CheckedSlide:
+    """Open a slide.
 
-    Raises ``SlideError`` with one line where no reader opens it or nothing says how large a pixel is.
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The slide file.
+    config : ReadConfig
+        The config section ``read``: reader and resolution.
+    mpp : float, optional
+        µm per level-0 pixel from the manifest; takes precedence over the config and the file.
+
+    Returns
+    -------
+    Slide
+        The open slide, a context manager.
+
+    Raises
+    ------
+    SlideError
+        No reader opens the file, or its resolution is not known; the message is one line.
     """
+    path = Path(path)
     check_file(path)
     names = AUTO if config.reader == "auto" else (config.reader,)
     reasons = []
@@ -69,12 +90,12 @@ def open_slide(path: Path, config: ReadConfig, mpp: float | None = None) -> Slid
 
 
 def tile_levels(slide: Slide) -> tuple[TileLevel, ...]:
-    """The stored tiles of each level of ``slide``, for those who read many patches; empty where there are none."""
+    """Stored tiles of each level of ``slide``, for reading many patches; empty if the reader has no access to them."""
     return slide.tiles if isinstance(slide, CheckedSlide) else ()
 
 
 class CheckedSlide:
-    """A ``types.Slide`` over a backend: checks what is asked for and pads what lies outside with white."""
+    """A ``types.Slide`` over a backend: checks arguments, and pads with white outside the slide."""
 
     def __init__(
         self,
@@ -86,7 +107,7 @@ class CheckedSlide:
         rejected_readers: tuple[str, ...] = (),
     ) -> None:
         self.path = path
-        self.rejected_readers = rejected_readers  # readers that were tried before, and why they could not
+        self.rejected_readers = rejected_readers
         self.reader = reader
         self.vendor = backend.vendor
         self.sizes = backend.sizes
@@ -96,17 +117,22 @@ class CheckedSlide:
         self.bounds_px0 = backend.bounds_px0
         self._backend: Backend | None = backend
 
+    def __repr__(self) -> str:
+        (width, height), (x, y) = self.sizes[0], self.mpp
+        levels = "1 level" if len(self.sizes) == 1 else f"{len(self.sizes)} levels"
+        return f"<slide {self.path.name}: {width} x {height} px, {x:.4g} x {y:.4g} µm/px, {levels}, {self.vendor}>"
+
     @property
     def tiles(self) -> tuple[TileLevel, ...]:
-        """The stored tiles of each level; empty where the reader has none to give."""
+        """Stored tiles of each level; empty if the reader has no access to them."""
         return getattr(self._backend, "levels", ())
 
     def read(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> UInt8:
-        """See ``types.Slide``. The region starts at the level pixel that ``xy_px0`` falls on, to the nearest."""
+        """See ``types.Slide``. The region starts at the level pixel nearest to ``xy_px0``."""
         if self._backend is None:
             raise ValueError(f"{self.path} is closed")
         if not 0 <= level < len(self.sizes) or min(size) < 1:
-            raise ValueError(f"no region of {size} pixels at level {level}: the levels are {self.sizes}")
+            raise ValueError(f"invalid region of {size} pixels at level {level}: the levels are {self.sizes}")
         start = [round(c / self.downsamples[level]) for c in xy_px0]
         low = [max(s, 0) for s in start]
         high = [min(s + n, extent) for s, n, extent in zip(start, size, self.sizes[level], strict=True)]
@@ -120,8 +146,12 @@ class CheckedSlide:
             pixels[y : y + inside[1], x : x + inside[0]] = self._backend.read(corner, level, inside)
         return pixels
 
+    def thumbnail(self, max_px: int = 1024) -> UInt8:
+        """Read the whole slide, (h, w, 3) RGB, at most ``max_px`` pixels on the longer side."""
+        return read_overview(self, max_px=max_px).rgb
+
     def close(self) -> None:
-        """Give the file back. Reading afterwards is an error."""
+        """Close the file. Reading afterwards is an error."""
         if self._backend is not None:
             self._backend.close()
             self._backend = None

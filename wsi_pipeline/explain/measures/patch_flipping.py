@@ -45,6 +45,7 @@ class PerturbationModel:
     patches: int
     fewest: int  # patches of the smallest bag: 1 where they are dropped, 0 where they are replaced
     task: Task
+    scales: tuple[tuple[float, float], ...]  # of each member, see ``ExplainedModel``
 
     def target(self, index: int) -> Target:
         """The target t of class ``index``."""
@@ -98,7 +99,8 @@ def perturbable(
         Features that replace a removed patch; by default it is dropped.
     """
     evaluations = tuple(_evaluation(member.module, features, xy, stand_in) for member in members)
-    return PerturbationModel(evaluations, len(features), 1 if stand_in is None else 0, members[0].task)
+    fewest, scales = 1 if stand_in is None else 0, tuple(member.scale for member in members)
+    return PerturbationModel(evaluations, len(features), fewest, members[0].task, scales)
 
 
 def flipping(perturbation: PerturbationModel, scores: np.ndarray, target: int, *, points: int = POINTS) -> Flipping:
@@ -114,8 +116,11 @@ def curve(perturbation: PerturbationModel, order: Int64, target: int, *, points:
     sizes, place = np.unique(kept, return_inverse=True)
     last_first = torch.from_numpy(order[::-1].copy())  # the patches kept at each point are a prefix of this
     logits = torch.stack([evaluate(last_first, sizes.tolist()) for evaluate in perturbation.members])[:, place]
-    outcomes = outcome(perturbation.task, logits.numpy())  # (M, P, C)
-    return Curve(np.asarray(outcomes[..., target].mean(axis=0)), perturbation.target(target)(logits).mean(0).numpy())
+    outputs = [
+        outcome(perturbation.task, of_member.numpy(), scale=scale)  # (P, C)
+        for of_member, scale in zip(logits, perturbation.scales, strict=True)
+    ]
+    return Curve(np.mean(outputs, axis=0)[:, target], perturbation.target(target)(logits).mean(0).numpy())
 
 
 def descending(scores: np.ndarray) -> Int64:
