@@ -1,9 +1,10 @@
-"""DeepLIFT: every rule alone, completeness on every model, what is held and told, refusals."""
+"""DeepLIFT: every rule by itself, completeness on every model, the frozen remainder, refusals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain.explained_model import Attribution, ExplainedModel
 from wsi_pipeline.explain.logit_contrast import contrast
 from wsi_pipeline.explain.methods import explainers
-from wsi_pipeline.explain.propagation.deeplift_rules import COMPLETE, HELD_ATTENTION
+from wsi_pipeline.explain.propagation.deeplift_rules import COMPLETE, FROZEN_ATTENTION
 from wsi_pipeline.explain.propagation.traced_tensor import (
     BackwardRules,
     NoRuleError,
@@ -50,7 +51,7 @@ COMPLETE_MODELS: list[tuple[str, dict[str, Any]]] = [
 
 
 def build(name: str, classes: int = 2, sharper: float = 1.5, **options: Any) -> nn.Module:
-    """A small model in double precision, no parameter 0, its attention sharper than that of fresh weights."""
+    """A small model in double precision, no parameter 0, its attention sharper than that of initial weights."""
     torch.manual_seed(0)
     takes = models.entry(name).options
     known = {option: value for option, value in SMALL.items() if option in takes}
@@ -73,7 +74,7 @@ def attribute(model: nn.Module, features: Tensor, xy: Tensor, target: int = 1, b
     return explainer(ExplainedModel(model), features, xy, target)
 
 
-# --- each rule alone -------------------------------------------------------------------------------------------
+# --- each rule by itself ---------------------------------------------------------------------------------------
 
 Operator = Callable[..., Tensor]
 
@@ -81,10 +82,10 @@ Operator = Callable[..., Tensor]
 def multipliers(
     operator: Operator, now: list[Tensor], before: list[Tensor], weights: Tensor | None = None
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Multipliers of sum(weights * output), and the output at ``now`` and at ``before`` as the rule has them."""
-    way = BackwardRules(COMPLETE)
+    """Multipliers of sum(weights * output), and the rule's outputs at ``now`` and at ``before``."""
+    rules = BackwardRules(COMPLETE)
     leaves = [tensor.clone().requires_grad_() for tensor in now]
-    output = operator(*[traced(way, leaf, reference) for leaf, reference in zip(leaves, before, strict=True)])
+    output = operator(*[traced(rules, leaf, reference) for leaf, reference in zip(leaves, before, strict=True)])
     weights = torch.ones_like(output.value) if weights is None else weights  # type: ignore[attr-defined]
     total = (output.value * weights).sum()  # type: ignore[attr-defined]
     return list(torch.autograd.grad(total, leaves)), output.value.detach(), output.reference  # type: ignore[attr-defined]
@@ -176,36 +177,38 @@ OPERATORS: dict[str, tuple[Operator, list[tuple[int, ...]]]] = {
 }
 
 
-def test_every_rule_is_tried_below() -> None:
-    assert set(OPERATORS) == set(COMPLETE) == set(HELD_ATTENTION)
+def test_every_rule_has_an_operator_here() -> None:
+    assert set(OPERATORS) == set(COMPLETE) == set(FROZEN_ATTENTION)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("size", [1, 4])
-def test_multipliers_times_changes_are_the_outputs_change(name: str, size: float) -> None:
+def test_multipliers_times_changes_are_the_outputs_change(name: str) -> None:
     operator, shapes = OPERATORS[name]
-    now = [size * normal(*shape, seed=i) for i, shape in enumerate(shapes)]
-    before = [size * normal(*shape, seed=5 + i) for i, shape in enumerate(shapes)]
-    expected, reference = operator(*now), operator(*before)
-    weights = normal(*expected.shape, seed=7)
-    found, value, at_reference = multipliers(operator, now, before, weights)
-    assert torch.equal(value, expected)
-    assert torch.equal(at_reference, reference)
-    shares = sum(((x - x0) * m).sum() for x, x0, m in zip(now, before, found, strict=True))
-    change = ((expected - reference) * weights).sum()
-    assert float(shares) == pytest.approx(change.item(), rel=1e-11, abs=1e-11)
-    assert change.abs() > 1e-3
+    for size in (1, 4):
+        now = [size * normal(*shape, seed=i) for i, shape in enumerate(shapes)]
+        before = [size * normal(*shape, seed=5 + i) for i, shape in enumerate(shapes)]
+        expected, reference = operator(*now), operator(*before)
+        weights = normal(*expected.shape, seed=7)
+        found, value, at_reference = multipliers(operator, now, before, weights)
+        assert torch.equal(value, expected)
+        assert torch.equal(at_reference, reference)
+        shares = sum(((x - x0) * m).sum() for x, x0, m in zip(now, before, found, strict=True))
+        change = ((expected - reference) * weights).sum()
+        assert float(shares) == pytest.approx(change.item(), rel=1e-11, abs=1e-11), size
+        assert change.abs() > 1e-3
 
 
-@pytest.mark.parametrize("name", [*OPERATORS])
-def test_without_a_change_multipliers_are_the_gradient(name: str) -> None:
-    operator, shapes = OPERATORS[name]
-    now = [normal(*shape, seed=i) for i, shape in enumerate(shapes)]
-    weights = normal(*operator(*now).shape, seed=7)
-    leaves = [tensor.clone().requires_grad_() for tensor in now]
-    gradients = torch.autograd.grad((operator(*leaves) * weights).sum(), leaves)
-    for found, gradient in zip(multipliers(operator, now, now, weights)[0], gradients, strict=True):
-        torch.testing.assert_close(found, gradient, rtol=1e-9, atol=1e-12)
+def test_without_a_change_multipliers_are_the_gradient() -> None:
+    differing = []
+    for name, (operator, shapes) in OPERATORS.items():
+        now = [normal(*shape, seed=i) for i, shape in enumerate(shapes)]
+        weights = normal(*operator(*now).shape, seed=7)
+        leaves = [tensor.clone().requires_grad_() for tensor in now]
+        gradients = torch.autograd.grad((operator(*leaves) * weights).sum(), leaves)
+        found = multipliers(operator, now, now, weights)[0]
+        if not all(torch.allclose(m, g, rtol=1e-9, atol=1e-12) for m, g in zip(found, gradients, strict=True)):
+            differing.append(name)
+    assert differing == []
 
 
 def test_the_rescale_rule_in_numbers() -> None:
@@ -232,7 +235,7 @@ def test_the_product_rule_in_numbers() -> None:
     assert of_v.item() == pytest.approx(4 * -1 / 21)
 
 
-def test_of_a_maximum_the_winner_is_compared_with_its_own_reference() -> None:
+def test_the_winner_of_a_maximum_is_compared_with_its_own_reference() -> None:
     now, before = torch.tensor([[1.0, 5.0, 2.0]]), torch.tensor([[9.0, 4.0, 0.0]])
     found, value, reference = multipliers(lambda x: x.max(1).values, [now], [before])
     assert found[0].tolist() == [[0, 1, 0]]
@@ -249,11 +252,11 @@ ROOTS: dict[str, tuple[Callable[[float], float], float]] = {  # p = f(scale z - 
 
 
 @pytest.mark.parametrize("name", ROOTS)
-def test_weights_are_shared_out_as_written(name: str) -> None:
+def test_changes_of_weights_are_distributed_as_in_the_formula(name: str) -> None:
     """The threshold found by bisection; r_k = dp_k / du_k; p_i changes by r_i (du_i - sum_k r_k du_k / sum_k r_k)."""
     f, scale = ROOTS[name]
 
-    def above(scores: list[float]) -> list[float]:
+    def above_threshold(scores: list[float]) -> list[float]:
         low, high = -50.0, 50.0
         for _ in range(200):
             middle = (low + high) / 2
@@ -261,25 +264,23 @@ def test_weights_are_shared_out_as_written(name: str) -> None:
         return [scale * z - low for z in scores]
 
     now, before, weights = normal(1, 5, seed=1), normal(1, 5, seed=2), normal(1, 5, seed=3)
-    u, u0, given = above(now[0].tolist()), above(before[0].tolist()), weights[0].tolist()
+    u, u0, w = above_threshold(now[0].tolist()), above_threshold(before[0].tolist()), weights[0].tolist()
     rates = [(f(a) - f(b)) / (a - b) for a, b in zip(u, u0, strict=True)]
-    expected = [
-        scale * sum(given[i] * rates[i] * ((i == k) - rates[k] / sum(rates)) for i in range(5)) for k in range(5)
-    ]
+    expected = [scale * sum(w[i] * rates[i] * ((i == k) - rates[k] / sum(rates)) for i in range(5)) for k in range(5)]
     found, _, _ = multipliers(OPERATORS[name][0], [now], [before], weights)
     np.testing.assert_allclose(found[0][0], expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ROOTS)
-def test_what_all_scores_share_changes_no_weight_and_no_share(name: str) -> None:
+def test_a_constant_added_to_all_scores_changes_neither_weights_nor_multipliers(name: str) -> None:
     operator, now, before, weights = OPERATORS[name][0], normal(2, 5), normal(2, 5, seed=1), normal(2, 5, seed=2)
     plain, shifted = (multipliers(operator, [now + shift], [before], weights)[0][0] for shift in (0, 30))
     torch.testing.assert_close(shifted, plain, rtol=0, atol=1e-11)
     torch.testing.assert_close(plain.sum(1), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-def test_shares_of_sharp_attention_stay_small_in_single_precision() -> None:
-    """The reason for this rule: exp times 1 / sum has shares of 1e9 here, which cancel to 0.3."""
+def test_multipliers_of_sharp_attention_stay_small_in_single_precision() -> None:
+    """The reason for this rule: exp times 1 / sum has terms of 1e9 here, which cancel to 0.3."""
     now, before = normal(1, 1000).float(), torch.zeros(1, 1000)
     now[0, :20] += 25
     weights = normal(1, 1000, seed=1).float()
@@ -299,36 +300,33 @@ def change(model: nn.Module, features: Tensor, xy: Tensor, target: int, baseline
         return (contrast(model(features, xy).logits, target) - contrast(model(start, xy).logits, target)).item()
 
 
-@pytest.mark.parametrize("baseline", ["zero", "mean"])
-@pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize(("name", "options"), COMPLETE_MODELS)
-def test_scores_add_up_to_the_answers_change(name: str, options: dict[str, Any], classes: int, baseline: str) -> None:
-    for sharper in (1.5, 3):
+def test_scores_add_up_to_the_targets_change(name: str, options: dict[str, Any]) -> None:
+    for classes, sharper in product((2, 3), (1.5, 3)):
         model = build(name, classes, sharper, **options)
+        for patches, baseline in product((1, 2, 17, 90), ("zero", "mean")):
+            features, xy = bag(patches)
+            found = attribute(model, features, xy, classes - 1, baseline).scores.sum().item()
+            expected = change(model, features, xy, classes - 1, baseline)
+            assert found == pytest.approx(expected, abs=1e-10), (classes, sharper, patches, baseline)
+
+
+@pytest.mark.parametrize(("name", "options"), TRANSMILS)
+def test_the_frozen_attention_of_transmil_has_the_remainder(name: str, options: dict[str, Any]) -> None:
+    model = build(name, classes=3, **options)
+    for baseline in ("zero", "mean"):
         for patches in (1, 2, 17, 90):
             features, xy = bag(patches)
-            found = attribute(model, features, xy, classes - 1, baseline)
-            assert found.scores.sum().item() == pytest.approx(
-                change(model, features, xy, classes - 1, baseline), abs=1e-10
-            )
-
-
-@pytest.mark.parametrize("baseline", ["zero", "mean"])
-@pytest.mark.parametrize(("name", "options"), TRANSMILS)
-def test_of_transmil_the_held_attention_takes_the_rest(name: str, options: dict[str, Any], baseline: str) -> None:
-    model = build(name, classes=3, **options)
-    for patches in (1, 2, 17, 90):
-        features, xy = bag(patches)
-        found = attribute(model, features, xy, 0, baseline)
-        assert set(found.residual) <= {"baseline", "frozen attention"}
-        whole = found.scores.sum().item() + sum(found.residual.values())
-        assert whole == pytest.approx(contrast(model(features, xy).logits, 0).item(), abs=1e-10)
-    assert abs(found.residual["frozen attention"]) > 1e-6
+            found = attribute(model, features, xy, 0, baseline)
+            assert set(found.residual) <= {"baseline", "frozen attention"}
+            whole = found.scores.sum().item() + sum(found.residual.values())
+            assert whole == pytest.approx(contrast(model(features, xy).logits, 0).item(), abs=1e-10)
+        assert abs(found.residual["frozen attention"]) > 1e-6
 
 
 @pytest.mark.parametrize(("name", "options"), TRANSMILS)
-def test_attention_that_sees_no_patch_leaves_no_rest(name: str, options: dict[str, Any]) -> None:
-    """With queries of 0 every token attends to all alike, whatever the patches: held or not is the same."""
+def test_attention_that_does_not_depend_on_patches_leaves_no_remainder(name: str, options: dict[str, Any]) -> None:
+    """With queries of 0, attention is uniform whatever the patches, so freezing it changes nothing."""
     model = build(name, **options)
     assert isinstance(model, TransMIL)
     with torch.no_grad():
@@ -343,7 +341,7 @@ def test_attention_that_sees_no_patch_leaves_no_rest(name: str, options: dict[st
 
 @pytest.mark.parametrize("baseline", ["zero", "mean"])
 def test_groups_of_channels_change_nothing(baseline: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large raster is made a group of channels at a time, and again for the gradient."""
+    """A large raster is processed in groups of channels, and again for the gradient."""
     model, (features, xy) = build("transmil", position="grid"), bag(20)
     whole = attribute(model, features, xy, baseline=baseline)
     monkeypatch.setattr(ppeg, "RASTER_VALUES", 60)
@@ -351,51 +349,51 @@ def test_groups_of_channels_change_nothing(baseline: str, monkeypatch: pytest.Mo
     torch.testing.assert_close(grouped.scores, whole.scores, rtol=0, atol=1e-12)
 
 
-def test_of_mean_pooling_a_score_is_a_patchs_own_change() -> None:
+def test_for_mean_pooling_a_score_is_the_patchs_own_change() -> None:
     model, (features, xy) = build("mean"), bag(12)
     own = contrast(torch.cat([model(features[k : k + 1], xy[:1]).logits[None] for k in range(12)]), 1)
     start = contrast(model(torch.zeros(1, DIM).double(), xy[:1]).logits, 1)
     torch.testing.assert_close(attribute(model, features, xy).scores, (own - start) / 12, rtol=0, atol=1e-12)
 
 
-def test_patches_that_are_all_alike_differ_from_their_mean_by_nothing() -> None:
+def test_identical_patches_score_zero_against_their_mean() -> None:
     features, xy = bag(1)
     scores = attribute(build("abmil"), features.expand(9, DIM), xy.expand(9, 2), baseline="mean").scores
     assert scores.abs().max() < 1e-12
 
 
-class Placed(nn.Module):
-    """The best patch, to which its place adds: with nothing in the patches the place alone decides."""
+class PositionBonus(nn.Module):
+    """The best patch by feature plus position: for patches of zeros the position decides."""
 
     def forward(self, features: Tensor, xy: Tensor) -> MILOutput:
         best = (features[:, 0] + xy[:, 0]).max(dim=0).values
         return MILOutput(torch.stack([torch.zeros_like(features[0, 0]), best]), None)
 
 
-def test_a_patch_that_would_not_have_been_picked_leaves_a_rest() -> None:
+def test_a_selection_that_differs_for_the_baseline_leaves_a_remainder() -> None:
     features = torch.tensor([[9.0], [1.0], [0.0]])
     xy = torch.tensor([[0.0, 0], [1, 0], [5, 0]])
-    found = attribute(Placed(), features, xy)
+    found = attribute(PositionBonus(), features, xy)
     assert found.scores.tolist() == [9, 0, 0]
     assert found.residual == {"baseline": 5, "frozen selection": -5}  # t(x) is 9
 
 
-# --- the model as it is ----------------------------------------------------------------------------------------
+# --- the model unchanged ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "options"), [*COMPLETE_MODELS, *TRANSMILS])
-def test_the_followed_forward_pass_is_the_models_own_bit_for_bit(name: str, options: dict[str, Any]) -> None:
+def test_the_traced_forward_pass_is_the_models_own_bit_for_bit(name: str, options: dict[str, Any]) -> None:
     model = build(name, **options).float().requires_grad_(False)
     features, xy = (part.float() for part in bag(50))
-    way = BackwardRules(HELD_ATTENTION if name == "transmil" else COMPLETE)
+    rules = BackwardRules(FROZEN_ATTENTION if name == "transmil" else COMPLETE)
     start = torch.zeros_like(features)
-    followed = traced_logits(model, way, features.clone().requires_grad_(), xy, start)
-    assert torch.equal(followed.value, model(features, xy).logits)
-    if not way.held:
-        assert torch.equal(followed.reference, model(start, xy).logits)
+    found = traced_logits(model, rules, features.clone().requires_grad_(), xy, start)
+    assert torch.equal(found.value, model(features, xy).logits)
+    if not rules.frozen_kinds:
+        assert torch.equal(found.reference, model(start, xy).logits)
 
 
-class Odd(nn.Module):
+class WithoutRule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(DIM, 2)
@@ -404,14 +402,14 @@ class Odd(nn.Module):
         return MILOutput(self.layer(features).cumsum(0).logsumexp(0), None)
 
 
-def test_an_operator_without_a_rule_is_refused_and_never_taken_as_linear() -> None:
-    model = Odd().double()
+def test_an_operator_without_a_rule_is_refused_and_not_treated_as_linear() -> None:
+    model = WithoutRule().double()
     reason = explainers.build("deeplift").fits(ExplainedModel(model))
     assert reason == "has the operator 'logsumexp' on the way to its logits; this method needs a rule for each"
     with pytest.raises(NoRuleError, match="leave the method out"):
         attribute(model, *bag(4))
 
 
-def test_a_baseline_that_is_not_known_is_refused() -> None:
+def test_an_unknown_baseline_is_refused() -> None:
     with pytest.raises(ConfigError, match="zero, mean"):
         explainers.build("deeplift", baseline="noise")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from explaining import scores_of
-from test_explain import MODELS, bag, build
+from test_explain import FITS, MODELS, bag, build
 from torch import Tensor, nn
 
 from wsi_pipeline.aggregate import MILOutput
@@ -19,9 +19,11 @@ from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.patch_embedding import embedded_leaf, embedding
 
 CONTINUOUS = [name for name in MODELS if name != "dsmil"]  # it jumps where another patch becomes critical
+GUIDED, EMBEDDING = FITS["guided_backprop"].split(), FITS["gradcam_features"].split()
 
 
-def answer(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> float:
+def t(model: nn.Module, features: Tensor, xy: Tensor, target: int) -> float:
+    """The target of classification."""
     with torch.no_grad():
         return contrast(model(features, xy).logits, target).item()
 
@@ -32,12 +34,12 @@ def attribute(method: str, model: nn.Module, features: Tensor, xy: Tensor, targe
 
 
 @pytest.mark.parametrize("model_name", MODELS)
-def test_saliency_and_squared_gradient_are_sizes_of_finite_differences(model_name: str) -> None:
+def test_saliency_and_squared_gradient_are_magnitudes_of_finite_differences(model_name: str) -> None:
     model, (features, xy) = build(model_name, classes=3), bag(300)
     with torch.no_grad():
         weight = model(features, xy).attention
-    most = 0 if weight is None else int(weight.reshape(-1, 300)[-1].argmax())
-    step, patches = 1e-6, [most, 299]
+    attended = 0 if weight is None else int(weight.reshape(-1, 300)[-1].argmax())
+    step, patches = 1e-6, [attended, 299]
     slopes = np.zeros((len(patches), features.shape[1]))
     for row, k in enumerate(patches):
         for d in range(features.shape[1]):
@@ -45,12 +47,12 @@ def test_saliency_and_squared_gradient_are_sizes_of_finite_differences(model_nam
             for sign in (1, -1):
                 moved = features.clone()
                 moved[k, d] += sign * step
-                ends.append(answer(model, moved, xy, 1))
+                ends.append(t(model, moved, xy, 1))
             slopes[row, d] = (ends[0] - ends[1]) / (2 * step)
     for method, expected in (("saliency", np.abs(slopes).sum(1)), ("squared_gradient", np.square(slopes).sum(1))):
         scores = scores_of(explainers.build(method), model, features, xy, 1)
         np.testing.assert_allclose(scores[patches], expected, rtol=1e-4, atol=1e-8)
-        assert scores[most] > 0
+        assert scores[attended] > 0
 
 
 # --- guided backpropagation ----------------------------------------------------------------------------------
@@ -69,7 +71,7 @@ class TwoLayers(nn.Module):
         return MILOutput(self.last(self.relus[1](self.second(hidden)).mean(0)), None)
 
 
-def test_guided_backprop_is_the_gradient_of_which_no_relu_lets_what_is_below_zero_back() -> None:
+def test_guided_backprop_is_the_gradient_with_negative_values_set_to_zero_at_every_relu() -> None:
     torch.manual_seed(0)
     model, (features, xy) = TwoLayers().double(), bag(25)
     layers = (model.first, model.second, model.last)
@@ -78,7 +80,7 @@ def test_guided_backprop_is_the_gradient_of_which_no_relu_lets_what_is_below_zer
     for x in features.numpy():
         inner = first[0] @ x + first[1]
         outer = second[0] @ np.maximum(inner, 0) + second[1]
-        back = (last[0][1] - last[0][0]) / 25  # of t, the log odds of class 1
+        back = (last[0][1] - last[0][0]) / 25  # gradient of t, the log odds of class 1
         back = second[0].T @ np.where((outer > 0) & (back > 0), back, 0)
         back = first[0].T @ np.where((inner > 0) & (back > 0), back, 0)
         expected.append(np.abs(back).sum())
@@ -88,17 +90,12 @@ def test_guided_backprop_is_the_gradient_of_which_no_relu_lets_what_is_below_zer
     assert not np.allclose(scores, scores_of(explainers.build("saliency"), model, features, xy, 1), rtol=0.1)
 
 
-GUIDED = [name for name in MODELS if explainers.build("guided_backprop").fits(ExplainedModel(build(name))) is None]
-
-
-def test_guided_backprop_fits_the_models_all_of_whose_relus_are_modules() -> None:
-    assert GUIDED == ["abmil", "clam_mb", "clam_sb", "dsmil", "max", "mean", "smile", "transmil"]
+def test_guided_backprop_fits_only_models_whose_relus_are_all_modules() -> None:
     for name in ("additive", "dtfd", "gtn"):  # additive: one of its two
         with pytest.raises(ConfigError, match="calls ReLU as a function, which cannot be hooked; this method needs"):
             scores_of(explainers.build("guided_backprop"), build(name), *bag(3), 1)
-    assert "has no ReLU" in (
-        explainers.build("guided_backprop").fits(ExplainedModel(build("abmil", hidden=None))) or ""
-    )
+    without_relu = ExplainedModel(build("abmil", hidden=None))
+    assert "has no ReLU" in (explainers.build("guided_backprop").fits(without_relu) or "")
 
 
 @pytest.mark.parametrize("model_name", GUIDED)
@@ -117,45 +114,42 @@ def test_guided_backprop_leaves_no_hook_behind(model_name: str) -> None:
 # --- integrated gradients ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("baseline", ["zero", "mean"])
 @pytest.mark.parametrize("model_name", MODELS)
-def test_integrated_gradients_are_a_sum_of_gradients_on_the_way_one_whole_bag_each(
-    model_name: str, baseline: str
-) -> None:
+def test_integrated_gradients_are_a_sum_of_gradients_along_the_path_of_whole_bags(model_name: str) -> None:
     model, (features, xy) = build(model_name), bag(40)
-    start = torch.zeros_like(features) if baseline == "zero" else features.mean(0).expand_as(features)
     nodes, weights = np.polynomial.legendre.leggauss(4)
-    expected = torch.zeros(40, dtype=torch.float64)
-    for node, weight in zip(nodes, weights, strict=True):
-        there = (start + (node + 1) / 2 * (features - start)).requires_grad_()
-        (slopes,) = torch.autograd.grad(contrast(model(there, xy).logits, 1), there)
-        expected += weight / 2 * (slopes * (features - start)).sum(1)
-    found = attribute("integrated_gradients", model, features, xy, 1, steps=4, baseline=baseline)
-    torch.testing.assert_close(found.scores, expected, rtol=1e-5, atol=1e-7)
-    assert found.scores.abs().max() > 1e-3
+    for baseline, start in (("zero", torch.zeros_like(features)), ("mean", features.mean(0).expand_as(features))):
+        expected = torch.zeros(40, dtype=torch.float64)
+        for node, weight in zip(nodes, weights, strict=True):
+            point = (start + (node + 1) / 2 * (features - start)).requires_grad_()
+            (slopes,) = torch.autograd.grad(contrast(model(point, xy).logits, 1), point)
+            expected += weight / 2 * (slopes * (features - start)).sum(1)
+        found = attribute("integrated_gradients", model, features, xy, 1, steps=4, baseline=baseline)
+        torch.testing.assert_close(found.scores, expected, rtol=1e-5, atol=1e-7)
+        assert found.scores.abs().max() > 1e-3, baseline
 
 
 @pytest.mark.parametrize("model_name", CONTINUOUS)
-def test_integrated_gradients_add_up_to_the_answer_less_that_of_the_empty_slide(model_name: str) -> None:
+def test_integrated_gradients_add_up_to_the_targets_change_from_an_empty_slide(model_name: str) -> None:
     model, (features, xy) = build(model_name, classes=3), bag(300)
     found = attribute("integrated_gradients", model, features, xy, 1, steps=200)
-    gained = answer(model, features, xy, 1) - answer(model, 0 * features, xy, 1)
-    assert found.scores.sum().item() == pytest.approx(gained, abs=1e-3)
-    assert abs(gained) > 0.01
+    change = t(model, features, xy, 1) - t(model, 0 * features, xy, 1)
+    assert found.scores.sum().item() == pytest.approx(change, abs=1e-3)
+    assert abs(change) > 0.01
 
 
 @pytest.mark.parametrize("model_name", MODELS)
-def test_what_integrated_gradients_miss_is_told(model_name: str) -> None:
+def test_the_integration_error_is_reported(model_name: str) -> None:
     model, (features, xy) = build(model_name), bag(30)
     found = attribute("integrated_gradients", model, features, xy, 1, steps=2)
-    assert found.residual["baseline"] == pytest.approx(answer(model, 0 * features, xy, 1), abs=1e-12)
+    assert found.residual["baseline"] == pytest.approx(t(model, 0 * features, xy, 1), abs=1e-12)
     whole = found.scores.sum().item() + sum(found.residual.values())
-    assert whole == pytest.approx(answer(model, features, xy, 1), abs=1e-12)
+    assert whole == pytest.approx(t(model, features, xy, 1), abs=1e-12)
     assert [*found.residual] == ["baseline", "integration error"]
 
 
-class Watched(nn.Module):
-    """Mean of squares of each patch's features over the bag; remembers the shapes of the bags it was given."""
+class MeanSquare(nn.Module):
+    """Mean of the squared features over the bag; records the shapes of the bags that it is called with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,69 +161,65 @@ class Watched(nn.Module):
         return MILOutput(torch.stack([0 * value, value]), None)
 
 
-def test_a_model_is_given_one_whole_bag_a_step() -> None:
-    model, (features, xy) = Watched(), bag(25)
+def test_a_model_is_called_with_one_whole_bag_per_step() -> None:
+    model, (features, xy) = MeanSquare(), bag(25)
     scores = scores_of(explainers.build("integrated_gradients", steps=7), model, features, xy, 1)
     assert model.shapes == [(25, 8)] * 9  # seven steps and both ends
     np.testing.assert_allclose(scores, features.square().sum(1) / features.numel(), rtol=1e-6)  # exact: quadratic
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"steps": 1.5}, {"steps": True}, {"baseline": "black"}])
-def test_integrated_gradients_refuse_other_options(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"method option {next(iter(options))}"):
-        explainers.build("integrated_gradients", **options)
+def test_integrated_gradients_refuse_invalid_options() -> None:
+    for option, value in (("steps", 0), ("steps", 1.5), ("steps", True), ("baseline", "black")):
+        with pytest.raises(ConfigError, match=f"method option {option} is {value!r}"):
+            explainers.build("integrated_gradients", **{option: value})
 
 
 # --- Grad-CAM on the embedded patches ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [0, 1, 2])
-def test_gradcam_of_mean_pooling_is_cam_the_contribution_above_zero(target: int) -> None:
+def test_gradcam_of_mean_pooling_is_cam_the_positive_part_of_the_contribution() -> None:
     model, (features, xy) = build("mean", classes=3), bag(300)
-    scores = scores_of(explainers.build("gradcam_features"), model, features, xy, target)
-    contributions = scores_of(explainers.build("contribution"), model, features, xy, target)
-    np.testing.assert_allclose(scores, np.maximum(contributions, 0), atol=1e-8)
-    assert (contributions > 0).any()
+    for target in range(3):
+        scores = scores_of(explainers.build("gradcam_features"), model, features, xy, target)
+        contributions = scores_of(explainers.build("contribution"), model, features, xy, target)
+        np.testing.assert_allclose(scores, np.maximum(contributions, 0), atol=1e-8)
+        assert (contributions > 0).any()
 
 
-EMBEDDING = [name for name in MODELS if explainers.build("gradcam_features").fits(ExplainedModel(build(name))) is None]
-
-
-def test_gradcam_fits_the_models_that_embed_each_patch_alone() -> None:
-    assert EMBEDDING == ["abmil", "additive", "clam_mb", "clam_sb", "dtfd", "max", "mean", "smile", "transmil"]
+def test_gradcam_needs_a_layer_that_embeds_each_patch_independently() -> None:
     with pytest.raises(ConfigError, match="patch_embedding"):
         scores_of(explainers.build("gradcam_features"), build("gtn"), *bag(3), 1)
 
 
 @pytest.mark.parametrize("model_name", EMBEDDING)
-def test_gradcam_weighs_each_unit_by_how_the_answer_moves_when_all_patches_have_more_of_it(model_name: str) -> None:
+def test_gradcam_weights_each_unit_by_the_targets_change_when_it_rises_in_all_patches(model_name: str) -> None:
     model, (features, xy) = build(model_name, classes=3), bag(40)
     module, step = embedding(model), 1e-6
     assert module is not None
-    seen: list[Tensor] = []
-    with module.register_forward_hook(lambda _, __, output: seen.append(output.detach())):
+    outputs: list[Tensor] = []
+    with module.register_forward_hook(lambda _, __, output: outputs.append(output.detach())):
         model(features, xy)
-    weights = torch.zeros(seen[0].shape[1], dtype=torch.float64)
+    weights = torch.zeros(outputs[0].shape[1], dtype=torch.float64)
     for d in range(len(weights)):
         ends = []
         for sign in (1, -1):
             more = sign * step * torch.eye(len(weights), dtype=torch.float64)[d]
             with module.register_forward_hook(lambda _, __, output, more=more: output + more):
-                ends.append(answer(model, features, xy, 0))
+                ends.append(t(model, features, xy, 0))
         weights[d] = (ends[0] - ends[1]) / (2 * step) / 40  # the mean over patches of the gradient
     scores = scores_of(explainers.build("gradcam_features"), model, features, xy, 0)
-    np.testing.assert_allclose(scores, (seen[0] @ weights).clamp(min=0), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(scores, (outputs[0] @ weights).clamp(min=0), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("model_name", EMBEDDING)
-def test_the_forward_pass_that_gradcam_watches_is_the_models_own_bit_for_bit(model_name: str) -> None:
+def test_recording_the_embedding_leaves_the_forward_pass_bit_for_bit_the_same(model_name: str) -> None:
     model, (features, xy) = build(model_name), bag(40)
     module = embedding(model)
     assert module is not None
-    alone = model(features, xy).logits
-    with embedded_leaf(module) as seen:
-        watched = model(features, xy).logits
-    assert torch.equal(watched, alone)
-    assert [len(h) for h in seen] == [40]
+    expected = model(features, xy).logits
+    with embedded_leaf(module) as outputs:
+        recorded = model(features, xy).logits
+    assert torch.equal(recorded, expected)
+    assert [len(h) for h in outputs] == [40]
     model(features, xy)
-    assert len(seen) == 1  # nothing listens any more
+    assert len(outputs) == 1  # the hook has been removed

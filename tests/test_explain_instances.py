@@ -1,4 +1,4 @@
-"""Patches one at a time: left out of the slide, and by the model's own classifier of patches."""
+"""Single patches: left out of the slide, and classified by the model's own classifier of patches."""
 
 from __future__ import annotations
 
@@ -33,66 +33,61 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
 # --- leave one out -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize(("model_name", "options"), FORMS)
-def test_the_closed_form_is_the_loop(model_name: str, options: dict[str, Any], classes: int) -> None:
-    model, (features, xy) = build(model_name, classes, **options), bag(300)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2)  # away from the near-uniform attention of fresh weights
-        found, expected = closed_form(model, features, xy), one_by_one(model, features, xy)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
-    assert expected.abs().max() > 1e-4
+def test_the_closed_form_is_the_loop(model_name: str, options: dict[str, Any]) -> None:
+    for classes in (2, 3):
+        model, (features, xy) = build(model_name, classes, **options), bag(300)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(2)  # away from the near-uniform attention of initial weights
+            found, expected = closed_form(model, features, xy), one_by_one(model, features, xy)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+        assert expected.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(
     ("model_name", "score"),
     [("abmil", "score"), ("clam_mb", "attention_net.3.attention_c"), ("clam_sb", "attention_net.3.attention_c")],
 )
-@pytest.mark.parametrize("factor", [3e2, 1e3, 1e6])
-def test_the_closed_form_is_the_loop_where_one_patch_has_all_attention(
-    model_name: str, score: str, factor: float
-) -> None:
-    model, (features, xy) = build(model_name), bag(20)
-    with torch.no_grad():
-        model.get_parameter(f"{score}.weight").mul_(factor)
-        assert model(features, xy).attention.max() > 0.6
-        found, expected = closed_form(model, features, xy), one_by_one(model, features, xy)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
-    assert expected.abs().max() > 1e-2
+def test_the_closed_form_is_the_loop_where_one_patch_has_all_attention(model_name: str, score: str) -> None:
+    for factor in (3e2, 1e3, 1e6):
+        model, (features, xy) = build(model_name), bag(20)
+        with torch.no_grad():
+            model.get_parameter(f"{score}.weight").mul_(factor)
+            assert model(features, xy).attention.max() > 0.6
+            found, expected = closed_form(model, features, xy), one_by_one(model, features, xy)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+        assert expected.abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("patches", [2, 9])
 @pytest.mark.parametrize("model_name", MODELS)
-def test_leave_one_out_is_the_answer_less_that_of_the_slide_without_the_patch(model_name: str, patches: int) -> None:
-    model, (features, xy) = build(model_name, classes=3), bag(patches)
-    scores = scores_of(explainers.build("leave_one_out", naive=True), model, features, xy, 2)
-    with torch.no_grad():
-        for k in range(patches):
-            rest = [j for j in range(patches) if j != k]
-            change = contrast(model(features, xy).logits - model(features[rest], xy[rest]).logits, 2).item()
-            assert scores[k] == pytest.approx(change, abs=1e-6)
+def test_leave_one_out_is_the_targets_change_when_the_patch_is_removed(model_name: str) -> None:
+    model = build(model_name, classes=3)
+    for patches in (2, 9):
+        features, xy = bag(patches)
+        scores = scores_of(explainers.build("leave_one_out", naive=True), model, features, xy, 2)
+        with torch.no_grad():
+            for k in range(patches):
+                rest = [j for j in range(patches) if j != k]
+                change = contrast(model(features, xy).logits - model(features[rest], xy[rest]).logits, 2).item()
+                assert scores[k] == pytest.approx(change, abs=1e-6)
 
 
 def test_a_slide_of_one_patch_is_compared_with_the_bias_or_with_a_patch_of_zeros() -> None:
-    (features, xy), options = bag(1), {"naive": True}
+    features, xy = bag(1)
+    closed, naive = explainers.build("leave_one_out"), explainers.build("leave_one_out", naive=True)
     with torch.no_grad():
         model = build("abmil")
-        gained = contrast(model(features, xy).logits - model.get_parameter("classify.bias"), 1).item()
-        assert scores_of(explainers.build("leave_one_out"), model, features, xy, 1) == pytest.approx([gained], abs=1e-6)
+        change = contrast(model(features, xy).logits - model.get_parameter("classify.bias"), 1).item()
+        assert scores_of(closed, model, features, xy, 1) == pytest.approx([change], abs=1e-6)
         model = build("transmil")
-        gained = contrast(model(features, xy).logits - model(0 * features, xy).logits, 1).item()
-        assert scores_of(explainers.build("leave_one_out", **options), model, features, xy, 1) == pytest.approx(
-            [gained], abs=1e-6
-        )
+        change = contrast(model(features, xy).logits - model(0 * features, xy).logits, 1).item()
+        assert scores_of(naive, model, features, xy, 1) == pytest.approx([change], abs=1e-6)
 
 
-def test_leave_one_out_fits_models_with_the_closed_form_or_on_request_all() -> None:
-    fitting = [name for name in MODELS if explainers.build("leave_one_out").fits(ExplainedModel(build(name))) is None]
-    assert fitting == ["abmil", "clam_mb", "clam_sb", "mean"]
-    assert all(
-        explainers.build("leave_one_out", naive=True).fits(ExplainedModel(build(name))) is None for name in MODELS
-    )
+def test_leave_one_out_fits_every_model_on_request() -> None:
+    naive = explainers.build("leave_one_out", naive=True)
+    assert [name for name in MODELS if naive.fits(ExplainedModel(build(name))) is not None] == []
     with pytest.raises(ConfigError, match="naive: true"):
         scores_of(explainers.build("leave_one_out"), build("smile"), *bag(3), 1)
     with pytest.raises(ConfigError, match="method option naive is 'yes'"):
@@ -117,22 +112,22 @@ def slow_dtfd(model: DTFD, features: Tensor, xy: Tensor) -> tuple[list[list[floa
 
 
 @pytest.mark.parametrize("distill", ["afs", "maxs", "maxmins"])
-def test_of_dtfd_it_is_the_softmax_of_the_derived_logits_whose_mean_and_bias_are_the_first_tiers(distill: str) -> None:
+def test_for_dtfd_it_is_the_softmax_of_the_derived_logits_whose_mean_plus_bias_is_the_first_tiers(distill: str) -> None:
     model, (features, xy) = build("dtfd", classes=3, distill=distill), bag(30)
     assert isinstance(model, DTFD)
     with torch.no_grad():
         logits, pseudo_bag = slow_dtfd(model, features, xy)
-        said = model.pseudo_bag_logits(features, xy)
+        of_bags = model.pseudo_bag_logits(features, xy)
     scores = scores_of(explainers.build("instance_head"), model, features, xy, 1)
     for k, row in enumerate(logits):
         assert scores[k] == pytest.approx(math.exp(row[1]) / sum(map(math.exp, row)), abs=1e-6)
-    for p, of_bag in enumerate(said):
+    for p, of_bag in enumerate(of_bags):
         mean = np.mean([row for row, own in zip(logits, pseudo_bag, strict=True) if own == p], axis=0)
         np.testing.assert_allclose(mean + model.get_parameter("classifier.fc.bias").detach().numpy(), of_bag, atol=1e-6)
 
 
 @pytest.mark.parametrize("model_name", ["clam_sb", "clam_mb"])
-def test_of_clam_it_is_the_classs_instance_classifier(model_name: str) -> None:
+def test_for_clam_it_is_the_classs_instance_classifier(model_name: str) -> None:
     model, (features, xy) = build(model_name, classes=3), bag(30)
     scores = scores_of(explainers.build("instance_head"), model, features, xy, 2)
     layer = model.get_submodule("attention_net.0")
@@ -142,7 +137,7 @@ def test_of_clam_it_is_the_classs_instance_classifier(model_name: str) -> None:
             assert scores[k] == pytest.approx(math.exp(present) / (math.exp(absent) + math.exp(present)), abs=1e-6)
 
 
-def test_of_dsmil_it_is_the_softmax_of_the_instance_stream() -> None:
+def test_for_dsmil_it_is_the_softmax_of_the_instance_stream() -> None:
     model, (features, xy) = build("dsmil", classes=3), bag(30)
     scores = scores_of(explainers.build("instance_head"), model, features, xy, 0)
     weight, bias = (model.get_parameter(f"i_classifier.fc.0.{name}").detach() for name in ("weight", "bias"))
@@ -151,13 +146,7 @@ def test_of_dsmil_it_is_the_softmax_of_the_instance_stream() -> None:
         assert scores[k] == pytest.approx(row[0] / sum(row), abs=1e-6)
 
 
-def test_labels_that_do_not_exclude_each_other_have_a_sigmoid_each() -> None:
+def test_multilabel_logits_have_a_sigmoid_each() -> None:
     one_label = ExplainedModel(build("dsmil"), "multilabel")
     found = probabilities(torch.tensor([[0.0], [math.log(3)]]), one_label)
     torch.testing.assert_close(found, torch.tensor([[0.5], [0.75]]))
-
-
-def test_instance_head_fits_the_models_that_classify_patches() -> None:
-    explainer = explainers.build("instance_head")
-    fitting = [name for name in MODELS if explainer.fits(ExplainedModel(build(name))) is None]
-    assert fitting == ["clam_mb", "clam_sb", "dsmil", "dtfd"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain.explained_model import Attribution, ExplainedModel
 from wsi_pipeline.explain.logit_contrast import contrast
 from wsi_pipeline.explain.methods import explainers
-from wsi_pipeline.explain.propagation.lrp_rules import RULES, Relevance
+from wsi_pipeline.explain.propagation.lrp_rules import RULES, RelevanceRules
 from wsi_pipeline.explain.propagation.traced_tensor import NoRuleError, traced_logits
 
 DIM = 6
@@ -44,7 +45,7 @@ EVERY: list[tuple[str, dict[str, Any]]] = [
 
 
 def build(name: str, classes: int = 2, **options: Any) -> nn.Module:
-    """A small model in double precision, no parameter 0, its attention sharper than that of fresh weights."""
+    """A small model in double precision, no parameter 0, its attention sharper than that of initial weights."""
     torch.manual_seed(0)
     takes = models.entry(name).options
     known = {option: value for option, value in SMALL.items() if option in takes}
@@ -72,7 +73,7 @@ def attribute(
 # --- rules against their definitions ---------------------------------------------------------------------------
 
 
-class Two(nn.Module):
+class TwoLayers(nn.Module):
     """A layer, ReLU, mean over patches, a layer."""
 
     def __init__(self, inner: nn.Module, hidden: int, classes: int = 2) -> None:
@@ -84,9 +85,9 @@ class Two(nn.Module):
         return MILOutput(self.outer(self.inner(features).relu().mean(0)), None)
 
 
-def two(inner: nn.Module, hidden: int) -> Two:
+def two_layers(inner: nn.Module, hidden: int) -> TwoLayers:
     torch.manual_seed(1)
-    model = Two(inner, hidden).double()
+    model = TwoLayers(inner, hidden).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     return model.eval()
@@ -95,17 +96,19 @@ def two(inner: nn.Module, hidden: int) -> Two:
 def shares(
     inputs: list[float], weights: list[float], bias: float, relevance: float, epsilon: float, gamma: float
 ) -> tuple[list[float], float, float]:
-    """One output's relevance shared out: to the inputs, to the bias, to epsilon. Bach 2015 and Montavon 2019."""
+    """One output's relevance, distributed to the inputs, the bias and epsilon. Bach 2015 and Montavon 2019."""
     parts = [x * w for x, w in zip(inputs, weights, strict=True)] + [bias]
     output = sum(parts)
     counted = [part * (1 + gamma) if part * output > 0 else part for part in parts]
     stable = sum(counted) + (epsilon if output >= 0 else -epsilon)
-    given = [part / stable * relevance for part in counted]
-    return given[:-1], given[-1], relevance - sum(given)
+    received = [part / stable * relevance for part in counted]
+    return received[:-1], received[-1], relevance - sum(received)
 
 
-def slow(model: Two, features: Tensor, target: int, epsilon: float, gamma: float) -> tuple[list[float], float, float]:
-    """Relevance (N,), of the biases and of epsilon, unit by unit. The contrast's classes are its first relevance."""
+def slow(
+    model: TwoLayers, features: Tensor, target: int, epsilon: float, gamma: float
+) -> tuple[list[float], float, float]:
+    """Relevance of the patches (N,), of the biases and of epsilon, unit by unit, from the logits of the contrast."""
     inner, outer = model.inner, model.outer
     assert isinstance(inner, nn.Linear)
     patches = len(features)
@@ -118,18 +121,18 @@ def slow(model: Two, features: Tensor, target: int, epsilon: float, gamma: float
     of_pooled = [0.0] * len(pooled)
     for c, (weights, b) in enumerate(zip(*listed(outer), strict=True)):
         logit = sum(p * w for p, w in zip(pooled, weights, strict=True)) + b
-        given, bias, lost = shares(pooled, weights, b, logit if c == target else -logit, epsilon, gamma)
-        of_pooled = [sum(pair) for pair in zip(of_pooled, given, strict=True)]
-        of_bias, of_epsilon = of_bias + bias, of_epsilon + lost
+        received, bias, absorbed = shares(pooled, weights, b, logit if c == target else -logit, epsilon, gamma)
+        of_pooled = [sum(pair) for pair in zip(of_pooled, received, strict=True)]
+        of_bias, of_epsilon = of_bias + bias, of_epsilon + absorbed
     for j, relevance in enumerate(of_pooled):
         for k in range(patches):
             if units[k][j] <= 0:
-                continue  # ReLU gave nothing on
+                continue  # the ReLU's output is 0
             own = relevance * units[k][j] / patches / pooled[j]
             weights, b = inner.weight[j].tolist(), inner.bias[j].item()
-            given, bias, lost = shares(features[k].tolist(), weights, b, own, epsilon, gamma)
-            scores[k] += sum(given)
-            of_bias, of_epsilon = of_bias + bias, of_epsilon + lost
+            received, bias, absorbed = shares(features[k].tolist(), weights, b, own, epsilon, gamma)
+            scores[k] += sum(received)
+            of_bias, of_epsilon = of_bias + bias, of_epsilon + absorbed
     return scores, of_bias, of_epsilon
 
 
@@ -138,19 +141,19 @@ def listed(layer: nn.Linear) -> tuple[list[list[float]], list[float]]:
 
 
 @pytest.mark.parametrize(("epsilon", "gamma"), [(0, 0), (0.3, 0), (0, 0.5), (0.2, 0.25)])
-@pytest.mark.parametrize("target", [0, 1])
-def test_epsilon_and_gamma_are_those_of_the_papers(epsilon: float, gamma: float, target: int) -> None:
-    model, (features, xy) = two(nn.Linear(DIM, 5), 5), bag(4)
-    scores, of_bias, of_epsilon = slow(model, features, target, epsilon, gamma)
-    found = attribute(model, features, xy, target, epsilon=epsilon, gamma=gamma)
-    np.testing.assert_allclose(found.scores, scores, atol=1e-12)
-    assert found.residual["bias"] == pytest.approx(of_bias, abs=1e-12)
-    assert found.residual.get("epsilon", 0) == pytest.approx(of_epsilon, abs=1e-12)
-    assert max(map(abs, scores)) > 0.1
+def test_epsilon_and_gamma_are_those_of_the_papers(epsilon: float, gamma: float) -> None:
+    model, (features, xy) = two_layers(nn.Linear(DIM, 5), 5), bag(4)
+    for target in (0, 1):
+        scores, of_bias, of_epsilon = slow(model, features, target, epsilon, gamma)
+        found = attribute(model, features, xy, target, epsilon=epsilon, gamma=gamma)
+        np.testing.assert_allclose(found.scores, scores, atol=1e-12)
+        assert found.residual["bias"] == pytest.approx(of_bias, abs=1e-12)
+        assert found.residual.get("epsilon", 0) == pytest.approx(of_epsilon, abs=1e-12)
+        assert max(map(abs, scores)) > 0.1
 
 
 class Convolved(nn.Module):
-    """A patch's features laid out as a picture of 2 x 3, and a convolution over it; or the same as one matrix."""
+    """A convolution over a patch's features as an image of 2 x 3; or the same as one matrix."""
 
     def __init__(self, one_matrix: bool) -> None:
         super().__init__()
@@ -167,10 +170,10 @@ class Convolved(nn.Module):
 
 
 @pytest.mark.parametrize(("epsilon", "gamma"), [(0, 0), (0.2, 0.25)])
-def test_a_convolution_is_the_linear_layer_that_it_is(epsilon: float, gamma: float) -> None:
+def test_a_convolution_is_treated_as_its_linear_layer(epsilon: float, gamma: float) -> None:
     features, xy = bag(4)
     found, expected = (
-        attribute(two(Convolved(one_matrix), 18), features, xy, epsilon=epsilon, gamma=gamma)
+        attribute(two_layers(Convolved(one_matrix), 18), features, xy, epsilon=epsilon, gamma=gamma)
         for one_matrix in (False, True)
     )
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-12)
@@ -182,14 +185,14 @@ class Smooth(nn.Module):
         return MILOutput(F.gelu(features).sum(0)[:2] + features.tanh().sum(0)[2:4], None)
 
 
-def test_an_activation_hands_on_what_it_is_given() -> None:
+def test_an_activation_passes_relevance_on_unchanged() -> None:
     features, xy = bag(5)
-    given = F.gelu(features[:, :2]) + features[:, 2:4].tanh()
-    expected = given[:, 1] - given[:, 0]
+    active = F.gelu(features[:, :2]) + features[:, 2:4].tanh()
+    expected = active[:, 1] - active[:, 0]
     torch.testing.assert_close(attribute(Smooth(), features, xy).scores, expected, rtol=0, atol=1e-12)
 
 
-def test_of_a_maximum_the_winner_takes_all() -> None:
+def test_the_winner_of_a_maximum_receives_all_relevance() -> None:
     model, (features, xy) = build("max"), bag(30)
     winners = model(features, xy).attention.argmax(1).tolist()
     scores = attribute(model, features, xy).scores
@@ -200,7 +203,7 @@ def test_of_a_maximum_the_winner_takes_all() -> None:
 
 
 def slow_transmil(model: TransMIL, features: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Logits, and what LRP lets through of them: each attention map stored and held, each std held, all tokens."""
+    """Logits whose gradient is LRP's: whole attention maps and standard deviations as constants, all tokens."""
     cls = model.cls_token.detach()[0].clone().requires_grad_()
     patches = model._fc1(features)
     tokens = torch.cat([cls, patches, patches[: side**2 - len(patches)]])
@@ -246,7 +249,7 @@ def inverses(attention: TokenAttention, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("attention", ["nystrom", "exact"])
-def test_transmil_hands_back_as_its_map_written_out(attention: str) -> None:
+def test_transmils_relevance_equals_that_of_whole_attention_maps(attention: str) -> None:
     model, (features, xy) = build("transmil", attention=attention), bag(14)  # two copies, and padding for Nystrom
     assert isinstance(model, TransMIL)
     leaf = features.clone().requires_grad_()
@@ -261,7 +264,7 @@ def test_transmil_hands_back_as_its_map_written_out(attention: str) -> None:
 
 @pytest.mark.parametrize(("epsilon", "gamma"), [(0, 0), (0.1, 0.2)])
 def test_groups_of_channels_change_nothing(epsilon: float, gamma: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large raster is made a group of channels at a time, and again for the gradient."""
+    """A large raster is processed in groups of channels, and again for the gradient."""
     model, (features, xy) = build("transmil", position="grid"), bag(20)
     whole = attribute(model, features, xy, epsilon=epsilon, gamma=gamma)
     monkeypatch.setattr(ppeg, "RASTER_VALUES", 60)
@@ -273,22 +276,22 @@ def test_groups_of_channels_change_nothing(epsilon: float, gamma: float, monkeyp
 # --- conservation ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("epsilon", "gamma"), [(0, 0), (0.1, 0.2)])
 @pytest.mark.parametrize(("name", "options"), EVERY)
-def test_relevance_is_conserved(name: str, options: dict[str, Any], epsilon: float, gamma: float) -> None:
+def test_relevance_is_conserved(name: str, options: dict[str, Any]) -> None:
     model = build(name, classes=3, **options)
-    for patches in (1, 2, 17, 90):
+    for (epsilon, gamma), patches in product([(0, 0), (0.1, 0.2)], [1, 2, 17, 90]):
         features, xy = bag(patches)
         found = attribute(model, features, xy, 2, epsilon=epsilon, gamma=gamma)
         whole = found.scores.sum().item() + sum(found.residual.values())
-        assert whole == pytest.approx(contrast(model(features, xy).logits, 2).item(), abs=1e-10)
+        expected = contrast(model(features, xy).logits, 2).item()
+        assert whole == pytest.approx(expected, abs=1e-10), (epsilon, gamma, patches)
         assert set(found.residual) <= {"bias", "class token", "epsilon"}
         assert abs(found.residual["bias"]) > 1e-6
 
 
 @pytest.mark.parametrize("name", ["abmil", "clam_sb", "clam_mb", "smile", "dsmil", "dtfd", "mean", "max"])
-def test_without_biases_in_front_it_is_the_contribution(name: str) -> None:
-    """Attention held constant and nothing swallowed, h_k hands on to x_k all it was given."""
+def test_without_biases_in_the_embedding_it_is_the_contribution(name: str) -> None:
+    """With constant attention and no epsilon, h_k passes all its relevance on to x_k."""
     model, (features, xy) = build(name, classes=3), bag(40)
     assert isinstance(model, Additive)
     with torch.no_grad():
@@ -303,32 +306,32 @@ def test_without_biases_in_front_it_is_the_contribution(name: str) -> None:
     assert expected.abs().max() > 0.01
 
 
-def test_a_bias_in_front_takes_its_part_of_the_contribution() -> None:
+def test_a_bias_in_the_embedding_receives_its_part_of_the_contribution() -> None:
     model, (features, xy) = build("abmil"), bag(40)
     assert isinstance(model, AttentionMIL)
     first = model.embed[0]
     assert isinstance(first, nn.Linear)
-    weights, on = model(features, xy).attention, model.embed(features) > 0
-    of_bias = contrast((weights[:, None] * on * first.bias) @ model.classify.weight.T, 1)  # (N,)
+    weights, active = model(features, xy).attention, model.embed(features) > 0
+    of_bias = contrast((weights[:, None] * active * first.bias) @ model.classify.weight.T, 1)  # (N,)
     expected = contrast(model.evidence(features, xy), 1) - of_bias
     torch.testing.assert_close(attribute(model, features, xy).scores, expected, rtol=0, atol=1e-12)
     assert of_bias.abs().max() > 1e-3
 
 
-# --- the model as it is ----------------------------------------------------------------------------------------
+# --- the model unchanged ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "options"), EVERY)
-def test_the_followed_forward_pass_is_the_models_own_bit_for_bit(name: str, options: dict[str, Any]) -> None:
+def test_the_traced_forward_pass_is_the_models_own_bit_for_bit(name: str, options: dict[str, Any]) -> None:
     model = build(name, **options).float().requires_grad_(False)
     features, xy = (part.float() for part in bag(50))
-    for rules in (Relevance(RULES), Relevance(RULES, epsilon=0.1, gamma=0.1)):
-        followed = traced_logits(model, rules, features.clone().requires_grad_(), xy)
-        assert torch.equal(followed.value, model(features, xy).logits)
+    for rules in (RelevanceRules(RULES), RelevanceRules(RULES, epsilon=0.1, gamma=0.1)):
+        found = traced_logits(model, rules, features.clone().requires_grad_(), xy)
+        assert torch.equal(found.value, model(features, xy).logits)
 
 
 class Plain(nn.Module):
-    """Any model of others: its logits are ``function`` of the features' sum."""
+    """A user's model: its logits are ``function`` of two features, summed over patches."""
 
     def __init__(self, function: Any) -> None:
         super().__init__()
@@ -338,7 +341,7 @@ class Plain(nn.Module):
         return MILOutput(self.function(nn.functional.linear(features, torch.eye(2, DIM).double())).sum(0), None)
 
 
-KEPT = {
+CONSERVING = {
     "a number": lambda x: 1 - (x + 2) / 3,
     "a constant": lambda x: torch.stack([x, torch.ones_like(x)]).sum(0) - torch.full((2,), 0.5),
     "leaky_relu": F.leaky_relu,
@@ -349,9 +352,9 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("named", KEPT)
-def test_whatever_is_added_on_the_way_is_told(named: str) -> None:
-    model, (features, xy) = Plain(KEPT[named]), bag(4)
+@pytest.mark.parametrize("named", CONSERVING)
+def test_every_added_constant_is_reported(named: str) -> None:
+    model, (features, xy) = Plain(CONSERVING[named]), bag(4)
     found = attribute(model, features, xy)
     whole = found.scores.sum().item() + sum(found.residual.values())
     assert whole == pytest.approx(contrast(model(features, xy).logits, 1).item(), abs=1e-12)
@@ -367,12 +370,12 @@ REFUSED = {
     "relu in place": nn.ReLU(inplace=True),
     "dropout in training": lambda x: nn.functional.dropout(x, 0.5, training=True),
     "tolist": lambda x: x * x.tolist()[0][0],
-    "held weights": lambda x: x.softmax(0),
+    "constant weights": lambda x: x.softmax(0),
 }
 
 
 @pytest.mark.parametrize("named", REFUSED)
-def test_what_has_no_rule_is_refused_in_one_line(named: str) -> None:
+def test_an_operator_without_a_rule_is_refused_in_one_line(named: str) -> None:
     with pytest.raises(ConfigError) as refused:
         attribute(Plain(REFUSED[named]), *bag(4))
     assert isinstance(refused.value, NoRuleError)
@@ -382,7 +385,7 @@ def test_what_has_no_rule_is_refused_in_one_line(named: str) -> None:
 
 
 class Gate(nn.Module):
-    """Logits that are gated, patch by patch."""
+    """Gated logits of each patch, summed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -398,8 +401,8 @@ def test_a_model_with_an_operator_without_a_rule_does_not_fit() -> None:
     assert reason == "has the operator 'mul' on the way to its logits; this method needs a rule for each"
 
 
-@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), True, "a"])
-@pytest.mark.parametrize("option", ["epsilon", "gamma"])
-def test_an_option_that_is_no_number_from_zero_on_is_refused(option: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=option):
-        explainers.build("lrp", **{option: value})
+def test_an_option_that_is_not_a_number_of_at_least_zero_is_refused() -> None:
+    values: tuple[Any, ...] = (-1, float("nan"), float("inf"), True, "a")
+    for option, value in product(("epsilon", "gamma"), values):
+        with pytest.raises(ConfigError, match=f"method option {option} is {value!r}"):
+            explainers.build("lrp", **{option: value})

@@ -1,4 +1,4 @@
-"""Planted evidence: every method that fits is asked which patches made a trained model say what it says.
+"""Planted evidence: whether every method that fits finds the patches that decide a trained model's prediction.
 
 Run with ``pytest -s`` to see the table.
 """
@@ -24,15 +24,15 @@ XY = torch.stack([torch.arange(PATCHES) % 10, torch.arange(PATCHES) // 10], 1).f
 
 
 class Found(NamedTuple):
-    """How well a method finds what was planted, mean over the bags."""
+    """How well a method finds planted evidence, mean over the bags."""
 
-    evidence_for: float  # average precision of its scores
-    evidence_against: float  # of its scores below zero first
-    flipping: float  # area under the probability as the most relevant patches go first; low is good
+    evidence_for: float  # average precision of the scores
+    evidence_against: float  # average precision of the negated scores
+    flipping: float  # area under the probability while the most relevant patches are removed first; low is good
 
 
 def planted(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Features (60, 8), and what each patch is (60,): 1 evidence for, -1 against, 0 nothing. One more of one kind."""
+    """Features (60, 8), and kinds (60,): 1 evidence for, -1 against, 0 neither; one or two more of one kind."""
     fewer = int(torch.randint(1, 5, (), generator=generator))
     more = fewer + int(torch.randint(1, 3, (), generator=generator))
     counts = (more, fewer) if torch.rand((), generator=generator) < 0.5 else (fewer, more)
@@ -47,7 +47,7 @@ def planted(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def trained() -> nn.Module:
-    """Gated attention-based MIL that says whether a bag holds more evidence for than against."""
+    """Gated attention-based MIL that predicts whether a bag has more evidence for than against."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     model = models.build("abmil", DIM, 2, hidden=32, attention_dim=16, dropout=0.0)
@@ -65,7 +65,7 @@ def trained() -> nn.Module:
 
 
 def flipping(model: nn.Module, features: Tensor, scores: Float32) -> float:
-    """Mean probability of class 1 over 101 shares of the patches dropped, highest scores first; one always stays."""
+    """Mean probability of class 1 over 101 fractions of the patches dropped, highest scores first; one always stays."""
     order = torch.from_numpy(np.argsort(-scores, kind="stable"))
     dropped = [min(round(PATCHES * share / 100), PATCHES - 1) for share in range(101)]
     with torch.no_grad():
@@ -75,7 +75,7 @@ def flipping(model: nn.Module, features: Tensor, scores: Float32) -> float:
 
 @pytest.fixture(scope="module")
 def table() -> dict[str, Found]:
-    """Every method that fits, and "random", on bags that hold more evidence for than against and are told so."""
+    """Every method that fits, and "random", on bags with more evidence for than against that are predicted as such."""
     model, generator, random = trained(), torch.Generator().manual_seed(1), np.random.default_rng(2)
     bags: list[tuple[Tensor, Tensor]] = []
     while len(bags) < BAGS:
@@ -108,36 +108,36 @@ def summary(model: nn.Module, bags: list[tuple[Tensor, Tensor]], scores: list[Fl
     return Found(*np.mean(rows, axis=0).tolist())
 
 
-def named(table: dict[str, Found], **facts: object) -> list[str]:
+def with_facts(table: dict[str, Found], **facts: object) -> list[str]:
     """Methods of the table that have these facts."""
     built = {name: explainers.build(name) for name in table if name in explainers.names()}
     return [name for name, one in built.items() if all(getattr(one, fact) == value for fact, value in facts.items())]
 
 
 def test_every_signed_method_finds_evidence_for_and_against(table: dict[str, Found]) -> None:
-    signed = named(table, signed=True)
+    signed = with_facts(table, signed=True)
     assert {"contribution", "gradient_x_input", "integrated_gradients", "kernel_shap", "leave_one_out"} <= {*signed}
     assert {name: table[name] for name in signed if min(table[name][:2]) < 0.9} == {}
 
 
 def test_instance_probability_finds_evidence_for_and_against(table: dict[str, Found]) -> None:
-    probable = [*named(table, unit="probability"), *named(table, unit="prediction")]
+    probable = [*with_facts(table, unit="probability"), *with_facts(table, unit="prediction")]
     assert "instance" in probable
     assert {name: table[name] for name in probable if min(table[name][:2]) < 0.8} == {}
 
 
-def test_attention_looks_at_evidence_against_as_at_evidence_for(table: dict[str, Found]) -> None:
-    assert table["attention"].evidence_for > 0.5  # one patch in fifteen is
+def test_attention_is_as_high_on_evidence_against_as_on_evidence_for(table: dict[str, Found]) -> None:
+    assert table["attention"].evidence_for > 0.5  # one patch in fifteen is evidence for
     assert table["attention"].evidence_against <= 0.2
 
 
-def test_gradcam_finds_what_speaks_for_the_class_and_leaves_out_what_speaks_against(table: dict[str, Found]) -> None:
+def test_gradcam_finds_evidence_for_the_class_and_omits_evidence_against(table: dict[str, Found]) -> None:
     assert table["gradcam_features"].evidence_for > 0.7
     assert table["gradcam_features"].evidence_against < 0.2
 
 
-def test_patches_of_high_contribution_carry_the_decision_more_than_those_of_high_attention_or_any(
+def test_removing_high_contributions_changes_the_prediction_more_than_removing_high_attention(
     table: dict[str, Found],
 ) -> None:
     assert table["contribution"].flipping < table["attention"].flipping < table["random"].flipping
-    assert max(table[name].flipping for name in named(table, signed=True)) < table["attention"].flipping
+    assert max(table[name].flipping for name in with_facts(table, signed=True)) < table["attention"].flipping

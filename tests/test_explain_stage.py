@@ -1,4 +1,4 @@
-"""The explain stage on a small run folder: which files come, what is in them, and when they are made again."""
+"""The explain stage on a small run folder: which files are written, their content, and when they are made again."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SMALL = {"abmil": {"hidden": 8, "attention_dim": 4}, "transmil": {"hidden": 8, "
 MODELS = {"mean": {"hidden": 8}, **SMALL}
 
 
-class House:
-    """A run folder with bags and two folds of each model; fold f has seen patient p{1 - f}, and both p2."""
+class SmallRun:
+    """A run folder with bags and two folds of each model; fold f was trained on p{1 - f}, and both on p2."""
 
     def __init__(self, root: Path, names: Sequence[str] = ("abmil", "transmil"), classes: str = "no yes") -> None:
         self.root, self.names, self.classes = root, tuple(names), tuple(classes.split())
@@ -49,8 +49,8 @@ class House:
         data = {"slides": "m.csv", "out": self.root, "aggregate": {"models": choices}, "explain": explain}
         return Project(Config.model_validate(data), tuple(self.slides), tuple(self.slides))
 
-    def run(self, **explain: Any) -> tuple[list[str], Engine]:
-        """Explain; returns the files that were made, as model/method/slide, and the engine."""
+    def explain(self, **explain: Any) -> tuple[list[str], Engine]:
+        """Run the stage; returns the files that were made, as model/method/slide, and the engine."""
         project, made = self.project(**explain), Made()
         with Engine(project.config.engine, self.root, made) as engine:
             run_stage("explain", project, engine)
@@ -109,7 +109,7 @@ class House:
 
 
 class Made:
-    """Remembers the jobs that were done."""
+    """Observer that records the finished jobs."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -126,192 +126,192 @@ class Made:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
+def run(tmp_path: Path) -> SmallRun:
+    return SmallRun(tmp_path)
 
 
 def snapshot(root: Path) -> dict[Path, tuple[int, bytes]]:
     return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in root.rglob("*") if p.is_file()}
 
 
-# --- what comes out ------------------------------------------------------------------------------------------
+# --- the files -----------------------------------------------------------------------------------------------
 
 
-def test_every_method_that_fits_is_run_on_every_model_and_slide(house: House) -> None:
-    made, engine = house.run()
+def test_every_method_that_fits_is_run_on_every_model_and_slide(run: SmallRun) -> None:
+    made, engine = run.explain()
     fitting = {"abmil": ["attention", "contribution", "gradient_x_input", "instance"]}
     fitting["transmil"] = ["attention", "gradient_x_input", "instance"]
     assert made == sorted(f"{name}/{m}/s{i}" for name in fitting for m in fitting[name] for i in range(4))
     assert engine.failures == []
-    assert all(house.path(*name.split("/")).exists() for name in made)
+    assert all(run.path(*name.split("/")).exists() for name in made)
 
 
 @pytest.mark.parametrize("method", ["attention", "contribution", "instance", "gradient_x_input"])
-def test_a_slide_is_explained_by_the_members_that_have_not_seen_its_patient(house: House, method: str) -> None:
-    house.run(methods=[method])
+def test_a_slide_is_explained_by_the_members_not_trained_on_its_patient(run: SmallRun, method: str) -> None:
+    run.explain(methods=[method])
     one, zero, mean = (
-        house.direct("abmil", method, "s1", 1),
-        house.direct("abmil", method, "s0", 0),
-        np.mean([house.direct("abmil", method, "s3", fold) for fold in range(2)], axis=0),
+        run.direct("abmil", method, "s1", 1),
+        run.direct("abmil", method, "s0", 0),
+        np.mean([run.direct("abmil", method, "s3", fold) for fold in range(2)], axis=0),
     )
     for slide_id, expected in {"s0": zero, "s1": one, "s3": mean}.items():
-        (found,) = read_explanations(house.path("abmil", method, slide_id))
+        (found,) = read_explanations(run.path("abmil", method, slide_id))
         np.testing.assert_allclose(found.scores, expected, rtol=1e-5, atol=1e-7)
-    # all members have seen p2: better all of them than none
-    (found,) = read_explanations(house.path("abmil", method, "s2"))
-    expected = np.mean([house.direct("abmil", method, "s2", fold) for fold in range(2)], axis=0)
+    # all members were trained on p2, so all of them explain it
+    (found,) = read_explanations(run.path("abmil", method, "s2"))
+    expected = np.mean([run.direct("abmil", method, "s2", fold) for fold in range(2)], axis=0)
     np.testing.assert_allclose(found.scores, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_file_says_what_its_scores_are(house: House) -> None:
-    house.run(methods=["contribution"])
-    (found,) = read_explanations(house.path("abmil", "contribution", "s0"))
+def test_a_file_describes_its_scores(run: SmallRun) -> None:
+    run.explain(methods=["contribution"])
+    (found,) = read_explanations(run.path("abmil", "contribution", "s0"))
     assert (found.model, found.method, found.target) == ("abmil", "contribution", "yes")
     assert (found.unit, found.signed) == ("attribution", True)
     assert found.label == "abmil contribution: yes"
-    np.testing.assert_array_equal(found.grid.xy_px0, read_bag(house.root / "embed" / "s0.h5").grid.xy_px0)
+    np.testing.assert_array_equal(found.grid.xy_px0, read_bag(run.root / "embed" / "s0.h5").grid.xy_px0)
 
 
-def test_the_classes_of_the_config_are_explained_in_its_order(house: House) -> None:
-    house.run(methods=["contribution"], classes=["yes", "no"])
-    yes, no = read_explanations(house.path("abmil", "contribution", "s0"))
+def test_the_classes_of_the_config_are_explained_in_its_order(run: SmallRun) -> None:
+    run.explain(methods=["contribution"], classes=["yes", "no"])
+    yes, no = read_explanations(run.path("abmil", "contribution", "s0"))
     assert (yes.target, no.target) == ("yes", "no")
     np.testing.assert_allclose(yes.scores, -no.scores)
 
 
-def test_of_more_than_two_classes_the_predicted_one_is_explained(tmp_path: Path) -> None:
-    house = House(tmp_path, ["abmil"], classes="a b c")
-    house.run(methods=["instance"])
+def test_with_more_than_two_classes_the_predicted_one_is_explained(tmp_path: Path) -> None:
+    run = SmallRun(tmp_path, ["abmil"], classes="a b c")
+    run.explain(methods=["instance"])
     for slide_id, fold in {"s0": 0, "s1": 1}.items():
-        (found,) = read_explanations(house.path("abmil", "instance", slide_id))
-        model, card = load_model(house.fold("abmil", fold), "cpu")
-        bag = read_bag(house.root / "embed" / f"{slide_id}.h5")
+        (found,) = read_explanations(run.path("abmil", "instance", slide_id))
+        model, card = load_model(run.fold("abmil", fold), "cpu")
+        bag = read_bag(run.root / "embed" / f"{slide_id}.h5")
         logits = model(torch.from_numpy(bag.features), torch.from_numpy(bag.grid.xy_stride)).logits
         target = int(logits.argmax())
         assert found.target == card.classes[target]
-        np.testing.assert_allclose(found.scores, house.direct("abmil", "instance", slide_id, fold, target), rtol=1e-5)
+        np.testing.assert_allclose(found.scores, run.direct("abmil", "instance", slide_id, fold, target), rtol=1e-5)
 
 
-def test_a_bag_of_one_patch_is_explained(house: House) -> None:
-    house.write_bag("s0", np.ones((1, DIM)))
-    _, engine = house.run()
+def test_a_bag_of_one_patch_is_explained(run: SmallRun) -> None:
+    run.write_bag("s0", np.ones((1, DIM)))
+    _, engine = run.explain()
     assert engine.failures == []
-    (found,) = read_explanations(house.path("abmil", "attention", "s0"))
+    (found,) = read_explanations(run.path("abmil", "attention", "s0"))
     assert found.scores.tolist() == [1.0]
 
 
-# --- when it is made -----------------------------------------------------------------------------------------
+# --- when files are made -------------------------------------------------------------------------------------
 
 
-def test_a_second_run_touches_no_file(house: House) -> None:
-    house.run()
-    before = snapshot(house.root)
-    assert house.run()[0] == []
-    assert snapshot(house.root) == before
+def test_a_second_run_touches_no_file(run: SmallRun) -> None:
+    run.explain()
+    before = snapshot(run.root)
+    assert run.explain()[0] == []
+    assert snapshot(run.root) == before
 
 
-def test_one_more_method_computes_that_one_only(house: House) -> None:
-    house.run(methods=["attention"])
-    before = snapshot(house.root)
-    made, _ = house.run(methods=["instance", "attention"])
+def test_adding_a_method_computes_only_that_method(run: SmallRun) -> None:
+    run.explain(methods=["attention"])
+    before = snapshot(run.root)
+    made, _ = run.explain(methods=["instance", "attention"])
     assert made == sorted(f"{name}/instance/s{i}" for name in ("abmil", "transmil") for i in range(4))
-    assert before.items() <= snapshot(house.root).items()
+    assert before.items() <= snapshot(run.root).items()
 
 
-def test_a_new_bag_is_explained_again_and_the_others_are_not(house: House) -> None:
-    house.run(methods=["attention"])
-    house.write_bag("s3", np.ones((5, DIM)), key="another")
-    assert house.run(methods=["attention"])[0] == ["abmil/attention/s3", "transmil/attention/s3"]
+def test_a_changed_bag_is_explained_again_and_the_others_are_not(run: SmallRun) -> None:
+    run.explain(methods=["attention"])
+    run.write_bag("s3", np.ones((5, DIM)), key="another")
+    assert run.explain(methods=["attention"])[0] == ["abmil/attention/s3", "transmil/attention/s3"]
 
 
-def test_a_new_model_explains_again_what_it_judges(house: House) -> None:
-    house.run(methods=["attention"])
-    house.write_model("abmil", 0, scale=2.0)
-    assert house.run(methods=["attention"])[0] == ["abmil/attention/s0", "abmil/attention/s2", "abmil/attention/s3"]
+def test_a_changed_member_explains_its_slides_again(run: SmallRun) -> None:
+    run.explain(methods=["attention"])
+    run.write_model("abmil", 0, scale=2.0)
+    assert run.explain(methods=["attention"])[0] == ["abmil/attention/s0", "abmil/attention/s2", "abmil/attention/s3"]
 
 
-def test_other_classes_are_explained_again(house: House) -> None:
-    house.run(methods=["contribution"])
-    key = read_key(house.path("abmil", "contribution", "s0"))
-    assert len(house.run(methods=["contribution"], classes=["no"])[0]) == 4
-    assert read_key(house.path("abmil", "contribution", "s0")) != key
+def test_other_classes_are_explained_again(run: SmallRun) -> None:
+    run.explain(methods=["contribution"])
+    key = read_key(run.path("abmil", "contribution", "s0"))
+    assert len(run.explain(methods=["contribution"], classes=["no"])[0]) == 4
+    assert read_key(run.path("abmil", "contribution", "s0")) != key
 
 
-def test_the_bytes_do_not_depend_on_torchs_threads(house: House) -> None:
+def test_the_bytes_do_not_depend_on_torchs_threads(run: SmallRun) -> None:
     before = torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            for path in (house.root / "explain").rglob("*.h5"):
+            for path in (run.root / "explain").rglob("*.h5"):
                 path.unlink()
-            house.run()
+            run.explain()
             assert torch.get_num_threads() == threads
-            found.append({p: content for p, (_, content) in snapshot(house.root / "explain").items()})
+            found.append({p: content for p, (_, content) in snapshot(run.root / "explain").items()})
     finally:
         torch.set_num_threads(before)
     assert found[0] == found[1]
     assert len(found[0]) == 28
 
 
-# --- what can go wrong ---------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------------------
 
 
-def test_features_that_are_no_numbers_cost_their_slide_only(house: House) -> None:
+def test_features_that_are_not_finite_fail_their_slide_only(run: SmallRun) -> None:
     features = np.ones((5, DIM))
     features[3, 2] = np.nan
-    house.write_bag("s1", features)
-    made, engine = house.run(methods=["attention"])
+    run.write_bag("s1", features)
+    made, engine = run.explain(methods=["attention"])
     assert len(made) == 8
     assert {(f.slide_id, f.error) for f in engine.failures} == {("s1", "SlideError")}
     assert "first in row 3 of 5" in engine.failures[0].message
-    assert not house.path("abmil", "attention", "s1").exists()
-    assert house.path("abmil", "attention", "s0").exists()
+    assert not run.path("abmil", "attention", "s1").exists()
+    assert run.path("abmil", "attention", "s0").exists()
 
 
-def test_scores_that_are_no_numbers_are_not_written(house: House) -> None:
-    house.write_model("abmil", 0, scale=1e30)
-    _, engine = house.run(methods=["contribution"])
+def test_scores_that_are_not_finite_are_not_written(run: SmallRun) -> None:
+    run.write_model("abmil", 0, scale=1e30)
+    _, engine = run.explain(methods=["contribution"])
     assert [(f.slide_id, f.error) for f in engine.failures] == [(s, "SlideError") for s in ("s0", "s2", "s3")]
-    assert "no numbers" in engine.failures[0].message
-    assert not house.path("abmil", "contribution", "s0").exists()
+    assert "not finite" in engine.failures[0].message
+    assert not run.path("abmil", "contribution", "s0").exists()
 
 
-def test_a_slide_without_a_bag_is_listed(house: House) -> None:
-    (house.root / "embed" / "s2.h5").unlink()
-    made, engine = house.run(methods=["attention"])
+def test_a_slide_without_a_bag_is_listed(run: SmallRun) -> None:
+    (run.root / "embed" / "s2.h5").unlink()
+    made, engine = run.explain(methods=["attention"])
     assert len(made) == 6
     assert [f.slide_id for f in engine.failures] == ["s2"]
 
 
-def test_an_unknown_class_is_refused_with_the_models_classes(house: House) -> None:
+def test_an_unknown_class_is_refused_with_the_models_classes(run: SmallRun) -> None:
     with pytest.raises(UnknownNameError, match="'tumour'; it has: no, yes"):
-        house.run(classes=["tumour"])
+        run.explain(classes=["tumour"])
 
 
-def test_an_unknown_method_is_refused_with_the_known_ones(house: House) -> None:
+def test_an_unknown_method_is_refused_with_the_known_ones(run: SmallRun) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'attention'"):
-        house.run(methods=["atention"])
+        run.explain(methods=["atention"])
 
 
 def test_a_method_that_fits_no_model_is_refused_with_those_that_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
-        House(tmp_path, ["transmil"]).run(methods=["attention", "contribution"])
-    what, _, offer = str(error.value).partition("; methods that fit: ")
-    assert what == (
-        "explain.methods: 'contribution' fits no model here (transmil is no sum over patches; this method needs a "
+        SmallRun(tmp_path, ["transmil"]).explain(methods=["attention", "contribution"])
+    reason, _, fitting = str(error.value).partition("; methods that fit: ")
+    assert reason == (
+        "explain.methods: 'contribution' fits no model here (transmil is not a sum over patches; this method needs a "
         "model with evidence() and bias(), as abmil has)"
     )
-    assert {"attention", "gradient_x_input", "instance"} <= set(offer.split(", "))
-    assert "contribution" not in offer
+    assert {"attention", "gradient_x_input", "instance"} <= set(fitting.split(", "))
+    assert "contribution" not in fitting
 
 
-def test_the_default_methods_leave_out_what_does_not_fit(tmp_path: Path) -> None:
-    made, _ = House(tmp_path, ["mean"]).run()
+def test_default_methods_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    made, _ = SmallRun(tmp_path, ["mean"]).explain()
     assert sorted({name.split("/")[1] for name in made}) == ["contribution", "gradient_x_input", "instance"]
 
 
-def test_a_bag_of_another_encoder_stops_the_run(house: House) -> None:
-    house.write_bag("s0", np.ones((4, DIM + 1)))
+def test_a_bag_of_another_encoder_stops_the_run(run: SmallRun) -> None:
+    run.write_bag("s0", np.ones((4, DIM + 1)))
     with pytest.raises(WsiError, match="7 features a patch, not 6"):
-        house.run(methods=["attention"])
+        run.explain(methods=["attention"])

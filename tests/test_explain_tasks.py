@@ -1,6 +1,6 @@
 """What is explained for each task, on small studies of drawn slides, against oracles in plain torch.
 
-Every default method gives the right number for the task's target, or says in one line that it does not fit.
+Every default method gives the right number for the task's target, or one line states that it does not fit.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ FEW = {"explained_slides": 3, "flipping_points": 5, "infidelity_samples": 3, "se
 
 
 class Study(NamedTuple):
-    """A finished run of one task, and what the run logged."""
+    """A finished run of one task, and its log."""
 
     task: Task
     project: Project
@@ -65,7 +65,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_study(folder: Path, task: Task) -> None:
-    """The manifest and the config of one task; the labels follow the slides' order and mean nothing."""
+    """Write the manifest and the config of one task; the labels follow the order of the slides and have no meaning."""
     with (folder / "slides.csv").open(encoding="utf-8", newline="") as file:
         slides = list(csv.DictReader(file))
     label: Callable[[int, str], str] = {
@@ -155,14 +155,15 @@ def expected(study: Study, method: str, of_model: ModelCard, folder: Path, bag_p
         evidence = plain_abmil(weights, features)[2]
         return np.array([float(target_of(study.task, row, index)) for row in evidence])
     if method == "instance":
-        alone = [plain_abmil(weights, row[None])[0] for row in features]
-        return np.array([output_of(study.task, logits, index, of_model.scale) for logits in alone])
+        single = [plain_abmil(weights, row[None])[0] for row in features]
+        return np.array([output_of(study.task, logits, index, of_model.scale) for logits in single])
     leaf = features.clone().requires_grad_()
     target_of(study.task, plain_abmil(weights, leaf)[0], index).backward()
     assert leaf.grad is not None
     return (features * leaf.grad).sum(1).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", DEFAULT)
 def test_default_methods_explain_the_tasks_own_number(study: Study, method: str) -> None:
     members = find_ensembles(study.project)["abmil"]
@@ -177,6 +178,7 @@ def test_default_methods_explain_the_tasks_own_number(study: Study, method: str)
             np.testing.assert_allclose(one.scores, np.mean(oracle, axis=0), rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_map_is_constant_and_each_has_the_unit_of_its_task(study: Study) -> None:
     units = {"multilabel": "probability", "regression": "value", "survival": "risk"}
     seen = 0
@@ -192,7 +194,8 @@ def test_no_map_is_constant_and_each_has_the_unit_of_its_task(study: Study) -> N
     assert seen >= 12 * len(DEFAULT)
 
 
-def test_what_does_not_fit_is_said_in_one_line(study: Study) -> None:
+@pytest.mark.slow
+def test_a_method_that_does_not_fit_is_reported_in_one_line(study: Study) -> None:
     folder = study.project.folder.root / "explain"
     missing = {
         (m, method) for m in ("abmil", "mean", "transmil") for method in DEFAULT if not (folder / m / method).is_dir()
@@ -203,7 +206,8 @@ def test_what_does_not_fit_is_said_in_one_line(study: Study) -> None:
         assert "this method needs" in line
 
 
-def test_patch_flipping_follows_what_the_task_predicts(study: Study) -> None:
+@pytest.mark.slow
+def test_patch_flipping_measures_the_tasks_prediction(study: Study) -> None:
     columns = {"multilabel": "prob_{}", "regression": "value", "survival": "risk"}
     with study.project.folder.predictions.open(encoding="utf-8", newline="") as file:
         predicted = {row["slide_id"]: row for row in csv.DictReader(file) if row["model"] == "abmil"}
@@ -218,6 +222,7 @@ def test_patch_flipping_follows_what_the_task_predicts(study: Study) -> None:
         assert found["methods"]["contribution"]["infidelity"] is not None
 
 
+@pytest.mark.slow
 def test_summary_maps_are_fractions_or_keep_the_unit_of_their_method(study: Study) -> None:
     for slide in study.project.slides:
         found = {name: maps_of(study, "abmil", name, slide.slide_id) for name in ("consensus", "spread", "entropy")}
@@ -226,6 +231,7 @@ def test_summary_maps_are_fractions_or_keep_the_unit_of_their_method(study: Stud
         assert bool(found["entropy"]) == (study.task == "multilabel")
 
 
+@pytest.mark.slow
 def test_the_report_and_qupath_name_the_unit(study: Study) -> None:
     report = study.project.folder.report.read_text(encoding="utf-8")
     word = {"multilabel": "probability", "regression": "value", "survival": "risk"}[study.task]
@@ -240,25 +246,24 @@ def model_of(name: str, outputs: int) -> nn.Module:
     return models.build(name, 6, outputs, **SMALL[name]).double().eval()
 
 
-@pytest.mark.parametrize("task", ["classification", *TASKS])
 @pytest.mark.parametrize("name", ["abmil", "clam_sb", "dsmil", "mean", "transmil"])
 @pytest.mark.parametrize("method", ["lrp", "deeplift", "integrated_gradients", "lime", "kernel_shap"])
-def test_complete_methods_add_up_to_the_tasks_target(method: str, name: str, task: Task) -> None:
-    outputs = 1 if task in ("regression", "survival") else 3
-    model = model_of(name, outputs)
-    features, xy = (
-        torch.randn(12, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
-        torch.zeros(12, 2),
-    )
-    xy[:, 0] = torch.arange(12)
-    explained = ExplainedModel(model, task)
-    explainer = explainers.build(method)
-    assert explainer.fits(explained) is None
-    for index in range(outputs):
-        found = explainer(explained, features, xy.double(), index)
+def test_complete_methods_add_up_to_the_tasks_target(method: str, name: str) -> None:
+    features = torch.randn(12, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    xy = torch.stack([torch.arange(12), torch.zeros(12)], 1).double()
+    takes = explainers.entry(method).options
+    explainer = explainers.build(method, **{option: 12 for option in ("samples", "steps") if option in takes})
+    tasks: tuple[Task, ...] = ("classification", *TASKS)
+    for task in tasks:
+        model = model_of(name, 1 if task in ("regression", "survival") else 3)
+        explained = ExplainedModel(model, task)
+        assert explainer.fits(explained) is None, task
         with torch.no_grad():
-            t = target_of(task, model(features, xy.double()).logits, index)
-        assert found.scores.sum().item() + sum(found.residual.values()) == pytest.approx(float(t), abs=1e-6)
+            logits = model(features, xy).logits
+        for index in range(len(logits)):
+            found = explainer(explained, features, xy, index)
+            whole = found.scores.sum().item() + sum(found.residual.values())
+            assert whole == pytest.approx(float(target_of(task, logits, index)), abs=1e-6), (task, index)
 
 
 def test_labels_that_are_both_present_both_have_evidence_for_them() -> None:
@@ -277,7 +282,7 @@ def test_labels_that_are_both_present_both_have_evidence_for_them() -> None:
 
 @pytest.mark.parametrize("task", ["regression", "survival"])
 @pytest.mark.parametrize("name", ["clam_sb", "dsmil", "dtfd"])
-def test_an_instance_classifier_has_no_probability_of_a_value_or_a_risk(name: str, task: Task) -> None:
+def test_an_instance_classifier_does_not_fit_tasks_without_probability(name: str, task: Task) -> None:
     explained = ExplainedModel(model_of(name, 1), task)
     reason = explainers.build("instance_head").fits(explained)
     assert reason is not None

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from explaining import scores_of
+from explaining import LargestTensor, scores_of
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsi_pipeline.aggregate import models
 from wsi_pipeline.aggregate.nystrom import iterated_pinv
@@ -79,10 +78,10 @@ class SlowLayer:
 class Slow:
     layers: tuple[SlowLayer, SlowLayer]
     class_token: Tensor
-    answer: Tensor  # ()
+    target: Tensor  # ()
 
     def gradients(self) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(self.answer, [layer.map for layer in self.layers], retain_graph=True)
+        return torch.autograd.grad(self.target, [layer.map for layer in self.layers], retain_graph=True)
 
 
 def slow_layer(layer: TransLayer, tokens: Tensor) -> SlowLayer:
@@ -115,7 +114,7 @@ def slow(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Slow:
 
 
 def slow_sum(a: Tensor, b: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
-    """Relevance of two summands: in proportion, then scaled by the sizes of the two sums."""
+    """Relevance of two summands: in proportion, then scaled by the magnitudes of the two sums."""
     of_a, of_b = a / (a + b) * relevance, b / (a + b) * relevance
     size = of_a.sum().abs() + of_b.sum().abs()
     scaled = [part * part.sum().abs() / size * relevance.sum() / part.sum() for part in (of_a, of_b)]
@@ -123,7 +122,7 @@ def slow_sum(a: Tensor, b: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def slow_linear(products: Tensor, relevance: Tensor) -> Tensor:
-    """Products x_i w_oi (..., o, i), relevance (..., o) -> (..., i): shared in proportion to the positive products."""
+    """Products x_i w_oi (..., o, i), relevance (..., o) -> (..., i): in proportion to the positive products."""
     positive = products.clamp(min=0)
     return (positive / positive.sum(-1, keepdim=True) * relevance[..., None]).sum(-2)
 
@@ -132,12 +131,12 @@ def slow_ppeg(model: TransMIL, tokens: Tensor, xy: Tensor, relevance: Tensor) ->
     def around(tokens: Tensor) -> Tensor:
         return (model.pos_layer.on_grid(tokens, xy) if model.grid else model.pos_layer.on_square(tokens)) - tokens
 
-    nothing = around(torch.zeros_like(tokens))  # the biases
+    biases = around(torch.zeros_like(tokens))
     columns = []
     for s in range(len(tokens)):
         one = torch.zeros_like(tokens)
         one[s] = 1
-        columns.append(around(one) - nothing)
+        columns.append(around(one) - biases)
     kernel = torch.stack(columns, 2).round(decimals=14)  # (output token, channel, input token)
     skip, conv = slow_sum(tokens, around(tokens), relevance)
     return skip + slow_linear(kernel.transpose(0, 1) * tokens.T[:, None], conv.T).T
@@ -145,7 +144,7 @@ def slow_ppeg(model: TransMIL, tokens: Tensor, xy: Tensor, relevance: Tensor) ->
 
 @torch.no_grad()
 def slow_relevances(model: TransMIL, s: Slow, xy: Tensor, target: int) -> tuple[Tensor, Tensor, list[float]]:
-    """R_A of both layers, (H, P, P), and what relevance there is in all, level by level."""
+    """R_A of both layers, (H, P, P), and the total relevance at each level."""
     first, last = s.layers
     at, heads = last.padding, len(last.map)
     read = model.norm(s.class_token)
@@ -170,8 +169,8 @@ def slow_relevances(model: TransMIL, s: Slow, xy: Tensor, target: int) -> tuple[
     tokens = slow_linear(last.normed[:, None] * to_values, of_values)
     tokens[0] += skip
     levels.append(tokens)
-    given = first.tokens + first.branch
-    tokens = torch.cat([tokens[:1], slow_ppeg(model, given[1:], xy, tokens[1:])])
+    below = first.tokens + first.branch
+    tokens = torch.cat([tokens[:1], slow_ppeg(model, below[1:], xy, tokens[1:])])
     levels.append(tokens)
     _, branch = slow_sum(first.tokens, first.branch, tokens)
     out = model.layer1.attn.to_out[0]
@@ -188,7 +187,7 @@ def identity(layer: SlowLayer) -> Tensor:
 
 
 def mean_map(layer: SlowLayer) -> Tensor:
-    """Mean over heads; padding, which has no token below it, looks at itself."""
+    """Mean over heads; the identity for padding, which has no token in the layer below."""
     mean = layer.map.detach().mean(0).clone()
     mean[: layer.padding] = identity(layer)[: layer.padding]
     return mean
@@ -275,23 +274,23 @@ def test_a_streamed_method_is_the_definition(
     owned = row[padding + 1 :][:300].clone()
     for copy, share in enumerate(row[padding + 301 :]):
         owned[copy] += share
-    account = explained(method, model, features, xy)
+    found = explained(method, model, features, xy)
     precision = 1e-10 * float(row.abs().max())
     assert float(owned.abs().max()) > 1e-9
-    torch.testing.assert_close(account.scores, owned, rtol=0, atol=precision)
-    assert account.residual["class token"] == pytest.approx(float(row[padding]), abs=precision)
-    assert account.residual["padding"] == pytest.approx(float(row[:padding].sum()), abs=precision)
-    total = float(account.scores.sum()) + sum(account.residual.values())
+    torch.testing.assert_close(found.scores, owned, rtol=0, atol=precision)
+    assert found.residual["class token"] == pytest.approx(float(row[padding]), abs=precision)
+    assert found.residual["padding"] == pytest.approx(float(row[:padding].sum()), abs=precision)
+    total = float(found.scores.sum()) + sum(found.residual.values())
     assert total == pytest.approx(float(row.sum()), rel=1e-10)
 
 
 @pytest.mark.parametrize(("attention", "position"), FORMS)
-def test_what_is_differentiated_is_the_models_own_answer_bit_for_bit(attention: str, position: str) -> None:
+def test_gradients_start_from_the_models_own_target_bit_for_bit(attention: str, position: str) -> None:
     model, (features, xy) = build(attention, position), bag(57)
-    answer = contrast(model(features, xy).logits, 2)
-    seen = trace.trace(model, features, xy)
-    assert torch.equal(trace.answer_from_first(model, seen, seen.first.mixed, Target(2)), answer)
-    assert torch.equal(trace.answer_from_last(model, seen, seen.last.mixed, Target(2)), answer)
+    t = contrast(model(features, xy).logits, 2)
+    traced = trace.trace(model, features, xy)
+    assert torch.equal(trace.target_from_first(model, traced, traced.first.mixed, Target(2)), t)
+    assert torch.equal(trace.target_from_last(model, traced, traced.last.mixed, Target(2)), t)
 
 
 @pytest.mark.parametrize(("attention", "position"), FORMS)
@@ -313,19 +312,19 @@ def test_a_map_in_tiles_is_the_whole_map(attention: str, position: str, monkeypa
 
 
 @pytest.mark.parametrize("position", ["sequence", "grid"])
-@pytest.mark.parametrize("patches", [1, 2, 40, 300])
-def test_rollout_of_exact_attention_gives_out_1_in_all(position: str, patches: int) -> None:
-    account = explained("rollout", build("exact", position), *bag(patches))
-    assert float(account.scores.sum()) + account.residual["class token"] == pytest.approx(1, abs=1e-12)
-    assert account.residual["padding"] == 0
-    assert float(account.scores.min()) > 0
+def test_rollout_of_exact_attention_sums_to_1(position: str) -> None:
+    for patches in (1, 2, 40, 300):
+        found = explained("rollout", build("exact", position), *bag(patches))
+        assert float(found.scores.sum()) + found.residual["class token"] == pytest.approx(1, abs=1e-12)
+        assert found.residual["padding"] == 0
+        assert float(found.scores.min()) > 0
 
 
 @pytest.mark.parametrize(("attention", "position"), FORMS)
-def test_transformer_attribution_gives_out_1_in_all(attention: str, position: str) -> None:
-    account = explained("transformer_attribution", build(attention, position), *bag(40))
-    assert float(account.scores.sum()) + account.residual["class token"] == pytest.approx(1, abs=1e-12)
-    assert float(account.scores.min()) >= 0
+def test_transformer_attribution_sums_to_1(attention: str, position: str) -> None:
+    found = explained("transformer_attribution", build(attention, position), *bag(40))
+    assert float(found.scores.sum()) + found.residual["class token"] == pytest.approx(1, abs=1e-12)
+    assert float(found.scores.min()) >= 0
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -337,19 +336,19 @@ def test_only_rollout_is_the_same_for_every_class(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "rollout"])
-@pytest.mark.parametrize("attention", ["nystrom", "exact"])
-def test_without_gradient_no_patch_scores(method: str, attention: str) -> None:
-    model = build(attention, "sequence")
-    with torch.no_grad():
-        model._fc2.weight.zero_()
-    account = explained(method, model, *bag(40))
-    assert account.scores.tolist() == [0.0] * 40
-    kept = {"transformer_attribution": 1.0, "generic_attribution": 1.0}.get(method, 0.0)  # the identity's
-    assert account.residual == {"class token": kept, "padding": 0.0}
+def test_without_gradient_all_patches_score_zero(method: str) -> None:
+    for attention in ("nystrom", "exact"):
+        model = build(attention, "sequence")
+        with torch.no_grad():
+            model._fc2.weight.zero_()
+        found = explained(method, model, *bag(40))
+        assert found.scores.tolist() == [0.0] * 40
+        kept = {"transformer_attribution": 1.0, "generic_attribution": 1.0}.get(method, 0.0)  # of the identity
+        assert found.residual == {"class token": kept, "padding": 0.0}
 
 
 @pytest.mark.parametrize("attention", ["nystrom", "exact"])
-def test_grad_cam_of_two_classes_cuts_one_map_at_zero_from_either_side(attention: str) -> None:
+def test_grad_cam_maps_of_two_classes_are_the_positive_and_negative_part_of_one_map(attention: str) -> None:
     model, (features, xy) = build(attention, "grid", classes=2), bag(40)
     scores = torch.stack([explained("gradcam_attention", model, features, xy, target).scores for target in (0, 1)])
     assert torch.equal(scores.min(0).values, torch.zeros(40))
@@ -357,22 +356,22 @@ def test_grad_cam_of_two_classes_cuts_one_map_at_zero_from_either_side(attention
 
 
 @pytest.mark.parametrize(("attention", "position"), FORMS)
-def test_relevance_is_neither_made_nor_lost_on_its_way_down(attention: str, position: str) -> None:
+def test_relevance_is_conserved_down_to_the_first_layer(attention: str, position: str) -> None:
     model, (features, xy) = build(attention, position), bag(60)
     with torch.no_grad():
-        seen = trace.trace(model, features, xy)
-        last = relevance.last_relevance(model, seen, Target(1))
-        convolved = relevance.class_convolution(seen.last)
-        attended = (seen.last.mixed - convolved) * last.attended.flatten()
+        traced = trace.trace(model, features, xy)
+        last = relevance.last_relevance(model, traced, Target(1))
+        convolved = relevance.class_convolution(traced.last)
+        attended = (traced.last.mixed - convolved) * last.attended.flatten()
         parts = torch.stack([last.skipped.sum(), attended.sum(), (convolved * last.convolved).sum()])
         assert float(parts.sum()) == pytest.approx(1, abs=1e-10)
-        assert float(parts.abs().max()) <= 1  # a part exceeds the whole nowhere
-        tokens = relevance.below_last(seen.last, last)
+        assert float(parts.abs().max()) <= 1  # no part exceeds the whole
+        tokens = relevance.below_last(traced.last, last)
         assert float(tokens.sum()) == pytest.approx(1, abs=1e-10)
-        given = seen.first.tokens + seen.first.attention.to_out(seen.first.mixed)
-        below = relevance.below_ppeg(model, given[1:], xy, tokens[1:])
+        inputs = traced.first.tokens + traced.first.attention.to_out(traced.first.mixed)
+        below = relevance.below_ppeg(model, inputs[1:], xy, tokens[1:])
         assert float(below.sum()) == pytest.approx(float(tokens[1:].sum()), abs=1e-10)
-        row = seen.last.class_row * seen.last.times_values(last.attended) / 2
+        row = traced.last.class_row * traced.last.times_values(last.attended) / 2
         assert float(row.sum()) == pytest.approx(float(attended.sum()) / 2, abs=1e-10)
 
 
@@ -386,7 +385,7 @@ def test_with_one_head_head_wise_is_token_wise_without_lengths(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("method", ["token_wise", "head_wise"])
-def test_feedback_over_one_step_is_that_of_the_bag_itself_and_no_step_is_refused(method: str) -> None:
+def test_feedback_over_one_step_is_that_of_the_bag_itself_and_invalid_steps_are_refused(method: str) -> None:
     model, (features, xy) = build("exact", "grid"), bag(20)
     gradient = slow(model, features, xy, 1).gradients()[1][:, 0].clamp(min=0).mean(0)
     explainer = explainers.build(method, steps=1)
@@ -398,62 +397,44 @@ def test_feedback_over_one_step_is_that_of_the_bag_itself_and_no_step_is_refused
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_patches_whose_embedding_is_cut_off_break_nothing(method: str) -> None:
+def test_patches_whose_embedding_is_zero_have_finite_scores(method: str) -> None:
     model = build("nystrom", "sequence")
     with torch.no_grad():
         model._fc1.get_parameter("0.bias").sub_(100)
     assert bool(explained(method, model, *bag(20)).scores.isfinite().all())
 
 
-@pytest.mark.parametrize(("attention", "position"), FORMS)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_bag_of_any_size_has_one_finite_number_a_patch_of_the_models_precision(
-    method: str, attention: str, position: str
-) -> None:
-    for classes, dtype in ((2, torch.float32), (3, torch.float64)):
-        model = build(attention, position, classes).to(dtype)
+def test_bags_of_all_sizes_have_one_finite_score_per_patch_in_the_models_precision(method: str) -> None:
+    for form, (classes, dtype) in product(FORMS, ((2, torch.float32), (3, torch.float64))):
+        model = build(*form, classes).to(dtype)
         for patches in (1, 2, 17, 400):
             features, xy = (x.to(dtype) for x in bag(patches))
             scores = explained(method, model, features, xy).scores
-            assert scores.shape == (patches,)
-            assert scores.dtype == dtype
-            assert bool(scores.isfinite().all())
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the most numbers that one result of an operator has held."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(value, Tensor):
-                self.numbers = max(self.numbers, value.numel())
-        return result
+            assert scores.shape == (patches,), form
+            assert scores.dtype == dtype, form
+            assert bool(scores.isfinite().all()), (form, patches)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_method_makes_a_number_for_each_pair_of_patches_of_exact_attention(method: str) -> None:
+def test_no_method_stores_a_value_for_each_pair_of_patches_of_exact_attention(method: str) -> None:
     model, (features, xy) = build("exact", "sequence"), bag(1500)
-    with Largest() as largest:
+    with LargestTensor() as largest:
         explained(method, model, features, xy)
-    assert 1500 <= largest.numbers < 1500**2 / 4
+    assert 1500 <= largest.values < 1500**2 / 4
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_transmil_is_given_back_as_it_was(method: str) -> None:
+def test_modes_gradients_weights_and_hooks_of_transmil_are_restored(method: str) -> None:
     model, (features, xy) = build("nystrom", "sequence").train(), bag(20)
-    model.layer1.eval()  # a part that someone has set on its own
+    model.layer1.eval()  # differs from the rest of the model
     model.cls_token.requires_grad_(False)
-    training = [module.training for module in model.modules()]
-    learning = [parameter.requires_grad for parameter in model.parameters()]
+    modes = [module.training for module in model.modules()]
+    requires_grad = [parameter.requires_grad for parameter in model.parameters()]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     first = explained(method, model, features, xy).scores
-    assert [module.training for module in model.modules()] == training
-    assert [parameter.requires_grad for parameter in model.parameters()] == learning
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
@@ -462,11 +443,11 @@ def test_transmil_is_given_back_as_it_was(method: str) -> None:
     assert torch.equal(explained(method, model.eval(), features, xy).scores, first)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_only_transmil_fits(method: str) -> None:
-    explainer = explainers.build(method)
-    assert all(explainer.fits(ExplainedModel(build(*form))) is None for form in FORMS)
-    other = models.build("abmil", DIM, 2)
-    assert "needs a transmil model" in (explainer.fits(ExplainedModel(other)) or "")
-    with pytest.raises(ConfigError, match="AttentionMIL has no class token"):
-        scores_of(explainer, other, *bag(3), 1)
+def test_every_form_of_transmil_fits_and_no_other_model() -> None:
+    built, other = [ExplainedModel(build(*form)) for form in FORMS], models.build("abmil", DIM, 2)
+    for method in METHODS:
+        explainer = explainers.build(method)
+        assert [explainer.fits(model) for model in built] == [None] * len(FORMS), method
+        assert "needs a transmil model" in (explainer.fits(ExplainedModel(other)) or ""), method
+        with pytest.raises(ConfigError, match="AttentionMIL has no class token"):
+            scores_of(explainer, other, *bag(3), 1)

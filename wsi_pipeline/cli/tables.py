@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
@@ -59,6 +60,9 @@ def plugin_table(kind: str) -> Table:
     for entry in entries:
         options = "\n".join(f"{name} = {default!r}" for name, default in entry.options.items())
         known = {**({"package": entry.package} if entry.package else {}), **entry.info}
+        if kind == "explainers" and inspect.Parameter.empty not in entry.options.values():
+            method = entry.factory()  # with its default options
+            known |= {fact: getattr(method, fact) for fact in ("unit", "signed", "class_specific")}
         facts = "\n".join(f"{name}: {value}" for name, value in known.items() if not callable(value))
         table.add_row(entry.name + ("<name>" if entry.name.endswith(":") else ""), entry.summary, options, facts)
     return table

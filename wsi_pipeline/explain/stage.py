@@ -1,4 +1,4 @@
-"""Explain every slide: each method that fits, on each model's members that have not seen the patient."""
+"""Explain every slide: each method that fits, by each model's members that were not trained on the patient."""
 
 from __future__ import annotations
 
@@ -22,18 +22,36 @@ from ..project import AUTO, Project, read_selection
 from ..store import read_bag, write_explanations
 from ..types import Explanation, Float32, SlideRow
 from .explained_model import ExplainedModel, explained_model, load_explained
+from .method_selection import selection_job
 from .methods import Explainer, explainers, unit_for
-from .selection_job import selection_job
-from .summary_maps.ensemble_maps import derived_jobs
+from .summary_maps.ensemble_maps import summary_map_jobs
 from .summary_maps.training_reference import reference_jobs
 
 _log = logging.getLogger("wsi_pipeline")
 
 
 def jobs(project: Project, slides: Sequence[SlideRow]) -> Iterator[list[Job]]:
-    """One file for each model, method and slide; one more method leaves the other methods' files alone.
+    """Batches of jobs: selection of methods, one file per model, method and slide, and summary maps.
 
-    Raises ``UnknownNameError`` for a class that a model does not know, ``ConfigError`` for a method that fits no model.
+    Each file depends on its own method only, so adding a method leaves the other methods' files unchanged.
+
+    Parameters
+    ----------
+    project : Project
+    slides : sequence of SlideRow
+        Slides with a current bag.
+
+    Yields
+    ------
+    list of Job
+        A batch may depend on the files of earlier ones.
+
+    Raises
+    ------
+    UnknownNameError
+        For a class that a model does not have.
+    ConfigError
+        For a method that fits no model.
     """
     section = project.config.explain
     members = find_ensembles(project)
@@ -42,8 +60,8 @@ def jobs(project: Project, slides: Sequence[SlideRow]) -> Iterator[list[Job]]:
     kinds = {label: one_of_each_kind(folders) for label, folders in members.items()}
     fitting = fitting_methods(section, kinds)
     if AUTO in section.methods:
-        yield [_choice_job(project, label, members[label], kinds[label]) for label in members]
-        fitting = {label: _with_choice(project, label, fits) for label, fits in fitting.items()}
+        yield [_selection_job(project, label, members[label], kinds[label]) for label in members]
+        fitting = {label: _with_selection(project, label, fits) for label, fits in fitting.items()}
     patients = dict.fromkeys(slide.patient_id for slide in slides)
     held_out = {
         (label, patient): held_out_members(folders, patient, project.slides_of(patient))[0]
@@ -61,39 +79,51 @@ def jobs(project: Project, slides: Sequence[SlideRow]) -> Iterator[list[Job]]:
     if section.summary_maps:
         sampled: dict[Path, Job] = {}
         if "distance" in section.summary_maps:
-            sampled = reference_jobs(project, {member for panel in held_out.values() for member in panel})
+            sampled = reference_jobs(project, {member for folders in held_out.values() for member in folders})
             yield list({job.output: job for job in sampled.values()}.values())
         references = {member: job.output for member, job in sampled.items()}
-        yield derived_jobs(project, slides, fitting, held_out, references)
+        yield summary_map_jobs(project, slides, fitting, held_out, references)
 
 
-def _choice_job(project: Project, label: str, folders: Sequence[Path], kinds: Sequence[ExplainedModel]) -> Job:
+def _selection_job(project: Project, label: str, folders: Sequence[Path], kinds: Sequence[ExplainedModel]) -> Job:
     section = project.config.explain
     built = {name: explainers.build(name, **section.options.get(name, {})) for name in section.candidates}
     return selection_job(project, label, folders, [n for n, explainer in built.items() if not misfit(explainer, kinds)])
 
 
-def _with_choice(project: Project, label: str, fits: Sequence[str]) -> list[str]:
-    """The methods that the config names and that fit, ``auto`` replaced by the one that was picked."""
+def _with_selection(project: Project, label: str, fits: Sequence[str]) -> list[str]:
+    """The config's methods that fit, with ``auto`` replaced by the selected one."""
     named = project.config.explain.methods
     return [name for name in project.methods(label) if name in fits or name not in named]
 
 
 def check_classes(wanted: Sequence[str], label: str, classes: Sequence[str]) -> None:
-    """Every class that the config asks for is one of the model's."""
+    """Check that the model has every class of the config; raises ``UnknownNameError``."""
     for name in wanted:
         if name not in classes:
             raise UnknownNameError(f"explain.classes: {label} has no class {name!r}; it has: {', '.join(classes)}")
 
 
 def one_of_each_kind(folders: Sequence[Path]) -> list[ExplainedModel]:
-    """One member of each design in an ensemble: whether a method fits is asked of these."""
+    """One member of each design in an ensemble, on which ``misfit`` checks whether a method fits."""
     kinds = {repr((card(folder).model, card(folder).options)): folder for folder in reversed(folders)}
     return load_explained(list(kinds.values()), "cpu")
 
 
 def fitting_methods(section: ExplainConfig, models: Mapping[str, Sequence[ExplainedModel]]) -> dict[str, list[str]]:
-    """The methods that fit each model. Raises ``ConfigError`` for a method that the config names and no model fits."""
+    """The methods of the config that fit each model; a misfit is logged in one line.
+
+    Parameters
+    ----------
+    section : ExplainConfig
+    models : mapping of str to sequence of ExplainedModel
+        Label -> one member of each design.
+
+    Raises
+    ------
+    ConfigError
+        For a method that the config names and that fits no model; the default list is exempt.
+    """
     named = [name for name in section.methods if name != AUTO]
     methods = {name: explainers.build(name, **section.options.get(name, {})) for name in named}
     fitting = {
@@ -104,23 +134,22 @@ def fitting_methods(section: ExplainConfig, models: Mapping[str, Sequence[Explai
         for name, explainer in methods.items():
             if reason := misfit(explainer, kinds):
                 _log.warning("%s has no map %r: it %s", label, name, reason)
-    if section.methods == ExplainConfig().methods:  # the default list is an offer: each model takes what fits
+    if section.methods == ExplainConfig().methods:  # of the default list, each model uses what fits
         return fitting
     for name, explainer in methods.items():
         if not any(name in names for names in fitting.values()):
             why = "; ".join(f"{label} {misfit(explainer, kinds)}" for label, kinds in models.items())
-            raise ConfigError(
-                f"explain.methods: {name!r} fits no model here ({why}); methods that fit: {', '.join(_offer(models))}"
-            )
+            fits = ", ".join(_fits_any(models))
+            raise ConfigError(f"explain.methods: {name!r} fits no model here ({why}); methods that fit: {fits}")
     return fitting
 
 
 def misfit(explainer: Explainer, models: Sequence[ExplainedModel]) -> str | None:
-    """Why the method does not fit one of an ensemble's designs; None where it fits them all."""
+    """Why the method does not fit one of an ensemble's designs; None if it fits all of them."""
     return next((reason for model in models if (reason := explainer.fits(model))), None)
 
 
-def _offer(models: Mapping[str, Sequence[ExplainedModel]]) -> list[str]:
+def _fits_any(models: Mapping[str, Sequence[ExplainedModel]]) -> list[str]:
     built = {name: explainers.build(name) for name in explainers.names()}
     return [name for name, explainer in built.items() if not all(misfit(explainer, m) for m in models.values())]
 
@@ -136,7 +165,7 @@ def _job(
     section = project.config.explain
     bag = project.folder.bag(slide.slide_id)
     output = project.folder.explanation(label, method, slide.slide_id)
-    # The other methods are left out, so that one more method is one more file and no other is made again.
+    # The other methods are left out, so that adding a method adds files and remakes none.
     facts = {
         "config": {"classes": section.classes, "device": section.device},
         "method": method,
@@ -152,15 +181,15 @@ def _job(
 
 
 def _measured(project: Project, label: str, method: str) -> dict[str, object]:
-    """What the choice among the candidates found of the method; empty where it was none of them."""
-    choice = read_selection(project.folder.selection(label)) if AUTO in project.config.explain.methods else None
-    if choice is None or method not in choice.aupc:
+    """AUPC of the method from the selection, and whether it was selected; empty if it was not a candidate."""
+    selection = read_selection(project.folder.selection(label)) if AUTO in project.config.explain.methods else None
+    if selection is None or method not in selection.aupc:
         return {}
-    return {"aupc": choice.aupc[method], "selected": method == choice.method}
+    return {"aupc": selection.aupc[method], "selected": method == selection.method}
 
 
 def _identity(folder: Path) -> list[object]:
-    """What decides a member's answers; its options belong to it, as the same weights can be run in two ways."""
+    """What determines a member's output; options are included, as the same weights can be run in two ways."""
     found = card(folder)
     return [found.weights_sha256, found.model, found.options, found.classes]
 
@@ -176,9 +205,30 @@ def explain_slide(
     output: Path,
     provenance: Provenance,
 ) -> int:
-    """Write one method's scores of one slide, the mean over the members; returns the number of patches.
+    """Write one method's scores of one slide, the mean over the members.
 
-    ``measured``: the method's ``aupc`` and whether it is ``selected``, where that is known.
+    Parameters
+    ----------
+    bag_path : Path
+    folders : sequence of Path
+        The members.
+    label, method : str
+        Names of the model and the method.
+    section : ExplainConfig
+    measured : mapping
+        The method's ``aupc`` and whether it is ``selected``, where known.
+    output : Path
+    provenance : Provenance
+
+    Returns
+    -------
+    int
+        Number of patches.
+
+    Raises
+    ------
+    SlideError
+        Where the bag cannot be used or the scores are not finite.
     """
     device = pick_device(section.device)
     explainer = explainers.build(method, **section.options.get(method, {}))
@@ -211,8 +261,8 @@ def explain_slide(
 def target_classes(wanted: Sequence[str] | None, explained: ExplainedModel, predicted: Callable[[], int]) -> list[int]:
     """Indices of the classes to explain: ``wanted``, else by task.
 
-    Classification: the positive one of two, of more the predicted one. Multilabel: both of two labels, of more the
-    likeliest one. Regression and survival: the one output.
+    Classification: the positive one of two classes; of more, the predicted one. Multilabel: both of two labels; of
+    more, the most probable one. Regression and survival: the single output.
     """
     classes = explained.classes
     if wanted is not None:
@@ -225,7 +275,7 @@ def target_classes(wanted: Sequence[str] | None, explained: ExplainedModel, pred
 def mean_attribution(
     explainer: Explainer, members: Sequence[ExplainedModel], features: Tensor, xy: Tensor, target: int
 ) -> tuple[Float32, dict[str, float]]:
-    """Scores (N,) and the residual, each the mean over an ensemble's members."""
+    """Scores (N,) and residual, both the mean over an ensemble's members."""
     found = [explainer(member, features, xy, target) for member in members]
     scores: Float32 = np.mean([one.scores.double().cpu().numpy() for one in found], axis=0).astype(np.float32)
     places = dict.fromkeys(place for one in found for place in one.residual)

@@ -66,7 +66,7 @@ class DeepLift:
 
 @explainers.register("deeplift", paper="Shrikumar et al., ICML 2017")
 def deeplift(*, baseline: str = "zero") -> Explainer:
-    """DeepLIFT: the change from a baseline bag, distributed at each operator; complete as integrated gradients.
+    """DeepLIFT: the change from a baseline bag, distributed at each operator; the scores add up to it.
 
     Parameters
     ----------

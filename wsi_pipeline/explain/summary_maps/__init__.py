@@ -1,1 +1,1 @@
-"""Maps made of the methods' maps and of the ensemble: what they agree on, and how certain they are."""
+"""Summary maps of several methods or members: consensus, agreement and uncertainty."""

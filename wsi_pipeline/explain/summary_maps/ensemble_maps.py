@@ -1,8 +1,8 @@
-"""Maps made of maps and of the ensemble: what the methods agree on, and how sure of a patch one can be.
+"""Summary maps: consensus and agreement of methods, spread over members, entropy, distance to the training data.
 
-``consensus``, ``agreement``: of the methods' maps. ``spread``, ``sign_agreement``: over the members, of the method
-that was picked, else of the first that is signed. ``entropy``: of each patch's own probability. ``distance``: to what
-training has seen.
+``consensus``, ``agreement``: of the methods' maps. ``spread``, ``sign_agreement``: over the members, of the selected
+method, else of the first signed one. ``entropy``: of each single patch's probabilities. ``distance``: to the training
+patches.
 """
 
 from __future__ import annotations
@@ -36,33 +36,41 @@ from .map_uncertainty import entropy, reference_distance, sign_agreement, spread
 from .training_reference import read_reference
 
 _log = logging.getLogger("wsi_pipeline")
-_UNITS: dict[str, Unit] = {"distance": "distance"}  # the others are fractions; a spread has its method's unit
+_UNITS: dict[str, Unit] = {"distance": "distance"}  # the others are fractions; a spread has the method's unit
 _PREDICTING = {"classification", "multilabel"}
 
 
 @dataclass(frozen=True)
 class Basis:
-    """What the derived maps of one slide by one model rest on."""
+    """Inputs of the summary maps of one slide and one model."""
 
     bag: Path
     members: tuple[Path, ...]
     label: str
-    maps: tuple[Path, ...]  # of the methods; the first is the one whose spread is looked at
+    maps: tuple[Path, ...]  # of the methods; spread and sign agreement are those of the first
     weights: Mapping[str, float]  # of the methods in the consensus
-    references: tuple[Path, ...]  # of the members; empty where their training slides are not at hand
+    references: tuple[Path, ...]  # of the members; empty where their training slides are not available
 
 
-def derived_jobs(
+def summary_map_jobs(
     project: Project,
     slides: Sequence[SlideRow],
     methods: Mapping[str, Sequence[str]],
     held_out: Mapping[tuple[str, str], Sequence[Path]],
     references: Mapping[Path, Path],
 ) -> list[Job]:
-    """A job for each model, summary map and slide; for a map that cannot be made, one warning says why.
+    """Jobs of all summary maps; for maps that cannot be made, a single warning states the reason.
 
-    ``methods``: those that explain each model. ``held_out``: the members that judge, by model and patient.
-    ``references``: what members have seen, as far as it is at hand.
+    Parameters
+    ----------
+    project : Project
+    slides : sequence of SlideRow
+    methods : mapping of str to sequence of str
+        Label of the model -> methods that explain it.
+    held_out : mapping of (str, str) to sequence of Path
+        (label, patient) -> members that were not trained on the patient.
+    references : mapping of Path to Path
+        Member -> its training reference, where available.
     """
     section, folder = project.config.explain, project.folder
     jobs: list[Job] = []
@@ -84,7 +92,7 @@ def derived_jobs(
                 output = folder.explanation(label, name, slide.slide_id)
                 if why := _lack(name, basis):
                     missing[f"{label} has no map {name!r}, {why}"] += 1
-                    discard(output)  # what an earlier call could make
+                    discard(output)  # of an earlier run
                 else:
                     jobs.append(_job(name, basis, section, output))
     for line, count in missing.items():
@@ -93,26 +101,26 @@ def derived_jobs(
 
 
 def _ordered(project: Project, label: str, names: Sequence[str]) -> tuple[list[str], dict[str, float]]:
-    """The methods, in front the one that was picked, or else the signed ones; and their weights in the consensus.
+    """The methods, the selected one first, or else the signed ones; and their weights in the consensus.
 
-    No weights where not all were measured.
+    Weights are empty unless all methods were measured.
     """
-    choice = read_selection(project.folder.selection(label)) if AUTO in project.config.explain.methods else None
-    if choice is None:
+    selection = read_selection(project.folder.selection(label)) if AUTO in project.config.explain.methods else None
+    if selection is None:
         return sorted(names, key=lambda name: not explainers.build(name).signed), {}
-    ordered = sorted(names, key=lambda name: name != choice.method)
-    measured = {name: choice.aupc[name] for name in names if name in choice.aupc}
-    return ordered, faithful_weights(measured, choice.random) if len(measured) == len(names) else {}
+    ordered = sorted(names, key=lambda name: name != selection.method)
+    measured = {name: selection.aupc[name] for name in names if name in selection.aupc}
+    return ordered, faithful_weights(measured, selection.random) if len(measured) == len(names) else {}
 
 
 def _lack(name: str, basis: Basis) -> str:
-    """Why the map ``name`` cannot be made, as the end of a message; empty where it can."""
+    """Why the map ``name`` cannot be made, as the end of a message; empty if it can."""
     if not basis.maps:
         return "as no method explains it"
     if name in ("consensus", "agreement") and len(basis.maps) < 2:
         return "which needs the maps of two methods"
     if name in ("spread", "sign_agreement") and len(basis.members) < 2:
-        return "which needs two members that judge it; train more seeds"
+        return "which needs two members that were not trained on the patient; train more seeds"
     if name == "entropy" and card(basis.members[0]).task not in _PREDICTING:
         return f"as {card(basis.members[0]).task} has no probability"
     if name == "distance" and not basis.references:
@@ -121,7 +129,7 @@ def _lack(name: str, basis: Basis) -> str:
 
 
 def _job(name: str, basis: Basis, section: ExplainConfig, output: Path) -> Job:
-    """The job that makes one map of one slide by one model."""
+    """Job for one map of one slide and one model."""
     facts: dict[str, Any] = {
         "map": name,
         "maps": [read_key(path) for path in basis.maps],
@@ -131,11 +139,11 @@ def _job(name: str, basis: Basis, section: ExplainConfig, output: Path) -> Job:
         "upstream": read_key(basis.bag),
     }
     provenance = Provenance.of(content_key(stage="explain", **facts), "explain", **facts)
-    return Job(basis.bag.stem, output, provenance, write_derived, (name, basis, section))
+    return Job(basis.bag.stem, output, provenance, write_summary_map, (name, basis, section))
 
 
-def write_derived(name: str, basis: Basis, section: ExplainConfig, *, output: Path, provenance: Provenance) -> int:
-    """Write the map, one entry for each class that the methods explain; returns the number of patches."""
+def write_summary_map(name: str, basis: Basis, section: ExplainConfig, *, output: Path, provenance: Provenance) -> int:
+    """Write the map, one entry per explained class; returns the number of patches."""
     by_method = [read_explanations(path) for path in basis.maps]
     made = []
     for of_class in zip(*by_method, strict=True):
@@ -148,7 +156,7 @@ def write_derived(name: str, basis: Basis, section: ExplainConfig, *, output: Pa
 
 
 def _scores(name: str, basis: Basis, maps: Sequence[Explanation], section: ExplainConfig) -> tuple[np.ndarray, bool]:
-    """Scores (N,) of one derived map of one class, and whether they are signed."""
+    """Scores (N,) of one summary map of one class, and whether they are signed."""
     if name in ("consensus", "agreement"):
         values, signed = [e.scores for e in maps], [e.signed for e in maps]
         if name == "agreement":
@@ -170,7 +178,7 @@ def _scores(name: str, basis: Basis, maps: Sequence[Explanation], section: Expla
 
 
 def _probabilities(members: Sequence[ExplainedModel], bag: FeatureBag, target: int) -> Float64:
-    """(M, N, C) of each patch alone; of multilabel, of the target and of its absence."""
+    """Class probabilities of each single patch, (M, N, C); for multilabel, C = 2: the label's absence and presence."""
     found = []
     for member in members:
         features, xy = bag_tensors(bag, next(member.module.parameters()).device)

@@ -1,4 +1,4 @@
-"""How far a map can be trusted, patch by patch: do the members agree, is the patch itself clear, was it ever seen."""
+"""Uncertainty of each patch: disagreement of members, entropy of its own prediction, distance to the training data."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from torch import Tensor
 
 from ...types import Float32, Float64
 
-NEAREST = 5  # neighbours whose mean distance counts
-_BLOCK = 4096  # patches that are compared with the reference at a time
+NEAREST = 5  # neighbours over which the distance is averaged
+_BLOCK = 4096  # patches compared with the reference at a time
 
 
 def spread(scores: Float64) -> Float64:
-    """Standard deviation (N,) of the scores (M, N) that M >= 2 members give, of the sample; in the method's unit."""
+    """Sample standard deviation (N,) over M >= 2 members of the scores (M, N), in the method's unit."""
     deviation: Float64 = scores.std(axis=0, ddof=1)
     return deviation
 
 
 def sign_agreement(scores: Float64) -> Float64:
-    """How much M members agree on the sign of a patch, (M, N) -> (N,): 1 all of them, 0 as many for as against it."""
+    """Agreement of M members on the sign, (M, N) -> (N,): 1 if all agree, 0 if as many are positive as negative."""
     agreement: Float64 = np.abs(np.sign(scores).mean(axis=0))
     return agreement
 
 
 def entropy(probabilities: Float64) -> Float64:
-    """Entropy (N,) of the members' mean probability of each class for each patch alone, (M, N, C), as a share of log C.
+    """Entropy (N,) of the members' mean class probabilities for each single patch, (M, N, C), over log C.
 
-    0: the patch is surely of one class; 1: it tells nothing.
+    0: the patch certainly belongs to one class; 1: all classes are equally probable.
     """
     mean = probabilities.mean(axis=0)  # (N, C)
-    share: Float64 = -xlogy(mean, mean).sum(axis=1) / np.log(mean.shape[1])
-    return np.clip(share, 0.0, 1.0)
+    fraction: Float64 = -xlogy(mean, mean).sum(axis=1) / np.log(mean.shape[1])
+    return np.clip(fraction, 0.0, 1.0)
 
 
 class Reference(NamedTuple):
-    """What training has seen, in a unit of its own: there the usual distance of a patch to its neighbours is 1."""
+    """Sample of training patches, scaled so that the median distance of its patches to their neighbours is 1."""
 
     mean: Tensor  # (D,)
     scale: Tensor  # (D,)
-    known: Tensor  # (R, D) in that unit
+    known: Tensor  # (R, D) after subtracting the mean and dividing by the scale
 
 
 def reference_of(sample: Tensor) -> Reference:
-    """The reference that a sample (R, D) of training's patches is. R must be larger than ``NEAREST``.
+    """Build the reference from a sample (R, D) of training patches; R is larger than ``NEAREST``.
 
-    Each feature is taken in units of its standard deviation. Usual is the median over the sample, in which a patch is
-    not its own neighbour.
+    Each feature is divided by its standard deviation, and all by the median distance of the sample's patches to their
+    neighbours (a patch is not its own neighbour).
     """
     deviation, mean = torch.std_mean(sample, dim=0)
     scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
@@ -60,10 +60,10 @@ def reference_of(sample: Tensor) -> Reference:
 
 
 def reference_distance(features: Tensor, reference: Reference) -> Float32:
-    """How far each patch (N, D) lies from what training has seen, (N,); 1 is usual for training's own.
+    """Distance (N,) of each patch (N, D) from the training patches; their own median is 1.
 
-    Mean distance to the ``NEAREST`` nearest of the reference. Sun et al., "Out-of-Distribution Detection with Deep
-    Nearest Neighbors", ICML 2022, take the k-th nearest; a mean moves less with one odd neighbour.
+    Mean distance to the ``NEAREST`` nearest patches of the reference. Deviation: Sun et al., "Out-of-Distribution
+    Detection with Deep Nearest Neighbors", ICML 2022, use the k-th nearest; the mean depends less on a single outlier.
     """
     parts = ((part - reference.mean) / reference.scale for part in features.split(_BLOCK))
     found = torch.cat([_nearest(part, reference.known, NEAREST) for part in parts]).mean(1)

@@ -1,4 +1,4 @@
-"""What a model has seen: features of patches of its training slides, as a sample that a new patch is compared with."""
+"""Sample of the training slides' patch features, with which new patches are compared."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ...store import read_features
 from ...types import Int64
 from .map_uncertainty import Reference, reference_of
 
-PATCHES = 4096  # of all training slides together; each gives as many
+PATCHES = 4096  # of all training slides together, in equal numbers
 
 
 def reference_jobs(project: Project, members: Iterable[Path]) -> dict[Path, Job]:
-    """Member -> the job that samples the slides it was trained on; members of one fold share it.
+    """Jobs that sample the members' training slides, by member; members of one fold share a job.
 
-    Without those whose training slides are not in this run folder, as of a model from elsewhere.
+    Members whose training slides are not in this run folder, such as an imported model, are left out.
     """
     seen = {member: tuple(card(member).trained.get("seen_slides", ())) for member in sorted(members)}
     jobs = {slides: job for slides in set(seen.values()) if (job := _job(project, slides))}
@@ -45,7 +45,7 @@ def _job(project: Project, slides: Sequence[str]) -> Job | None:
 
 
 def write_reference(bags: Sequence[Path], *, output: Path, provenance: Provenance) -> int:
-    """Write the reference, the same for the same slides; returns R. Rows: mean, scale, then what is known."""
+    """Write the reference, the same for the same slides; returns R. Rows: mean, scale, then known patches."""
     most = -(-PATCHES // len(bags))
     sample = np.concatenate([read_features(path, partial(_some, most, path.stem)) for path in bags])
     with cpu_threads(1):
@@ -58,12 +58,12 @@ def write_reference(bags: Sequence[Path], *, output: Path, provenance: Provenanc
 
 
 def read_reference(path: Path) -> Reference:
-    """What ``write_reference`` wrote."""
+    """Read a file of ``write_reference``."""
     rows = torch.from_numpy(np.load(path, allow_pickle=False))
     return Reference(rows[0], rows[1], rows[2:])
 
 
 def _some(most: int, slide_id: str, patches: int) -> Int64:
-    """``most`` rows of a bag, ascending; all where it has no more."""
+    """At most ``most`` random rows of a bag, ascending."""
     rows = generator_for("reference", slide_id).choice(patches, min(most, patches), replace=False)
     return np.sort(rows).astype(np.int64)

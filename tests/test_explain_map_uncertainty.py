@@ -23,9 +23,9 @@ def test_members_that_agree_have_no_spread() -> None:
     assert sign_agreement(scores).tolist() == pytest.approx([1, 1 / 3, 0, 0])
 
 
-def test_a_patch_that_tells_nothing_has_entropy_one_and_a_sure_one_none() -> None:
+def test_equal_probabilities_have_entropy_one_and_a_certain_class_zero() -> None:
     one = np.array([[0.5, 0.5], [1.0, 0.0], [0.9, 0.1]])
-    other = np.array([[0.5, 0.5], [1.0, 0.0], [0.1, 0.9]])  # the members are sure, but not of the same
+    other = np.array([[0.5, 0.5], [1.0, 0.0], [0.1, 0.9]])  # the members are certain of different classes
     assert entropy(np.stack([one, other])).tolist() == pytest.approx([1, 0, 1])
     assert entropy(np.full((2, 4, 3), 1 / 3)).tolist() == pytest.approx([1] * 4)
     p = 0.2
@@ -41,13 +41,13 @@ def test_the_distance_is_that_of_a_plain_neighbour_search() -> None:
     deviation = reference.std(0, ddof=1)
     scale = np.where(deviation > 0, deviation, 1)
     search = NearestNeighbors().fit((reference - reference.mean(0)) / scale)
-    usual = np.median(search.kneighbors(n_neighbors=NEAREST)[0].mean(1))
-    there = search.kneighbors((patches - reference.mean(0)) / scale, NEAREST)[0].mean(1)
-    np.testing.assert_allclose(found, there / usual, rtol=1e-4)
+    typical = np.median(search.kneighbors(n_neighbors=NEAREST)[0].mean(1))
+    distances = search.kneighbors((patches - reference.mean(0)) / scale, NEAREST)[0].mean(1)
+    np.testing.assert_allclose(found, distances / typical, rtol=1e-4)
     assert 0.5 < np.median(found[:30]) < 2
     assert found[30] > 20
 
 
-def test_training_seen_once_more_is_no_novelty() -> None:
+def test_identical_training_patches_have_distance_zero() -> None:
     same = torch.ones(20, 3)
     assert reference_distance(same, reference_of(same)).tolist() == [0.0] * 20

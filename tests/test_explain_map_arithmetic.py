@@ -1,4 +1,4 @@
-"""Several maps as one: ranks, what they agree on, and how much."""
+"""Several maps combined: ranks, consensus, agreement and correlation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wsi_pipeline.explain.summary_maps.map_arithmetic import (
 MAP = np.array([0.5, -2.0, 0.0, 3.0, -0.1])
 
 
-def test_unsigned_ranks_go_from_0_to_1_and_equals_share_their_mean() -> None:
+def test_unsigned_ranks_go_from_0_to_1_and_ties_have_their_mean() -> None:
     assert ranks(np.array([10.0, -5.0, 7.0, 7.0, 99.0]), signed=False).tolist() == [0.75, 0.0, 0.375, 0.375, 1.0]
 
 
@@ -27,7 +27,7 @@ def test_signed_ranks_keep_the_sign_and_are_symmetric_about_0() -> None:
     np.testing.assert_array_equal(ranks(-MAP, signed=True), -ranks(MAP, signed=True))
 
 
-def test_a_map_without_order_has_no_preferred_patch() -> None:
+def test_a_constant_map_has_equal_ranks() -> None:
     assert ranks(np.full(4, 7.0), signed=False).tolist() == [0.5] * 4
     assert ranks(np.array([3.0]), signed=False).tolist() == [0.5]
     assert ranks(np.zeros(3), signed=True).tolist() == [0.0] * 3
@@ -53,18 +53,18 @@ def test_consensus_is_the_weighted_mean_of_ranks() -> None:
     np.testing.assert_allclose(consensus([up, down], [False, False], [3, 1]), [0.25, 0.5, 0.75])
 
 
-def test_beside_an_unsigned_map_a_signed_one_keeps_its_order_only() -> None:
+def test_combined_with_an_unsigned_map_a_signed_one_keeps_only_its_order() -> None:
     found = rank_maps([MAP, np.arange(5.0)], [True, False])
     np.testing.assert_allclose(found, [[0.75, 0.0, 0.5, 1.0, 0.25], [0.0, 0.25, 0.5, 0.75, 1.0]])
 
 
-def test_agreement_is_0_where_half_of_the_maps_say_the_opposite_of_the_others() -> None:
+def test_agreement_is_0_where_half_of_the_maps_are_the_opposite_of_the_others() -> None:
     maps = [np.array([1.0, -2.0]), np.array([-1.0, 2.0])]
     np.testing.assert_allclose(agreement(maps, [True, True]), [0.5, 0.0])  # ranks 1/2 and -1/2; -1 and 1
     np.testing.assert_allclose(agreement(maps, [False, False]), [0.0, 0.0])  # ranks 0 and 1
 
 
-def test_methods_weigh_by_how_far_they_are_below_random() -> None:
+def test_methods_are_weighted_by_their_distance_below_random() -> None:
     assert faithful_weights({"a": 0.1, "b": 0.4, "c": 0.9}, random=0.7) == pytest.approx(
         {"a": 2 / 3, "b": 1 / 3, "c": 0}
     )
