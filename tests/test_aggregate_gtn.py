@@ -21,7 +21,7 @@ PLACES: dict[str, Positions] = {
     "one": [(3.0, 9.0)],
     "square": [(x, y) for y in range(5) for x in range(4)],
     "row": [(x, 0) for x in range(6)],
-    "alone": [(0, 0), (2, 0), (0, 2), (50, 7)],
+    "isolated": [(0, 0), (2, 0), (0, 2), (50, 7)],
     "row ends": [(0, 0), (1, 0), (9, 0), (0, 1), (9, 1), (0, 2), (9, 2)],  # the ends of rows are not neighbours
     "one place": [(4, 4)] * 5,
     "duplicates": [(0, 0), (1, 0), (1, 0), (2, 1), (1, 0), (9, 9), (9, 9)],

@@ -36,9 +36,9 @@ class GradCAMFeatures:
         module = embedding(model)
         if module is None:
             raise ConfigError(f"the model {type(model).__name__} {_NEEDS}; leave it out of explain.methods")
-        with frozen(model), torch.enable_grad(), embedded_leaf(module) as seen:
+        with frozen(model), torch.enable_grad(), embedded_leaf(module) as outputs:
             value = t(model(features, xy).logits)  # ()
-            (embedded,) = seen  # (N, hidden)
+            (embedded,) = outputs  # (N, hidden)
             (gradient,) = torch.autograd.grad(value, embedded)  # (N, hidden)
         return Attribution((embedded.detach() @ gradient.mean(0)).relu())  # (N,)
 

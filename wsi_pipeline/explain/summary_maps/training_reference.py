@@ -27,9 +27,9 @@ def reference_jobs(project: Project, members: Iterable[Path]) -> dict[Path, Job]
 
     Members whose training slides are not in this run folder, such as an imported model, are left out.
     """
-    seen = {member: tuple(card(member).trained.get("seen_slides", ())) for member in sorted(members)}
-    jobs = {slides: job for slides in set(seen.values()) if (job := _job(project, slides))}
-    return {member: jobs[slides] for member, slides in seen.items() if slides in jobs}
+    trained_on = {member: tuple(card(member).trained.get("seen_slides", ())) for member in sorted(members)}
+    jobs = {slides: job for slides in set(trained_on.values()) if (job := _job(project, slides))}
+    return {member: jobs[slides] for member, slides in trained_on.items() if slides in jobs}
 
 
 def _job(project: Project, slides: Sequence[str]) -> Job | None:
