@@ -51,9 +51,26 @@ class Stage:
 
 
 def run_stages(project: Project, stages: Sequence[str], observer: Observer | None = None) -> list[Failure]:
-    """Run the stages in order; failures.csv is brought up to date after each.
+    """Run stages in order; failures.csv is brought up to date after each.
 
-    Returns every failure that is listed in failures.csv. Raises ``WsiError`` where the user must fix something.
+    Parameters
+    ----------
+    project : Project
+        The config, the whole cohort, and the slides of it that are processed.
+    stages : sequence of str
+        Names of ``TABLE``. Stages of the cohort are skipped where ``project`` has a part of it only.
+    observer : Observer, optional
+        Receives progress.
+
+    Returns
+    -------
+    list of Failure
+        Every line of failures.csv.
+
+    Raises
+    ------
+    WsiError
+        Where the user must fix something; what was finished before is kept.
     """
     partial = len(project.slides) < len(project.cohort)
     if partial and all(TABLE[name].scope == "cohort" for name in stages):
@@ -91,7 +108,7 @@ def run_stage(name: str, project: Project, engine: Engine) -> None:
 
 
 def stages_of(config: Config) -> tuple[str, ...]:
-    """The stages of ``wsi run``: a given model is applied, not trained."""
+    """The stages of ``wsi run``: all, or all except train where the config gives a model (``predict.model``)."""
     return tuple(s for s in STAGES if s != "train" or config.predict.model is None)
 
 

@@ -160,10 +160,24 @@ def open_project(config: Config, only: Sequence[str] = ()) -> Project:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> tuple[SlideRow, ...]:
-    """The slides of a manifest CSV, in its order; relative paths are taken from the manifest's folder.
+    """Read a manifest.
 
-    Unknown columns are ignored; one whose name nearly matches a known column is refused as a probable typo.
-    Raises ``ConfigError`` with the line and what to do.
+    Parameters
+    ----------
+    path : str or path-like
+        CSV in UTF-8 with a header. Only the column ``path`` is required; relative paths are taken from the manifest's
+        folder. Unknown columns are ignored; one whose name nearly matches a known column is refused as a probable
+        typo.
+
+    Returns
+    -------
+    tuple of SlideRow
+        In the order of the file.
+
+    Raises
+    ------
+    ConfigError
+        One line with the file, its line, and what to do.
     """
     path = Path(path)
     try:
@@ -275,7 +289,7 @@ def _path(where: str, manifest: Path, text: str) -> Path:
 
 
 def slide_id_of(path: Path) -> str:
-    """The slide_id of a slide that has no manifest: its file name without the ending."""
+    """The slide_id of a slide without a manifest: its file name without the suffix."""
     name = path.name
     for suffix in (".ome.tiff", ".ome.tif"):
         if name.lower().endswith(suffix):
