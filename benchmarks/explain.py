@@ -1,13 +1,13 @@
-"""What a map costs each method on this CPU: seconds and memory, on AB-MIL and TransMIL.
+"""Cost of an explanation map by each method on this CPU: seconds and memory, for AB-MIL and TransMIL.
 
     python benchmarks/explain.py                                     # every method, 1,000 to 50,000 patches
     python benchmarks/explain.py --methods rollout integrated_gradients,steps=4 --models transmil --patches 50000
 
-Each figure is of a fresh process: the median time of ``--repeats`` calls, and the peak above what it held before them
+Each measurement is in a new process: the median time of ``--repeats`` calls, and the peak memory above that before them
 (imports, weights, features). ``materialised`` is the same method with whole attention maps, at 1,000 and 5,000 patches,
-where it still fits; its scores are compared with the streamed ones there. Features are random, fp32; patches lie on a
-full square. Linux only. Integrated gradients, LIME and KernelSHAP on TransMIL need an hour at 50,000 patches:
-``--limit`` says when a figure is given up.
+where they still fit in memory; its scores are compared with the streamed ones. Features are random, fp32; patches lie
+on a full square. Linux only. Integrated gradients, LIME and KernelSHAP on TransMIL need an hour at 50,000 patches;
+``--limit`` is the time after which a measurement is abandoned.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MATERIALISED = "materialised "
 
 @dataclass(frozen=True)
 class Cost:
-    """What one map needs."""
+    """Cost of one map."""
 
     model: str
     method: str
@@ -51,7 +51,7 @@ class Cost:
 
 
 def call_of(method: str, model: nn.Module, features: Tensor, xy: Tensor) -> Callable[[], object]:
-    """What is measured, as a call without arguments."""
+    """The measured computation, as a function without arguments."""
     if method.startswith(MATERIALISED):
         from materialised import MATERIALISED as WHOLE
 
@@ -69,10 +69,10 @@ def explainer_of(spec: str) -> Explainer:
 
 
 def measure_here(model_name: str, method: str, patches: int, dim: int, repeats: int) -> Cost:
-    """In this process, which should be a fresh one."""
+    """Measure in this process, which should be a new one."""
     model, (features, xy) = build(model_name, dim).eval(), bag(patches, dim)
     call = call_of(method, model, features, xy)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     before = resident_gb("VmRSS")
     warm_up(model, dim)
     seconds = []
@@ -85,7 +85,7 @@ def measure_here(model_name: str, method: str, patches: int, dim: int, repeats: 
 
 
 def warm_up(model: nn.Module, dim: int) -> None:
-    """What a process does once: threads, kernels, the backward pass."""
+    """One-time initialisation of a process: threads, kernels, the backward pass."""
     features, xy = bag(300, dim)
     logits: Tensor = model(features.requires_grad_(), xy).logits
     logits.sum().backward()
@@ -93,7 +93,7 @@ def warm_up(model: nn.Module, dim: int) -> None:
 
 
 def measure(model_name: str, method: str, patches: int, options: argparse.Namespace) -> Cost:
-    """In a process of its own; infinite where it takes longer than ``--limit``."""
+    """Measure in a separate process; infinite if it takes longer than ``--limit``."""
     numbers = [f"--dim={options.dim}", f"--threads={options.threads}", f"--repeats={options.repeats}"]
     what = ["--models", model_name, "--methods", method, "--patches", str(patches)]
     try:
@@ -110,7 +110,7 @@ def measure(model_name: str, method: str, patches: int, options: argparse.Namesp
 
 
 def plans(options: argparse.Namespace) -> list[tuple[str, str, int]]:
-    """(model, method, patches): what fits, and the materialised forms where they fit too."""
+    """(model, method, patches): the methods that fit the model, and their materialised forms."""
     planned = []
     for model_name in options.models:
         model = build(model_name, options.dim)
@@ -129,7 +129,7 @@ def plans(options: argparse.Namespace) -> list[tuple[str, str, int]]:
 
 
 def table(costs: Sequence[Cost]) -> str:
-    """Markdown, a line a cost; whole maps beside the streamed form of the same size."""
+    """Markdown, a line per measurement; materialised forms are compared with the streamed form of the same size."""
     streamed = {(c.model, c.method, c.patches): c for c in costs}
     lines = ["| model | method | patches | seconds | GB | times the streamed form's seconds, GB |"]
     lines.append("|---|---|---|---|---|---|")
@@ -148,7 +148,7 @@ def table(costs: Sequence[Cost]) -> str:
 
 
 def disagreement(patches: int, dim: int) -> dict[str, float]:
-    """Largest difference between the patches' scores, streamed and materialised, over the largest score."""
+    """Largest difference between streamed and materialised scores of the patches, relative to the largest score."""
     from materialised import MATERIALISED as WHOLE
 
     model, (features, xy) = build("transmil", dim).eval(), bag(patches, dim)
@@ -172,9 +172,9 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--limit", type=float, default=600, help="seconds a figure may take")
+    parser.add_argument("--limit", type=float, default=600, help="time limit of a measurement in seconds")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="leave the materialised forms out")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="write the measurements here too")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -186,8 +186,8 @@ def main() -> None:
     machine = f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}"
     print(f"{machine}; fp32, {options.dim} features a patch; limit {options.limit:g} s\n\n{table(costs)}")
     if "transmil" in options.models and options.peers:
-        apart = ", ".join(f"{name} {error:.1e}" for name, error in disagreement(1000, options.dim).items())
-        print(f"\nStreamed and materialised scores of 1,000 patches, apart by (of the largest score): {apart}.")
+        differences = ", ".join(f"{name} {error:.1e}" for name, error in disagreement(1000, options.dim).items())
+        print(f"\nStreamed and materialised scores of 1,000 patches, relative difference: {differences}.")
     if options.json:
         options.json.write_text(json.dumps([asdict(cost) for cost in costs], indent=1), encoding="utf-8")
 

@@ -1,10 +1,10 @@
-"""A slide of 100,000 x 100,000 pixels, most of it never stored: time and memory of tiling and embedding 20,000 patches.
+"""Time and memory of tiling and embedding 20,000 patches of a sparse slide of 100,000 x 100,000 pixels.
 
-    python benchmarks/large.py                       # tens of minutes on two cores: the encoder is what takes them
+    python benchmarks/large.py                       # tens of minutes on two cores, mostly for the encoder
     python benchmarks/large.py --patches 2000
 
-The slide is a sparse pyramid of JPEG tiles at 0.5 µm/px; tissue (real where ../shared is there) fills a square of it.
-Runs ``wsi tile`` and ``wsi embed`` as processes of their own and prints each one's seconds and peak memory.
+The slide is a sparse pyramid of JPEG tiles at 0.5 µm/px; tissue (real if ../shared is available) fills a square of it.
+Runs ``wsi tile`` and ``wsi embed`` as separate processes and prints the time and peak memory of each.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def sparse_slide(path: Path, side_px: int, region_px: int, tissue: UInt8) -> Non
 
 
 def some_cells(tissue: UInt8, count: int = 64) -> list[UInt8]:
-    """The darkest of many squares cut from ``tissue``, which is repeated where it is smaller than one: no glass."""
+    """The darkest of many squares of ``tissue``, which is repeated if it is smaller than one: no glass."""
     repeats = [max(1, -(-(TILE_PX + 1) // n)) for n in tissue.shape[:2]]
     wide = np.tile(tissue, (*repeats, 1))
     rng = np.random.default_rng(0)
@@ -78,7 +78,7 @@ def some_cells(tissue: UInt8, count: int = 64) -> list[UInt8]:
 
 
 def coarser(cells: list[UInt8], downsample: int) -> list[UInt8]:
-    """As many squares, each of ``downsample`` x ``downsample`` others, shrunk."""
+    """The same number of squares, each composed of ``downsample`` x ``downsample`` others, shrunk."""
     small = [np.asarray(Image.fromarray(cell).reduce(downsample)) for cell in cells] if downsample > 1 else cells
     rng = np.random.default_rng(1)
     chosen = rng.integers(0, len(cells), (len(cells), downsample, downsample)).tolist()
@@ -86,7 +86,7 @@ def coarser(cells: list[UInt8], downsample: int) -> list[UInt8]:
 
 
 def watched(command: list[str]) -> tuple[float, float]:
-    """Seconds, and the most bytes that the process and its children held at once, in GB."""
+    """Seconds, and the peak memory of the process and its children in GB."""
     begin = time.perf_counter()
     process = subprocess.Popen(command)
     most = 0

@@ -1,4 +1,4 @@
-"""Explanations of TransMIL with whole attention maps, as they are defined: what benchmarks/explain.py compares with.
+"""Explanations of TransMIL with whole attention maps, by definition: the reference of benchmarks/explain.py.
 
 Each layer's map (H, P, P) and its gradient are stored, and rollouts multiply P x P matrices. Scores are those of the
 streamed methods in ``wsi_pipeline.explain`` for the patches, the class token and the padding together.
@@ -18,24 +18,24 @@ from wsi_pipeline.explain.logit_contrast import contrast
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """Both layers' attention (H, P, P), part of the graph, and the answer () that they lead to."""
+    """Both layers' attention (H, P, P), part of the graph, and the explained output () computed from them."""
 
     first: Tensor
     last: Tensor
     padding: int
-    answer: Tensor
+    output: Tensor
 
     def gradients(self) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(self.answer, [self.first, self.last])
+        return torch.autograd.grad(self.output, [self.first, self.last])
 
 
 def whole_maps(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Maps:
-    """The model's forward pass with its maps in memory."""
+    """The model's forward pass with its attention maps in memory."""
     first, tokens = _layer(model.layer1, model._sequence(features))
-    around = model.pos_layer.on_grid(tokens[1:], xy) if model.grid else model.pos_layer.on_square(tokens[1:])
-    last, tokens = _layer(model.layer2, torch.cat([tokens[:1], around]))
-    answer = contrast(model._fc2(model.norm(tokens[0])), target)
-    return Maps(first, last, model.layer1.attn.padding(len(tokens)), answer)
+    encoded = model.pos_layer.on_grid(tokens[1:], xy) if model.grid else model.pos_layer.on_square(tokens[1:])
+    last, tokens = _layer(model.layer2, torch.cat([tokens[:1], encoded]))
+    output = contrast(model._fc2(model.norm(tokens[0])), target)
+    return Maps(first, last, model.layer1.attn.padding(len(tokens)), output)
 
 
 def rollout(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tensor:
@@ -51,7 +51,7 @@ def rollout(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tenso
 def gradcam_attention(model: TransMIL, features: Tensor, xy: Tensor, target: int) -> Tensor:
     """relu of the last map's class row times its mean gradient, mean over heads, (P,)."""
     maps = whole_maps(model, features, xy, target)
-    (gradient,) = torch.autograd.grad(maps.answer, maps.last)
+    (gradient,) = torch.autograd.grad(maps.output, maps.last)
     at = maps.padding
     weight = gradient[:, at].mean(1, keepdim=True)  # (H, 1)
     return (maps.last[:, at].detach() * weight).mean(0).relu()
@@ -70,7 +70,7 @@ MATERIALISED = {"rollout": rollout, "gradcam_attention": gradcam_attention, "gen
 
 
 def _layer(layer: TransLayer, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer's map (H, P, P) and what it gives, (T, dim)."""
+    """A layer's attention map (H, P, P) and its output (T, dim)."""
     attention = layer.attn
     padded = attention.padded(layer.norm(tokens))
     parts = attention.to_qkv(padded).chunk(3, 1)
@@ -88,7 +88,7 @@ def _layer(layer: TransLayer, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean(found: Tensor, padding: int) -> Tensor:
-    """Mean over heads (P, P); zero padding, which has no token below it, looks at itself."""
+    """Mean over heads (P, P); zero padding, which corresponds to no token, attends to itself."""
     mean = found.mean(0)
     mean[:padding] = torch.eye(len(mean), dtype=mean.dtype)[:padding]
     return mean

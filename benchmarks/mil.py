@@ -1,14 +1,14 @@
-"""What a slide costs each model on this CPU: time and memory of prediction and of a training step.
+"""Cost of each model for one slide on this CPU: time and memory of a prediction and of a training step.
 
     python benchmarks/mil.py                                              # every model, 1,000 to 50,000 patches
     python benchmarks/mil.py --models transmil transmil,position=grid --patches 100000 --modes step --repeats 1
     python benchmarks/mil.py --models transmil plain --patches 50000 --json mil.json
 
 ``plain`` is TransMIL as published, on the nystrom-attention package; the other names are the registry's, with options
-behind commas. ``forward`` is one prediction (eval, no gradient); ``step`` is forward, the model's own loss, backward
-and an AdamW step, on the whole bag in either case. Times are medians over rounds in which all models take turns, in
-one process. Memory is the peak of a fresh process for each figure, less what it held before: imports, weights and the
-features. Before that, ``plain`` and ``transmil`` are given the same weights and their logits compared.
+after commas. ``forward`` is one prediction (eval, no gradient); ``step`` is forward, the model's own loss, backward
+and an AdamW step; both on the whole bag. Times are medians over rounds in which all models take turns, in one process.
+Memory is the peak of a new process for each measurement, minus that before it (imports, weights and features). At the
+end, the logits of ``plain`` and ``transmil`` with the same weights are compared.
 
 Features are random, fp32; patches lie on a full square. Linux only: peaks are read from /proc. Prints Markdown.
 """
@@ -42,7 +42,7 @@ MODES = ("forward", "step")
 
 @dataclass(frozen=True)
 class Cost:
-    """What one model needs for one bag."""
+    """Cost of one model for one bag."""
 
     model: str
     patches: int
@@ -80,7 +80,7 @@ def logits_of(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
 
 
 def work(model: nn.Module, mode: str, features: Tensor, xy: Tensor) -> Callable[[], object]:
-    """What is measured, as a call without arguments."""
+    """The measured computation, as a function without arguments."""
     target = torch.zeros(1, dtype=torch.long)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
@@ -106,7 +106,7 @@ def work(model: nn.Module, mode: str, features: Tensor, xy: Tensor) -> Callable[
 
 
 def times(specs: Sequence[str], mode: str, patches: int, dim: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each model's calls; all take turns, and one call before them does not count."""
+    """Seconds of each model's calls; all take turns, after one warm-up call each."""
     features, xy = bag(patches, dim)
     works = {spec: work(build(spec, dim), mode, features, xy) for spec in specs}
     seconds: dict[str, list[float]] = {spec: [] for spec in specs}
@@ -120,15 +120,15 @@ def times(specs: Sequence[str], mode: str, patches: int, dim: int, repeats: int)
 
 
 def resident_gb(line: str) -> float:
-    """A figure of this process: VmRSS is what it holds, VmHWM the most it has held."""
+    """Memory of this process: VmRSS is the current, VmHWM the peak resident size."""
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(text.split()[1]) for text in status if text.startswith(f"{line}:")) * 1024 / 1e9
 
 
 def memory_here(spec: str, mode: str, patches: int, dim: int) -> tuple[float, float]:
-    """(extra, peak) GB of one call in this process, which should be a fresh one."""
+    """(extra, peak) GB of one call in this process, which should be a new one."""
     call = work(build(spec, dim), mode, *bag(patches, dim))
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     before = resident_gb("VmRSS")
     call()
     peak = resident_gb("VmHWM")
@@ -136,7 +136,7 @@ def memory_here(spec: str, mode: str, patches: int, dim: int) -> tuple[float, fl
 
 
 def memory(spec: str, mode: str, patches: int, dim: int, threads: int) -> tuple[float, float]:
-    """The same in a process of its own."""
+    """The same in a separate process."""
     options = [f"--dim={dim}", f"--threads={threads}", f"--models={spec}", f"--patches={patches}", f"--modes={mode}"]
     command = [sys.executable, __file__, "--memory-here", *options]
     extra, peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -153,7 +153,7 @@ def disagreement(patches: int, dim: int) -> float:
 
 
 def table(costs: Sequence[Cost]) -> str:
-    """Markdown; ``plain`` over each model, where it was measured."""
+    """Markdown; each model is compared with ``plain``, if that was measured."""
     lines = [
         "| model | patches | mode | seconds (fastest – slowest) | plain's time / its time | GB | its GB / plain's GB |",
         "|---|---|---|---|---|---|---|",
@@ -161,7 +161,7 @@ def table(costs: Sequence[Cost]) -> str:
     plain = {(cost.patches, cost.mode): cost for cost in costs if cost.model == PLAIN}
     for cost in costs:
         peer = plain.get((cost.patches, cost.mode))
-        faster, share = (
+        faster, fraction = (
             ("–", "–")
             if peer is None
             else (
@@ -172,7 +172,7 @@ def table(costs: Sequence[Cost]) -> str:
         lines.append(
             f"| {cost.model} | {cost.patches:,} | {cost.mode} "
             f"| {cost.seconds:.3f} ({cost.fastest_s:.3f} – {cost.slowest_s:.3f}) "
-            f"| {faster} | {cost.extra_gb:.3f} | {share} |"
+            f"| {faster} | {cost.extra_gb:.3f} | {fraction} |"
         )
     return "\n".join(lines)
 
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="write the measurements here too")
     parser.add_argument("--memory-here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -196,17 +196,18 @@ def main() -> None:
     costs = []
     for patches in options.patches:
         for mode in options.modes:
-            held = {spec: memory(spec, mode, patches, options.dim, options.threads) for spec in specs}
+            gb = {spec: memory(spec, mode, patches, options.dim, options.threads) for spec in specs}
             for spec, seconds in times(specs, mode, patches, options.dim, options.repeats).items():
                 costs.append(
-                    Cost(spec, patches, mode, statistics.median(seconds), min(seconds), max(seconds), *held[spec])
+                    Cost(spec, patches, mode, statistics.median(seconds), min(seconds), max(seconds), *gb[spec])
                 )
     machine = f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}"
     print(f"{machine}; fp32, {options.dim} features a patch, {options.repeats} rounds\n\n{table(costs)}")
     if PLAIN in specs:
         difference = disagreement(min(options.patches), options.dim)
         print(
-            f"\nLogits of plain and transmil, same weights, {min(options.patches):,} patches: {difference:.1e} apart."
+            f"\nLogits of plain and transmil, same weights, {min(options.patches):,} patches: "
+            f"difference {difference:.1e}."
         )
     if options.json:
         options.json.write_text(json.dumps([asdict(cost) for cost in costs], indent=1), encoding="utf-8")

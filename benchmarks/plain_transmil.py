@@ -1,8 +1,8 @@
-"""TransMIL as published, on the `nystrom-attention` package: what benchmarks/mil.py compares ours with.
+"""TransMIL as published, on the `nystrom-attention` package: the reference of benchmarks/mil.py.
 
 Shao et al., "TransMIL: Transformer based Correlated MIL for Whole Slide Image Classification", NeurIPS 2021. Every
 token goes through both layers, Nystrom's two long matrices are stored, and the three kernels of PPEG are three passes.
-Parameter names are those of the published weights, which are ours too, so that both can be given the same.
+The parameter names are those of the published weights and of our implementation, so both can load the same weights.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PlainLayer(nn.Module):
 
 
 class PlainPPEG(nn.Module):
-    """Three depthwise convolutions of the square, added to it."""
+    """Three depthwise convolutions of the square of tokens, added to it."""
 
     def __init__(self) -> None:
         super().__init__()

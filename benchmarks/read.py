@@ -1,12 +1,12 @@
-"""Patches a second from a slide: this package beside OpenSlide as it is commonly used, its careful users, and others.
+"""Patches per second from a slide: this package, common and optimised uses of OpenSlide, and other readers.
 
-    python benchmarks/read.py                  # three large slides, made of real tissue where ../shared is there
+    python benchmarks/read.py                  # three large slides, made of real tissue if ../shared is available
     python benchmarks/read.py --side 15360 --repeats 3 --slides B
 
 256-px patches in raster order, on a grid that is not aligned with the tiles: at 20x from a 40x slide (512 px of level 0
-become 256), and at the stored level. Everything runs in one process (but for the DataLoader's), turn about; figures are
-medians, and ratios are against one-thread OpenSlide + PIL in the same round. The page cache is warm: this is what
-decoding costs, not the disk. tiffslide, fastslide and cv2 take part where they are installed.
+become 256), and at the stored level. Everything runs in one process (except the DataLoader's), in turn; figures are
+medians, and ratios are to single-threaded OpenSlide + PIL in the same round. The page cache is warm, so decoding is
+measured, not the disk. tiffslide, fastslide and cv2 are included if they are installed.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from wsi_pipeline.read.slide import tile_levels
 from wsi_pipeline.types import Int64, PatchGrid, UInt8
 
 ORIGIN, SIDE_PX = (74, 106), 256
-Run = Callable[[], int]  # reads every patch; how many
+Run = Callable[[], int]  # reads every patch; returns their number
 
 
 @dataclass(frozen=True)
 class Task:
-    """Which patches of which slide."""
+    """Patches to read from a slide."""
 
     path: Path
     xy_px0: Int64  # (N, 2)
@@ -76,7 +76,7 @@ def ours(task: Task, threads: int, scaling: str) -> Run:
 
 
 def one_patch(slide: openslide.OpenSlide, xy: list[int], side: int) -> UInt8:
-    """As CLAM and TRIDENT do it."""
+    """As in CLAM and TRIDENT."""
     patch = slide.read_region((xy[0], xy[1]), 0, (side, side)).convert("RGB")
     return np.asarray(patch if side == SIDE_PX else patch.resize((SIDE_PX, SIDE_PX)))
 
@@ -90,7 +90,7 @@ def openslide_pil(task: Task) -> Run:
 
 
 class Patches(torch.utils.data.Dataset[Any]):
-    """The same as a torch dataset: each worker process opens the slide for itself."""
+    """The same as a torch dataset; each worker process opens the slide itself."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -109,7 +109,7 @@ def data_loader(task: Task) -> Run:
 
 
 def supertiles(task: Task) -> Run:
-    """OpenSlide with care: 4 x 4 patches at once, its raw buffer, cv2's area filter, two threads."""
+    """Optimised OpenSlide: 4 x 4 patches at once, its raw buffer, cv2's area filter, two threads."""
     import cv2  # type: ignore[import-not-found,unused-ignore]
 
     side = task.side_px0
@@ -167,7 +167,7 @@ def fastslide_pil(task: Task) -> Run:
 
 
 def ceiling(task: Task, threads: int, scaling: str) -> Run:
-    """Every tile that a patch touches decoded once, and nothing else: what libjpeg-turbo allows."""
+    """Only decode every tile that a patch touches once: the upper limit with libjpeg-turbo."""
 
     def run() -> int:
         with open_slide(task.path, ReadConfig(reader="jpeg_tiff")) as slide:
@@ -183,7 +183,7 @@ def ceiling(task: Task, threads: int, scaling: str) -> Run:
 
 
 def decode_all(level: TileLevel, numbers: list[int]) -> None:
-    """Into one buffer, again and again."""
+    """Decode tiles into one buffer."""
     out = tile_memory((level.tile[1], level.tile[0], 3))
     for number in numbers:
         level.decode(number, out)
@@ -198,7 +198,7 @@ def tiles(level: TileLevel, task: Task) -> Iterator[int]:
 
 
 def contenders(task: Task, reduced: bool) -> dict[str, Run]:
-    """Name -> run; the first is what the others are measured against."""
+    """Name -> run; the first is the baseline of the ratios."""
     runs = {
         "OpenSlide + PIL, 1 thread": openslide_pil(task),
         "the same in a DataLoader, 2 processes": data_loader(task),
@@ -224,7 +224,7 @@ def contenders(task: Task, reduced: bool) -> dict[str, Run]:
 
 
 def measure(runs: dict[str, Run], repeats: int) -> dict[str, tuple[float, float]]:
-    """Name -> (patches/s, ratio to the first of its round), medians over rounds."""
+    """Name -> (patches/s, ratio to the baseline of the same round), medians over rounds."""
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -240,11 +240,13 @@ def measure(runs: dict[str, Run], repeats: int) -> dict[str, tuple[float, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=30_720, help="of the slides, pixels")
-    parser.add_argument("--patches", type=int, default=1200, help="20x from 40x; five times as many stored")
+    parser.add_argument("--side", type=int, default=30_720, help="side of the slides in pixels")
+    parser.add_argument(
+        "--patches", type=int, default=1200, help="at 20x from 40x; five times as many at the stored level"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slides", default="".join(KINDS))
-    parser.add_argument("--folder", type=Path, help="keep the slides there, and use those that are there")
+    parser.add_argument("--folder", type=Path, help="keep the slides in this folder, and use existing ones")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found: dict[str, dict[str, tuple[float, float]]] = {}

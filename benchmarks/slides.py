@@ -1,4 +1,4 @@
-"""Large slides for the benchmarks: mosaics of real tissue where ../shared/data is there, else of drawn tissue."""
+"""Large slides for the benchmarks: mosaics of real tissue if ../shared/data is available, else of synthetic tissue."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _APERIO = "Aperio Image Library v12.0.0 \n{0}x{0} [0,0 {0}x{0}] ({1}x{1}) JPEG/R
 
 @dataclass(frozen=True)
 class Kind:
-    """How a slide is stored."""
+    """Storage format of a slide."""
 
     text: str
     tile: int
@@ -40,7 +40,7 @@ KINDS = {
 
 
 def make_slide(folder: Path, kind: str, side_px: int) -> Path:
-    """``folder``/<kind>-<side>.svs or .tif with levels 1, 4 and 16, at 0.25 µm/px; made if it is not there."""
+    """``folder``/<kind>-<side>.svs or .tif with downsamples 1, 4 and 16, at 0.25 µm/px; created if missing."""
     how = KINDS[kind]
     path = folder / f"{kind}-{side_px}.{'svs' if how.svs else 'tif'}"
     if path.exists():
@@ -81,7 +81,7 @@ def source(folder: Path) -> UInt8:
 
 
 def mosaic(tissue: UInt8, tile: int, side: int, coarse: UInt8) -> Iterator[UInt8]:
-    """Tiles in row-major order, each cut somewhere from ``tissue``; ``coarse`` is filled with them at a quarter."""
+    """Tiles in row-major order, each a random part of ``tissue``; also fills ``coarse`` with them, 4 x smaller."""
     rng = np.random.default_rng(0)
     limits = np.array(tissue.shape[:2]) - tile
     for top in range(0, side, tile):

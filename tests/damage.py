@@ -1,4 +1,4 @@
-"""Slides that disks, networks and people have spoilt: what the tests of damage share."""
+"""Slides damaged as by disks, networks and people, for the tests of damaged slides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Generator = np.random.Generator
 
 
 def cut(data: bytearray, path: Path, rng: Generator) -> None:
-    """The file ends early: a copy that was broken off."""
+    """The file ends early: an interrupted copy."""
     del data[int(rng.integers(1, len(data))) :]
 
 
@@ -23,7 +23,7 @@ def flipped(data: bytearray, path: Path, rng: Generator) -> None:
 
 
 def flipped_head(data: bytearray, path: Path, rng: Generator) -> None:
-    """One to five bits are wrong in a directory, or in what it points to."""
+    """One to five bits are wrong in a directory, or in the data it points to."""
     with TiffFile(path) as tiff:
         starts = [page.offset for page in tiff.pages]
     for _ in range(int(rng.integers(1, 6))):
@@ -54,7 +54,7 @@ def misplaced(data: bytearray, path: Path, rng: Generator) -> None:
 
 
 def something_else(data: bytearray, path: Path, rng: Generator) -> None:
-    """No slide at all under a slide's name."""
+    """Not a slide at all, under a slide's name."""
     data[:] = [
         b"",
         b"this slide has been moved to another server\n",
@@ -70,8 +70,8 @@ HOW: tuple[Callable[[bytearray, Path, Generator], None], ...] = (
 )
 
 
-def spoil(source: Path, target: Path, number: int) -> str:
-    """Write ``source``, spoilt in the ``number``-th way, to ``target``; what was done."""
+def damage_file(source: Path, target: Path, number: int) -> str:
+    """Write ``source``, damaged in the ``number``-th way, to ``target``; returns the kind of damage."""
     how = HOW[number % len(HOW)]
     data = bytearray(source.read_bytes())
     how(data, source, np.random.default_rng((4711, number)))

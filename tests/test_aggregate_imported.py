@@ -29,7 +29,7 @@ from wsi_pipeline.csvtable import read_csv
 from wsi_pipeline.embed.identity import identity
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ArtifactError, ConfigError, WsiError
-from wsi_pipeline.predict import stage
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.store import read_bag
 
 FEATURES = Features("lite0", "d0", 0.5, 224)
@@ -539,7 +539,7 @@ def test_the_command_takes_a_model_to_predictions_on_matching_bags(tmp_path: Pat
     if case == "transmil":
         assert "assumed    landmarks=8 pinv_iterations=6" in said
     with Engine(project.config.engine, project.config.out) as engine:
-        stage.run(project, engine)
+        run_stage("predict", project, engine)
         assert engine.failures == []
     header, lines = read_csv(project.folder.predictions)
     found = {values[0]: dict(zip(header, values, strict=True)) for values in lines}
@@ -580,7 +580,7 @@ def test_without_a_bag_the_encoder_says_its_digest_or_the_user_does(tmp_path: Pa
     [
         (("--encoder", "lite0"), "give --bag FILE.h5, or all of --encoder NAME --mpp UM_PER_PX --side-px PIXELS"),
         (("--bag", "b.h5", "--mpp", "1"), "--bag says encoder, digest, mpp and side_px; leave the other four out"),
-        (("--bag", "b.h5"), "the bag b.h5 is not there"),
+        (("--bag", "b.h5"), "the bag b.h5 does not exist"),
         (("--encoder", "lite0", "--mpp", "0", "--side-px", "224"), "both must be above 0"),
         (("--encoder", "lite9", "--mpp", "1", "--side-px", "224"), "there is no encoder called 'lite9'"),
         (("--encoder", "lite0", "--mpp", "1", "--side-px", "9", "--task", "survival"), "--task survival: an imported"),

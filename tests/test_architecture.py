@@ -35,7 +35,7 @@ HOMES = {
     "dask": {"engine"},
     "distributed": {"engine"},
     "dask_jobqueue": {"engine"},
-    "sklearn": {"train", "evaluate"},
+    "sklearn": {"train"},
     "matplotlib": {"evaluate", "view", "api"},
     "pandas": {"api", "run_folder"},
     "skimage": {"tile", "demo"},

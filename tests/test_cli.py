@@ -1,4 +1,4 @@
-"""Bad input gets one clear line and the right exit code; help teaches."""
+"""Bad input gives one clear line and the right exit code; help names every command."""
 
 from __future__ import annotations
 
@@ -62,7 +62,18 @@ def test_help_names_every_stage() -> None:
     assert "--set" in wsi("tile", "--help").stdout
 
 
-def test_one_bad_slide_of_each_kind_is_listed_and_the_good_one_is_done(tmp_path: Path, slide: Path) -> None:
+def test_help_of_explain_states_what_is_explained_for_each_task() -> None:
+    text = " ".join(wsi("explain", "--help").stdout.split())
+    for target in (
+        "classification: the class's logit less the mean of the other classes' logits; of two classes, the log odds",
+        "multilabel: the label's own logit, its log odds",
+        "regression: the predicted value",
+        "survival: the log hazard (risk)",
+    ):
+        assert target in text
+
+
+def test_bad_slides_of_each_kind_are_listed_and_the_good_one_is_done(tmp_path: Path, slide: Path) -> None:
     data = slide.read_bytes()
     (tmp_path / "zero.svs").write_bytes(b"")
     (tmp_path / "text.svs").write_text("this is not a slide\n" * 50)
@@ -75,15 +86,15 @@ def test_one_bad_slide_of_each_kind_is_listed_and_the_good_one_is_done(tmp_path:
     assert done.returncode == 1, done.stderr
     listed = failures(tmp_path)
     assert set(listed) == {"missing", "zero", "text", "truncated", "no_mpp", "glass"}
-    says = {
-        "missing": ("SlideError", "not there"),
+    expected = {
+        "missing": ("SlideError", "does not exist"),
         "zero": ("SlideError", "empty"),
         "text": ("SlideError", "text"),
         "truncated": ("SlideError", "truncated.tif"),
         "no_mpp": ("SlideError", "mpp"),
         "glass": ("EmptySlideError", "tissue"),
     }
-    for slide_id, (error, word) in says.items():
+    for slide_id, (error, word) in expected.items():
         assert listed[slide_id]["error"] == error, listed[slide_id]
         assert word in listed[slide_id]["message"]
         assert "\n" not in listed[slide_id]["message"]
@@ -101,7 +112,7 @@ def test_a_missing_resolution_can_be_given(tmp_path: Path) -> None:
     assert wsi("tile", config(tmp_path, "path\nno_mpp.tif\n"), "--set", "read.mpp=0.5").returncode == 0
 
 
-def test_a_slide_that_is_mended_leaves_the_list(tmp_path: Path, slide: Path) -> None:
+def test_a_slide_that_is_repaired_leaves_the_list(tmp_path: Path, slide: Path) -> None:
     path = config(tmp_path, "path\na.tif\n")
     assert wsi("tile", path).returncode == 1
     (tmp_path / "a.tif").write_bytes(slide.read_bytes())
@@ -110,10 +121,10 @@ def test_a_slide_that_is_mended_leaves_the_list(tmp_path: Path, slide: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("manifest", "extra", "arguments", "says"),
+    ("manifest", "extra", "arguments", "message"),
     [
         ("slide_id\na\n", "", ["run"], "no 'path' column"),
-        ("slide_id,path\na,1.svs\na,2.svs\n", "", ["run"], "'a' stands twice"),
+        ("slide_id,path\na,1.svs\na,2.svs\n", "", ["run"], "'a' appears twice"),
         ("path\na.svs\n", "tile: {mppp: 1}\n", ["run"], "unknown key 'tile.mppp'"),
         ("path\na.svs\n", "embed: {encoder: rasnet50}\n", ["run"], "did you mean 'resnet50'"),
         ("path\na.svs\n", "aggregate: {models: [abmill]}\n", ["run"], "did you mean 'abmil'"),
@@ -125,17 +136,17 @@ def test_a_slide_that_is_mended_leaves_the_list(tmp_path: Path, slide: Path) -> 
     ],
 )
 def test_what_the_user_must_fix_is_one_line_and_exit_code_2(
-    tmp_path: Path, manifest: str, extra: str, arguments: list[str], says: str
+    tmp_path: Path, manifest: str, extra: str, arguments: list[str], message: str
 ) -> None:
     path = config(tmp_path, manifest, extra)
-    assert says in error_line(wsi(arguments[0], path, *arguments[1:]))
+    assert message in error_line(wsi(arguments[0], path, *arguments[1:]))
 
 
 def test_a_config_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert "cannot read the config" in error_line(wsi("run", tmp_path / "none.yaml"))
 
 
-def test_predict_without_slides_or_model_says_what_to_give(tmp_path: Path) -> None:
+def test_predict_without_slides_or_model_names_what_to_give(tmp_path: Path) -> None:
     assert "--model DIR" in error_line(wsi("predict"))
     line = error_line(wsi("predict", "--model", tmp_path, "--slides", "x/*.svs", "--out", tmp_path / "out"))
     assert str(tmp_path) in line
@@ -158,27 +169,27 @@ def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["encoders", "models", "explainers", "readers", "detectors"])
-def test_list_shows_what_can_be_named(kind: str) -> None:
+def test_list_shows_the_plug_ins(kind: str) -> None:
     done = wsi("list", kind)
     assert done.returncode == 0, done.stderr
     expected = {"encoders": "lite0", "models": "transmil", "explainers": "contribution", "readers": "openslide"}
     assert expected.get(kind, "otsu") in done.stdout
 
 
-def test_info_says_what_is_known_of_a_slide(slide: Path) -> None:
+def test_info_shows_the_properties_of_a_slide(slide: Path) -> None:
     done = wsi("info", slide)
     assert done.returncode == 0, done.stderr
     for word in ("openslide", "generic-tiff", "0.5", "1,500 x 1,500", "level 3"):
         assert word in done.stdout
 
 
-def test_a_plain_picture_is_a_slide_when_its_resolution_is_given(tmp_path: Path) -> None:
+def test_a_plain_image_is_a_slide_when_its_resolution_is_given(tmp_path: Path) -> None:
     Image.fromarray(np.full((300, 400, 3), 128, np.uint8)).save(tmp_path / "a.png")
     assert "mpp" in error_line(wsi("info", tmp_path / "a.png"))
     assert "image" in wsi("info", tmp_path / "a.png", "--mpp", 0.5).stdout
 
 
-def test_doctor_and_config_answer() -> None:
+def test_doctor_and_config_print_their_tables() -> None:
     done = wsi("doctor")
     assert done.returncode == 0, done.stderr
     for word in ("torch", "disk here", "weights: lite0"):
@@ -186,3 +197,4 @@ def test_doctor_and_config_answer() -> None:
     table = wsi("config", "tile").stdout
     assert "tile.min_tissue" in table
     assert "embed.encoder" not in table
+    assert "[attention, contribution" in wsi("config", "explain").stdout, "brackets are not markup"

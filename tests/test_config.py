@@ -1,4 +1,4 @@
-"""Two lines are a whole config; everything else is checked, and each mistake gets one line."""
+"""Two lines are a complete config; everything else is checked, and each mistake gives one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_two_lines_are_a_whole_config(tmp_path: Path) -> None:
+def test_two_lines_are_a_complete_config(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, "slides: slides.csv\nout: run\n"))
     assert config.slides == tmp_path / "slides.csv"
     assert config.out == tmp_path / "run"
@@ -38,7 +38,7 @@ def test_a_config_written_out_reads_back_equal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("slides: s.csv\n", "'out' is missing"),
         ("slides: s.csv\nout: run\ntile: {mppp: 1}\n", "unknown key 'tile.mppp'"),
@@ -46,18 +46,18 @@ def test_a_config_written_out_reads_back_equal(tmp_path: Path) -> None:
         ("slides: s.csv\nout: run\ntile: {mpp: -1}\n", "tile.mpp = -1"),
         ("slides: s.csv\nout: run\ntile: {mpp: fine}\n", "tile.mpp = 'fine'"),
         ("slides: s.csv\nout: run\naggregate: {models: [abmil, abmil]}\n", "two models have the same name"),
-        ("slides: s.csv\nout: run\nexplain: {methods: [attention, attention]}\n", "'attention' stands twice"),
+        ("slides: s.csv\nout: run\nexplain: {methods: [attention, attention]}\n", "'attention' appears twice"),
         ("slides: s.csv\nout: run\nexplain: {methods: {a: b}}\n", "valid"),
         ("slides: s.csv\nout: run\ntile: {mpp: .inf}\n", "tile.mpp"),
         ("slides: s.csv\nout: run\ntile: {side_px: true}\n", "tile.side_px"),
         ("slides: [\n", "not valid YAML"),
-        ("", "holds no settings"),
+        ("", "contains no settings"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_key(tmp_path: Path, text: str, says: str) -> None:
+def test_a_mistake_is_one_line_that_names_the_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, text))
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -72,7 +72,7 @@ def test_a_missing_config_is_one_line(tmp_path: Path) -> None:
         load_config(tmp_path / "nowhere.yaml")
 
 
-def test_speed_settings_stay_out_of_the_key(tmp_path: Path) -> None:
+def test_settings_of_speed_are_not_in_the_key(tmp_path: Path) -> None:
     def embed(threads: int) -> dict[str, object]:
         data = {"slides": "s", "out": "o", "embed": {"threads": threads}}
         return build_config(data, [], base=tmp_path, source="test").embed.for_key()

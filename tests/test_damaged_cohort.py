@@ -1,4 +1,4 @@
-"""A night's batch of two hundred spoilt slides: each ends with a bag or a line in failures.csv, and the run ends."""
+"""A run over two hundred damaged slides finishes, and each slide ends with a bag or a line in failures.csv."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from damage import spoil
+from damage import damage_file
 from test_read_jpeg import write_slide
 
 from wsi_pipeline.config import ReadConfig
@@ -35,20 +35,20 @@ def wsi(stage: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_batch_of_spoilt_slides(tmp_path: Path) -> None:
+def test_a_cohort_of_damaged_slides(tmp_path: Path) -> None:
     draw_slide(tmp_path / "drawn.tif", side_px=1000, seed=0, tumour=True)
     with open_slide(tmp_path / "drawn.tif", ReadConfig()) as slide:
         pixels = slide.read((0, 0), 0, slide.sizes[0])
-    whole = [
+    intact = [
         write_slide(tmp_path / "rgb.svs", rgb=True, tile=128, pixels=pixels),
         write_slide(tmp_path / "ycbcr.svs", tile=128, pixels=pixels),
         write_slide(tmp_path / "generic.tif", tile=128, pixels=pixels),
     ]
     rows = ["slide_id,path,mpp"]
     for number in range(SLIDES):
-        source = whole[number // 6 % len(whole)]
+        source = intact[number // 6 % len(intact)]
         path = tmp_path / f"{number}{source.suffix}"
-        how = spoil(source, path, number)
+        how = damage_file(source, path, number)
         rows.append(f"{number}-{how},{path.name},0.5")
     (tmp_path / "slides.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(SETTINGS))
@@ -65,6 +65,6 @@ def test_a_batch_of_spoilt_slides(tmp_path: Path) -> None:
     assert set(failures) & set(bags) == set()
     assert [line for line in failures.values() if "unforeseen" in line["message"]] == []
     partial = sum(len(bag.unreadable_px0) > 0 for bag in bags.values())
-    print(Counter(line["error"] for line in failures.values()), len(bags), "bags,", partial, "of them not whole")
+    print(Counter(line["error"] for line in failures.values()), len(bags), "bags,", partial, "of them incomplete")
     assert partial >= 20
     assert len(failures) >= 60

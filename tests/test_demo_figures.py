@@ -1,4 +1,4 @@
-"""What the demo promises, measured on a finished demo: `make demo OUT=demo`, then WSI_DEMO=demo pytest."""
+"""The claims about the demo, verified on a finished one: `make demo OUT=demo`, then WSI_DEMO=demo pytest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODELS = ["mean", "abmil", "clam_sb", "transmil", "dtfd"]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_slides_of_unseen_patients_are_told_apart(evaluated: Path, model: str) -> None:
+def test_slides_of_held_out_patients_are_classified(evaluated: Path, model: str) -> None:
     found = {(r["model"], r["metric"]): r["value"] for r in rows(evaluated / "metrics.csv")}
     assert float(found[model, "auroc"]) >= 0.9
     predictions = rows(evaluated.parent / "predict" / "predictions.csv")
@@ -36,7 +36,7 @@ def test_slides_of_unseen_patients_are_told_apart(evaluated: Path, model: str) -
     assert all(p["held_out"] == "true" for p in predictions)
 
 
-def test_five_models_stand_in_one_table_over_two_seeds(evaluated: Path) -> None:
+def test_five_models_are_in_one_table_over_two_seeds(evaluated: Path) -> None:
     found = {(r["model"], r["measure"]): r for r in rows(evaluated / "seeds.csv")}
     assert list(found) == [(model, measure) for model in MODELS for measure in ("auroc", "auprc")]
     for line in found.values():
@@ -47,13 +47,13 @@ def test_five_models_stand_in_one_table_over_two_seeds(evaluated: Path) -> None:
     assert all(float(found[model, "auroc"]["mean"]) >= 0.9 for model in MODELS)
 
 
-def test_the_picked_map_of_the_transformer_finds_the_tumour_better_than_its_attention(evaluated: Path) -> None:
-    choice = json.loads((evaluated.parent / "explain" / "transmil" / "selection.json").read_text())
-    assert choice["aupc"][choice["method"]] < choice["random"]
+def test_the_selected_method_of_the_transformer_localises_tumour_better_than_its_attention(evaluated: Path) -> None:
+    selection = json.loads((evaluated.parent / "explain" / "transmil" / "selection.json").read_text())
+    assert selection["aupc"][selection["method"]] < selection["random"]
     auprc = defaultdict(list)
     for row in rows(evaluated / "maps.csv"):
         auprc[row["model"], row["method"]].append(float(row["auprc"]))
-    assert np.mean(auprc["transmil", choice["method"]]) > np.mean(auprc["transmil", "attention"])
+    assert np.mean(auprc["transmil", selection["method"]]) > np.mean(auprc["transmil", "attention"])
 
 
 @pytest.mark.parametrize("model", ["abmil", "transmil"])
@@ -67,7 +67,7 @@ def test_every_method_is_measured_on_the_annotated_slides(evaluated: Path, model
     assert all(float(found[method, "miou"]["value"]) > 0 for method in methods)
 
 
-def test_the_contribution_map_finds_the_annotated_tumour(evaluated: Path) -> None:
+def test_the_contribution_map_localises_the_annotated_tumour(evaluated: Path) -> None:
     maps = defaultdict(list)
     for row in rows(evaluated / "maps.csv"):
         maps[row["model"], row["method"]].append((float(row["auprc"]), float(row["base_rate"])))
@@ -77,7 +77,7 @@ def test_the_contribution_map_finds_the_annotated_tumour(evaluated: Path) -> Non
     assert auprc >= 3 * base_rate
 
 
-def test_every_slide_has_what_people_look_at(evaluated: Path) -> None:
+def test_every_slide_has_a_heatmap_and_qupath_tiles(evaluated: Path) -> None:
     run = evaluated.parent
     assert len(list((run / "heatmap").glob("*.ome.zarr"))) == 24
     assert len(list((run / "view").glob("*.geojson"))) == 24

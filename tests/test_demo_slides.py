@@ -1,4 +1,4 @@
-"""The demo's slides: what the files say, what is drawn, and that colour alone does not give the label away."""
+"""The demo's slides: their files, their content, and that mean colour does not reveal the label."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from wsi_pipeline.types import Bool, Float64, UInt8
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of a small-sided cohort; lesions and infiltrates keep their share of the slide."""
+    """The manifest of a cohort of small slides; lesions and infiltrates cover the usual fraction of the slide."""
     return draw_cohort(tmp_path_factory.mktemp("demo"), slides=24, patients=20, side_px=1000, seed=0, workers=1)
 
 
@@ -50,7 +50,7 @@ def pixels(path: Path, level: int = 0) -> UInt8:
 
 
 def polygons(annotation: Path) -> dict[str, list[Float64]]:
-    """Outlines by group, read the plain way."""
+    """Outlines by group, read directly from the XML."""
     groups: dict[str, list[Float64]] = {}
     for element in ElementTree.fromstring(annotation.read_text()).iter("Annotation"):
         xy = [(float(c.attrib["X"]), float(c.attrib["Y"])) for c in element.iter("Coordinate")]
@@ -84,19 +84,19 @@ def test_openslide_opens_a_slide_with_four_levels_at_half_a_micrometre(tmp_path:
         assert slide.properties["openslide.level[0].tile-width"] == "256"
 
 
-def test_a_side_that_no_power_of_two_divides_is_drawn_to_its_last_pixel(tmp_path: Path) -> None:
+def test_an_odd_side_is_drawn_to_its_last_pixel(tmp_path: Path) -> None:
     draw_slide(tmp_path / "a.tif", side_px=777)
     assert pixels(tmp_path / "a.tif").shape == (777, 777, 3)
     assert pixels(tmp_path / "a.tif")[-1].min() > 150
 
 
-def test_a_slide_can_be_drawn_that_does_not_tell_its_resolution(tmp_path: Path) -> None:
+def test_a_slide_can_be_drawn_without_a_stated_resolution(tmp_path: Path) -> None:
     draw_slide(tmp_path / "a.tif", side_px=500, with_mpp=False)
     with openslide.OpenSlide(tmp_path / "a.tif") as slide:
         assert "openslide.mpp-x" not in slide.properties
 
 
-def test_every_level_shows_the_same_picture(tmp_path: Path) -> None:
+def test_every_level_shows_the_same_image(tmp_path: Path) -> None:
     draw_slide(tmp_path / "a.tif", side_px=1000)
     full = pixels(tmp_path / "a.tif").mean(axis=2)
     for level, factor in ((1, 2), (2, 4), (3, 8)):
@@ -105,7 +105,7 @@ def test_every_level_shows_the_same_picture(tmp_path: Path) -> None:
         assert np.corrcoef(averaged.ravel(), stored.ravel())[0, 1] > 0.98
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_different_ones(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         draw_slide(tmp_path / name, side_px=500, seed=seed, tumour=True, annotation=tmp_path / f"{name}.xml")
     slides = [(tmp_path / name).read_bytes() for name in "abc"]
@@ -131,16 +131,16 @@ def test_the_number_of_workers_changes_no_byte(tmp_path: Path) -> None:
         {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()} for n in "12"
     )
     assert one == two
-    assert len(one) == 6  # two slides and what they were made from, one annotation, the manifest
+    assert len(one) == 6  # two slides with their provenance, one annotation, the manifest
 
 
-def test_what_is_drawn_is_left_alone_and_what_is_missing_or_meant_otherwise_is_drawn(tmp_path: Path) -> None:
+def test_only_missing_or_outdated_slides_are_drawn(tmp_path: Path) -> None:
     def drawn(seed: int = 0) -> dict[str, int]:
-        told: list[tuple[int, int]] = []
+        reported: list[tuple[int, int]] = []
         draw_cohort(
-            tmp_path, slides=2, patients=2, side_px=500, seed=seed, workers=1, progress=lambda *n: told.append(n)
+            tmp_path, slides=2, patients=2, side_px=500, seed=seed, workers=1, progress=lambda *n: reported.append(n)
         )
-        assert told[-1] == (2, 2)
+        assert reported[-1] == (2, 2)
         return {p.name: p.stat().st_mtime_ns for p in (tmp_path / "slides").glob("*.tif")}
 
     first = drawn()
@@ -152,7 +152,7 @@ def test_what_is_drawn_is_left_alone_and_what_is_missing_or_meant_otherwise_is_d
     assert all(time != second[name] for name, time in drawn(seed=1).items())
 
 
-def test_the_annotation_is_written_as_camelyon16_has_it() -> None:
+def test_the_annotation_is_in_camelyon16s_format() -> None:
     triangle = np.array([[1.0, 2.0], [30.0, 2.0], [1.0, 20.5]])
     assert asap_xml([triangle], [triangle]).splitlines()[:8] == [
         '<?xml version="1.0"?>',
@@ -177,7 +177,7 @@ def test_the_annotation_is_written_as_camelyon16_has_it() -> None:
         ({"slides": 4, "patients": 4, "side_px": 100}, "500 to 20000 px"),
     ],
 )
-def test_a_cohort_that_cannot_be_is_refused(tmp_path: Path, arguments: dict[str, Any], words: str) -> None:
+def test_an_impossible_cohort_is_refused(tmp_path: Path, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         draw_cohort(tmp_path, **arguments)
     assert not list(tmp_path.iterdir())
@@ -188,13 +188,13 @@ def test_an_unknown_pen_is_refused(tmp_path: Path) -> None:
         draw_slide(tmp_path / "a.tif", pen="pink")
 
 
-# --- what is drawn ---------------------------------------------------------------------------------------------
+# --- content ---------------------------------------------------------------------------------------------------
 
 
 def test_tissue_covers_about_half_of_every_slide(cohort: Path) -> None:
-    shares = [tissue(pixels(row.path, level=2)).mean() for row in read_manifest(cohort)]
-    assert min(shares) > 0.35
-    assert max(shares) < 0.75
+    fractions = [tissue(pixels(row.path, level=2)).mean() for row in read_manifest(cohort)]
+    assert min(fractions) > 0.35
+    assert max(fractions) < 0.75
 
 
 def test_annotations_lie_inside_the_tissue(cohort: Path) -> None:
@@ -206,7 +206,7 @@ def test_annotations_lie_inside_the_tissue(cohort: Path) -> None:
                     assert mask[y, x], row.slide_id
 
 
-def test_large_dark_nuclei_fill_the_annotation_and_lie_nowhere_else(
+def test_large_dark_nuclei_fill_the_annotation_and_are_nowhere_else(
     lesion: tuple[Path, Path, tuple[Site, ...]],
 ) -> None:
     slide, annotation, _ = lesion
@@ -224,7 +224,9 @@ def test_large_dark_nuclei_fill_the_annotation_and_lie_nowhere_else(
     assert found[patches].mean() > 0.95
 
 
-def test_the_hole_lies_in_the_lesion_and_the_other_sites_apart(lesion: tuple[Path, Path, tuple[Site, ...]]) -> None:
+def test_the_hole_lies_in_the_lesion_and_the_sites_do_not_intersect(
+    lesion: tuple[Path, Path, tuple[Site, ...]],
+) -> None:
     _, annotation, sites = lesion
     groups = polygons(annotation)
     assert Polygon(groups["_0"][0]).contains(Polygon(groups["_2"][0]))
@@ -241,12 +243,12 @@ def test_infiltrates_are_as_dark_as_tumour(lesion: tuple[Path, Path, tuple[Site,
     stroma = polygon_mask(sites[0].hole_px0, shape)
     tumour = polygon_mask(sites[0].outline_px0, shape) & ~stroma
     infiltrates = [polygon_mask(site.outline_px0, shape) for site in sites if not site.tumour]
-    crowded = np.mean([grey[mask].mean() for mask in infiltrates])
-    assert abs(grey[tumour].mean() - crowded) < 0.25 * (grey[stroma].mean() - crowded)
+    infiltrate = np.mean([grey[mask].mean() for mask in infiltrates])
+    assert abs(grey[tumour].mean() - infiltrate) < 0.25 * (grey[stroma].mean() - infiltrate)
 
 
 @pytest.mark.parametrize("pen", PENS)
-def test_a_pen_leaves_its_colour_on_the_slide_and_the_rest_as_it_was(pen: str) -> None:
+def test_a_pen_mark_has_its_colour_and_changes_nothing_else(pen: str) -> None:
     plans = [plan_slide("a", "a", tumour=True, side_px=700, seed=(4,), burden=2, pen=p) for p in (None, pen)]
     plain, marked = (draw(plan) for plan in plans)
     changed = (plain.rgb != marked.rgb).any(axis=2)
@@ -260,7 +262,7 @@ def test_a_pen_leaves_its_colour_on_the_slide_and_the_rest_as_it_was(pen: str) -
     assert pen != "black" or max(r, g, b) - min(r, g, b) < 20
 
 
-def test_every_full_size_tumour_slide_holds_eight_patches_of_nothing_but_tumour() -> None:
+def test_every_full_size_tumour_slide_has_eight_patches_entirely_in_tumour() -> None:
     plans = [plan for plan in plan_cohort(24, 20, 6000, seed=0) if plan.label == TUMOUR]
     smallest = sorted(plans, key=lambda plan: max(plan.lesions_um))[:4]
     for plan in smallest:
@@ -275,7 +277,7 @@ def test_every_full_size_tumour_slide_holds_eight_patches_of_nothing_but_tumour(
         assert len(whole) >= 8, plan.slide_id
 
 
-def test_the_cohort_has_lesions_of_every_size_and_tells_no_label_by_its_plan() -> None:
+def test_the_cohort_has_lesions_of_every_size_and_its_plan_does_not_reveal_the_label() -> None:
     plans = plan_cohort(24, 20, 6000, seed=0)
     tumour, normal = ([p for p in plans if p.label == label] for label in (TUMOUR, NORMAL))
     assert all(1 <= len(p.lesions_um) <= 4 for p in tumour)
@@ -286,8 +288,8 @@ def test_the_cohort_has_lesions_of_every_size_and_tells_no_label_by_its_plan() -
     assert sum(p.hole for p in tumour) == 2
     pens = [sorted(p.pen or "" for p in ps) for ps in (tumour, normal)]
     assert pens[0] == pens[1] == sorted([*PENS, *[""] * 8])
-    crowded = [np.mean([sum(d**2 for d in p.lesions_um + p.infiltrates_um) for p in ps]) for ps in (tumour, normal)]
-    assert 0.7 < crowded[0] / crowded[1] < 1.4
+    areas = [np.mean([sum(d**2 for d in p.lesions_um + p.infiltrates_um) for p in ps]) for ps in (tumour, normal)]
+    assert 0.7 < areas[0] / areas[1] < 1.4
 
 
 def test_mean_colour_does_not_separate_the_labels(cohort: Path) -> None:
@@ -314,7 +316,7 @@ def test_mean_colour_does_not_separate_the_labels(cohort: Path) -> None:
 # --- parts -----------------------------------------------------------------------------------------------------
 
 
-def test_colour_follows_beer_and_lambert() -> None:
+def test_colours_follow_the_beer_lambert_law() -> None:
     stain = Stain((0.6, 0.7, 0.3), (0.1, 0.9, 0.4), (1.0, 0.96, 0.9))
     haematoxylin, eosin = np.array([[0, 100, 40]], np.uint8), np.array([[0, 0, 50]], np.uint8)
     rgb = coloured(haematoxylin, eosin, stain.table(), np.full((1, 3), 255, np.uint8))
@@ -324,7 +326,7 @@ def test_colour_follows_beer_and_lambert() -> None:
             assert abs(int(rgb[0, i, c]) - 254 * stain.light[c] / 10**od) < 2
 
 
-def test_an_irregular_outline_keeps_the_area_it_was_asked_for() -> None:
+def test_an_irregular_outline_has_the_requested_area() -> None:
     outline = closed_curve(50.0, 0.2, np.random.default_rng(3))
     assert polygon_area(outline) == pytest.approx(np.pi * 50**2)
     assert Polygon(outline).is_valid
@@ -332,7 +334,7 @@ def test_an_irregular_outline_keeps_the_area_it_was_asked_for() -> None:
     assert not np.allclose(np.hypot(*outline.T), 50, rtol=0.02)
 
 
-def test_crowded_points_stay_on_their_mask_and_keep_their_distance() -> None:
+def test_dense_points_lie_on_their_mask_and_keep_their_distance() -> None:
     mask = np.zeros((60, 80), bool)
     mask[10:50, 20:70] = True
     points = crowded_points(mask, 4.0, 10.0, np.random.default_rng(0), jitter=0.2)

@@ -1,4 +1,4 @@
-"""Encoders: the right tensors in the right places, shown by networks written out beside them."""
+"""Encoders: every tensor in the right place, checked against networks written out here."""
 
 from __future__ import annotations
 
@@ -75,22 +75,22 @@ def lite0_file() -> Path:
     return path
 
 
-def test_lite0_is_the_network_of_its_weights_file(lite0_file: Path) -> None:
+def test_lite0_computes_the_network_of_its_weights_file(lite0_file: Path) -> None:
     encoder = encoders.build("lite0", None, True)
     x = patches(2, 224)
     with torch.inference_mode():
         torch.testing.assert_close(encoder.module(x), reference_lite0(x, read_state(lite0_file)), atol=1e-4, rtol=0)
 
 
-def test_lite0_is_that_network_at_an_odd_side_too(lite0_file: Path) -> None:
-    """Where TensorFlow pads one side more than the other at every stride."""
+def test_lite0_computes_that_network_at_an_odd_side_too(lite0_file: Path) -> None:
+    """There TensorFlow pads one side more than the other at every stride."""
     encoder = encoders.build("lite0", None, True)
     x = patches(1, 131)
     with torch.inference_mode():
         torch.testing.assert_close(encoder.module(x), reference_lite0(x, read_state(lite0_file)), atol=1e-4, rtol=0)
 
 
-def test_every_tensor_of_the_lite0_file_has_its_own_place(lite0_file: Path) -> None:
+def test_every_tensor_of_the_lite0_file_is_renamed_uniquely(lite0_file: Path) -> None:
     state = read_state(lite0_file)
     renamed = lite0_names(state)
     assert len(renamed) == len(state) == 296
@@ -98,7 +98,7 @@ def test_every_tensor_of_the_lite0_file_has_its_own_place(lite0_file: Path) -> N
     assert {name for name in renamed if name.startswith("classifier.")} == {"classifier.weight", "classifier.bias"}
 
 
-def test_lite0_sees_pixels_as_its_training_did() -> None:
+def test_lite0_normalises_pixels_as_in_its_training() -> None:
     encoder = encoders.build("lite0", None, False)
     assert encoder.mean == pytest.approx((127 / 255,) * 3)
     assert encoder.std == pytest.approx((128 / 255,) * 3)
@@ -109,16 +109,16 @@ def test_lite0_sees_pixels_as_its_training_did() -> None:
 
 
 def test_resnet50_trunc_is_resnet50_up_to_its_third_stage() -> None:
-    whole, cut = encoders.build("resnet50", None, False), encoders.build("resnet50_trunc", None, False)
+    full, truncated = encoders.build("resnet50", None, False), encoders.build("resnet50_trunc", None, False)
     x = patches(2, 64)
-    part: Callable[[str], nn.Module] = whole.module.get_submodule
+    part: Callable[[str], nn.Module] = full.module.get_submodule
     with torch.inference_mode():
         stem = part("maxpool")(part("relu")(part("bn1")(part("conv1")(x))))
         third = part("layer3")(part("layer2")(part("layer1")(stem)))  # (2, 1024, 4, 4)
         fourth = part("layer4")(third)  # (2, 2048, 2, 2)
-        torch.testing.assert_close(cut.module(x), third.mean(dim=(2, 3)))
-        torch.testing.assert_close(whole.module(x), fourth.mean(dim=(2, 3)))
-    assert (cut.dim, whole.dim) == (1024, 2048) == (third.shape[1], fourth.shape[1])
+        torch.testing.assert_close(truncated.module(x), third.mean(dim=(2, 3)))
+        torch.testing.assert_close(full.module(x), fourth.mean(dim=(2, 3)))
+    assert (truncated.dim, full.dim) == (1024, 2048) == (third.shape[1], fourth.shape[1])
 
 
 def test_resnet50_uses_the_first_weights_of_torchvision() -> None:
@@ -130,7 +130,7 @@ def test_resnet50_uses_the_first_weights_of_torchvision() -> None:
 # --- timm ----------------------------------------------------------------------------------------------------
 
 
-def test_a_timm_network_brings_its_own_normalisation_and_side() -> None:
+def test_a_timm_network_has_its_own_normalisation_and_side() -> None:
     encoder = encoders.build("timm:resnet10t", None, False)
     assert (encoder.name, encoder.dim, encoder.side_px) == ("timm:resnet10t", 512, 176)
     assert encoder.mean == (0.485, 0.456, 0.406)
@@ -161,7 +161,7 @@ def test_tokens_are_pooled_without_registers() -> None:
     torch.testing.assert_close(features["cls+mean"], torch.cat([tokens[:, 0], tokens[:, 5:].mean(dim=1)], dim=1))
 
 
-def test_layers_are_named_in_words() -> None:
+def test_layers_are_given_by_name() -> None:
     arguments = {"depth": 1, "embed_dim": 32, "num_heads": 2, "mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
     encoder = encoders.build("timm:vit_tiny_patch16_224", None, False, img_size=32, model_args=arguments)
     assert encoder.dim == 32
@@ -179,11 +179,11 @@ def test_layers_are_named_in_words() -> None:
         ("timm:vit_tiny_patch16_224", {"model_args": {"mlp_layer": "Big"}}, ConfigError, "mlp_layer 'Big' is unknown"),
         ("timm:test_vit4", {"pool": "mean"}, ConfigError, "normalises after its own pooling"),
         ("timm:test_vit", {"img_size": 40}, ConfigError, "must be a multiple of its token's 16 px"),
-        ("timm:test_resnet", {"model_args": {"global_pool": ""}}, ConfigError, "not one vector a patch"),
+        ("timm:test_resnet", {"model_args": {"global_pool": ""}}, ConfigError, "not one vector per patch"),
         ("uni", {"image_side": 1}, ConfigError, "it takes: pool"),
     ],
 )
-def test_what_timm_cannot_build_is_said_in_one_line(
+def test_a_network_that_timm_cannot_build_is_reported_in_one_line(
     name: str, options: dict[str, object], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error) as caught:

@@ -1,4 +1,4 @@
-"""Presets: the published networks, and files as their authors write them, name by name and shape by shape."""
+"""Presets: the published networks, and their authors' files with every name and shape."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from wsi_pipeline.errors import ArtifactError, ConfigError
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """These products are small: threads would wait for one another on a busy machine."""
+    """The matrix products are small: threads would wait for one another on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -39,7 +39,7 @@ def one_thread() -> Iterator[None]:
 BY_NAME = {preset.name: preset for preset in PRESETS}
 Shapes = dict[str, tuple[int, ...]]
 
-PARAMETERS = {  # as their model cards, papers or file sizes count them, millions
+PARAMETERS = {  # from their model cards, papers or file sizes, millions
     "uni": 303,
     "uni2-h": 681,
     "virchow": 631,
@@ -75,7 +75,7 @@ NAMED = "uni uni2-h conch-v1.5 virchow2 gigapath h-optimus-0 h-optimus-1 h0-mini
 
 @functools.cache
 def on_meta(name: str) -> nn.Module:
-    """The network on torch's meta device, where a billion parameters take no memory; filling it changes nothing."""
+    """The network on torch's meta device, where a billion parameters take no memory; loading does not change it."""
     with torch.device("meta"):
         return build_network(BY_NAME[name])
 
@@ -84,14 +84,14 @@ def on_meta(name: str) -> nn.Module:
 def test_a_preset_is_the_published_network(preset: Preset) -> None:
     network = on_meta(preset.name)
     with torch.device("meta"):
-        whole = pooled(network, preset.pool, preset.name).eval()
-        features: Tensor = whole(torch.zeros(1, 3, preset.side_px, preset.side_px))
+        with_pooling = pooled(network, preset.pool, preset.name).eval()
+        features: Tensor = with_pooling(torch.zeros(1, 3, preset.side_px, preset.side_px))
     assert features.shape == (1, preset.dim)
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == PARAMETERS[preset.name]
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.name)
-def test_a_preset_says_what_a_lab_must_know(preset: Preset) -> None:
+def test_a_preset_declares_what_a_user_must_know(preset: Preset) -> None:
     entry = encoders.entry(preset.name)
     assert entry.summary == preset.summary
     for fact in ("hub", "licence", "paper", "source"):
@@ -104,8 +104,8 @@ def test_a_preset_says_what_a_lab_must_know(preset: Preset) -> None:
     assert f"{preset.dim:,} features" in preset.summary
 
 
-def test_the_encoders_that_labs_use_are_there() -> None:
-    """Kaiko's, Lunit's, RetCCL and the truncated ResNet-50 beside those that are listed one by one."""
+def test_the_widely_used_encoders_are_available() -> None:
+    """Kaiko's, Lunit's, RetCCL and the truncated ResNet-50 besides those that are listed one by one."""
     names = set(encoders.names())
     assert {*NAMED.split(), "kaiko-vitb8", "lunit-vits8", "retccl", "resnet50_trunc"} <= names
     assert len(PRESETS) == len(BY_NAME) >= 20
@@ -134,7 +134,7 @@ def test_another_resolution_is_warned_of(
         assert (f"the encoder {preset.name} is made for {preset.mpp:g}" in caplog.text) is warned
 
 
-# --- files as their authors write them -----------------------------------------------------------------------
+# --- the authors' files --------------------------------------------------------------------------------------
 
 
 def layer(name: str, outputs: int, inputs: int | None = None) -> Shapes:
@@ -219,13 +219,13 @@ def transformers_vit(dim: int, depth: int, positions: int) -> Shapes:
 
 
 def conch_file() -> Shapes:
-    """CONCH: a CoCa whose visual part counts; of the text part some names only."""
+    """CONCH: a CoCa of which the visual part is used; of the text part only some names."""
     trunk = timm_vit(768, 12, 16, 785, (3072, 3072), scale=False)
     shapes: Shapes = {f"visual.trunk.{name}": shape for name, shape in trunk.items()}
     for pool, dim, queries in (("contrast", 512, 1), ("caption", 768, 256)):
         at = f"visual.attn_pool_{pool}"
         shapes |= {f"{at}.query": (queries, dim), f"{at}.attn.in_proj_bias": (3 * dim,)}
-        if dim == 768:  # as wide as its context: torch packs the three
+        if dim == 768:  # as wide as its context: torch packs the three matrices
             shapes |= {f"{at}.attn.in_proj_weight": (3 * dim, dim)}
         else:
             shapes |= {f"{at}.attn.q_proj_weight": (dim, dim)}
@@ -305,7 +305,7 @@ def vit_b(patch: int, positions: int) -> Shapes:
 
 VIT_L16 = timm_vit(1024, 24, 16, 197, (4096, 4096))
 H_OPTIMUS = timm_vit(1536, 40, 14, 256, (8192, 4096), registers=4)
-FILES: dict[str, list[Shapes]] = {  # the published file, and others that labs have of the same encoder
+FILES: dict[str, list[Shapes]] = {  # the published file, and other files of the same encoder in use
     "uni": [VIT_L16],
     "uni2-h": [timm_vit(1536, 24, 14, 256, (8192, 4096), registers=8)],
     "virchow": [timm_vit(1280, 32, 14, 257, (6832, 3416))],
@@ -353,7 +353,7 @@ def drawn(shapes: Shapes, device: str = "cpu") -> State:
     [(name, shapes) for name, files in FILES.items() for shapes in files],
     ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_the_authors_file_fits_name_by_name(name: str, shapes: Shapes) -> None:
+def test_the_authors_file_fits_by_every_name(name: str, shapes: Shapes) -> None:
     preset = BY_NAME[name]
     load_state(on_meta(name), preset.names(drawn(shapes, "meta")), Path(name))
 
@@ -365,7 +365,7 @@ def test_every_preset_has_its_file() -> None:
 @pytest.mark.parametrize(
     "name", ["phikon-v2", "hibou-b", "kaiko-vitl14", "conch", "conch-v1.5", "ctranspath", "retccl"]
 )
-def test_a_file_that_lacks_a_tensor_is_refused_by_name(name: str) -> None:
+def test_a_file_that_lacks_a_tensor_is_refused_with_its_name(name: str) -> None:
     preset, shapes = BY_NAME[name], dict(FILES[name][0])
     lost = [key for key in shapes if key.endswith(("fc1.weight", "weights_in.weight", "layer3.1.conv2.weight"))][-1]
     del shapes[lost]
@@ -386,13 +386,13 @@ def test_a_file_that_lacks_a_tensor_is_refused_by_name(name: str) -> None:
         ("retccl", "ctranspath", "'conv1.weight' is missing in it"),
     ],
 )
-def test_the_file_of_another_encoder_is_refused_by_its_first_tensor(name: str, other: str, first: str) -> None:
+def test_the_file_of_another_encoder_is_refused_at_its_first_tensor(name: str, other: str, first: str) -> None:
     preset = BY_NAME[name]
     with pytest.raises(ArtifactError, match=re.escape(first)):
         load_state(on_meta(name), preset.names(drawn(FILES[other][0], "meta")), Path("weights.pth"))
 
 
-# --- the same numbers: plain references under the authors' names ----------------------------------------------
+# --- the same numbers: reference implementations under the authors' names -------------------------------------
 
 
 def linear(x: Tensor, w: State, name: str) -> Tensor:
@@ -453,7 +453,7 @@ def small(name: str, **arguments: Any) -> tuple[Preset, nn.Module]:
         ("midnight", transformers_dinov2(32, 2, 14, 5, 0, 88), {"mlp_ratio": 5.5}),
     ],
 )
-def test_transformers_files_are_the_networks_of_their_names(
+def test_transformers_files_give_the_features_of_transformers_networks(
     name: str, shapes: Shapes, arguments: dict[str, Any]
 ) -> None:
     preset, network = small(name, **arguments)
@@ -503,22 +503,22 @@ def test_dinov2s_own_file_gives_the_features_of_transformers_file() -> None:
 
 
 def test_positions_are_interpolated_as_timm_does_at_every_call() -> None:
-    """A network made for 4 x 4 patches looks at 2 x 2; ours has 2 x 2 positions from the start."""
+    """A network made for 4 x 4 patches gets 2 x 2; ours has 2 x 2 positions from the start."""
     import timm
 
     arguments: dict[str, Any] = {"embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 0}
-    whole = timm.create_model("vit_large_patch14_reg4_dinov2", img_size=56, dynamic_img_size=True, **arguments).eval()
+    large = timm.create_model("vit_large_patch14_reg4_dinov2", img_size=56, dynamic_img_size=True, **arguments).eval()
     made = timm.create_model("vit_large_patch14_reg4_dinov2", img_size=28, **arguments).eval()
-    load_state(made, timm_names(whole.state_dict(), cells=2, antialias=True), Path("kaiko"))
+    load_state(made, timm_names(large.state_dict(), cells=2, antialias=True), Path("kaiko"))
     x = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        torch.testing.assert_close(made(x), whole(x))
+        torch.testing.assert_close(made(x), large(x))
 
 
-def test_positions_of_the_same_grid_and_of_none_stay() -> None:
+def test_positions_of_the_same_grid_or_of_no_square_grid_are_unchanged() -> None:
     positions = torch.randn(1, 1 + 196, 8)
     assert on_grid(positions, 14) is positions
-    assert on_grid(positions[:, 2:], 14).shape == (1, 195, 8)  # load_state names it
+    assert on_grid(positions[:, 2:], 14).shape == (1, 195, 8)  # load_state reports it
     assert torch.equal(on_grid(positions, 28)[:, 0], positions[:, 0])
 
 
@@ -554,8 +554,8 @@ def test_conch_v1_5s_pooler_is_the_attention_of_one_query() -> None:
         torch.testing.assert_close(network(x), norm(attended, state, "ln_contrast", 1e-5), atol=1e-5, rtol=1e-5)
 
 
-def test_conch_v1_5_sees_448_px_through_the_positions_of_224() -> None:
-    """Its code asks for 28.1 cells of 14, as DINO's does, and keeps 28."""
+def test_conch_v1_5s_positions_of_224_px_are_interpolated_to_448() -> None:
+    """Its code interpolates 14 cells to 28.1, as DINO's does, and keeps 28."""
     positions = drawn({"trunk.pos_embed": (1, 197, 6)})
     grid = positions["trunk.pos_embed"][:, 1:].reshape(1, 14, 14, 6).permute(0, 3, 1, 2)
     expected = functional.interpolate(grid, scale_factor=(28.1 / 14, 28.1 / 14), mode="bicubic")
@@ -615,7 +615,7 @@ def reference_ctranspath(x: Tensor, w: State) -> Tensor:
         for j in range(depth):
             at, shift = f"layers.{i}.blocks.{j}", 3 if j % 2 and x.shape[1] > 7 else 0
             y = norm(x, w, f"{at}.norm1", 1e-5).roll((-shift, -shift), (1, 2))
-            region = torch.zeros(1, *y.shape[1:3])  # what was no neighbour before the roll must not be looked at
+            region = torch.zeros(1, *y.shape[1:3])  # tokens that were not neighbours before the roll are masked
             if shift:
                 region[:, -7:-3, :] += 1
                 region[:, -3:, :] += 2
@@ -646,9 +646,9 @@ def built(name: str, content: object, folder: Path) -> Encoder:
     return encoders.build(name, path, True)
 
 
-def test_ctranspath_is_the_network_of_its_file(tmp_path: Path) -> None:
+def test_ctranspath_computes_the_network_of_its_file(tmp_path: Path) -> None:
     state = drawn(ctranspath_file())
-    for name in state:  # a network of random numbers through thirteen blocks: keep them from growing
+    for name in state:  # keep random numbers from growing through the blocks
         if name.endswith(("fc2.weight", "attn.proj.weight")):
             state[name] *= 0.2
     encoder = built("ctranspath", {"model": state}, tmp_path)
@@ -659,8 +659,8 @@ def test_ctranspath_is_the_network_of_its_file(tmp_path: Path) -> None:
     assert features.std() > 0.1
 
 
-def test_ctranspath_takes_todays_timm_names_too() -> None:
-    """As copies on the hub have them."""
+def test_ctranspath_accepts_current_timm_names_too() -> None:
+    """As in copies on the hub."""
     old = drawn(ctranspath_file(), "meta")
     names = BY_NAME["ctranspath"].names
     assert set(names(names(old))) == set(names(old))
@@ -668,7 +668,7 @@ def test_ctranspath_takes_todays_timm_names_too() -> None:
     assert "layers.0.downsample.reduction.weight" not in names(old)
 
 
-def test_retccl_is_torchvisions_network(tmp_path: Path) -> None:
+def test_retccl_computes_torchvisions_network(tmp_path: Path) -> None:
     from torchvision.models import resnet50
 
     state = drawn(resnet50_file())
@@ -683,7 +683,7 @@ def test_retccl_is_torchvisions_network(tmp_path: Path) -> None:
         torch.testing.assert_close(encoder.module(x), network(x))
 
 
-def test_a_small_transformer_is_timms_with_its_file(tmp_path: Path) -> None:
+def test_a_small_transformer_computes_timms_network(tmp_path: Path) -> None:
     import timm
 
     state = drawn(FILES["kaiko-vits16"][0])
@@ -696,6 +696,6 @@ def test_a_small_transformer_is_timms_with_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["conch", "ctranspath", "retccl"])
-def test_what_has_no_class_token_cannot_be_pooled_by_it(name: str) -> None:
+def test_a_network_without_a_class_token_cannot_be_pooled_by_it(name: str) -> None:
     with pytest.raises(ConfigError, match=r"leave encoder_options\.pool out"):
         pooled(on_meta(name), "cls", name)

@@ -1,4 +1,4 @@
-"""``wsi embed``: bags from grids, computed once, and again exactly when something that decides them has changed."""
+"""``wsi embed``: bags from grids, computed once, and again exactly when an input of theirs has changed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch import nn
 from wsi_pipeline.artifacts import Provenance, read_key
 from wsi_pipeline.config import Config, EngineConfig, build_config
 from wsi_pipeline.embed import Encoder, encoders
-from wsi_pipeline.embed.stage import run
 from wsi_pipeline.embed.state import seeded
 from wsi_pipeline.embed.weights import RANDOM
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import WsiError
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import open_project
 from wsi_pipeline.store import read_bag, write_grid
 from wsi_pipeline.types import PatchGrid, TissueMask
@@ -31,7 +31,7 @@ TINY = f"{__name__}:tiny"
 
 
 def tiny(weights: Path | None, pretrained: bool, *, dim: int = 6, mpp: float = 0.5) -> Encoder:
-    """A laboratory's own encoder, named as 'package.module:function'."""
+    """A user's own encoder, named as 'package.module:function'."""
     module = seeded(lambda: nn.Sequential(nn.Conv2d(3, dim, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())).eval()
     return Encoder("tiny", module, dim, SIDE, mpp, (0.5,) * 3, (0.25,) * 3, RANDOM)
 
@@ -80,7 +80,7 @@ def put_grid(folder: Path, name: str, key: str, side_px: int = SIDE) -> None:
 def embed(folder: Path, *overrides: str) -> list[Failure]:
     config = make_config(folder, *overrides)
     with Engine(EngineConfig(), config.out) as engine:
-        run(open_project(config), engine)
+        run_stage("embed", open_project(config), engine)
         return engine.failures
 
 
@@ -92,7 +92,7 @@ def keys(folder: Path) -> dict[str, str | None]:
     return {path.stem: read_key(path) for path in sorted((folder / "run" / "embed").glob("*.h5"))}
 
 
-def test_a_bag_holds_the_features_of_the_slides_patches(study: Path) -> None:
+def test_a_bag_contains_the_features_of_the_slides_patches(study: Path) -> None:
     assert embed(study) == []
     bag = read_bag(study / "run" / "embed" / "b.h5")
     pixels = torch.from_numpy(np.asarray(Image.open(study / "b.png"), np.float32).copy())
@@ -105,14 +105,14 @@ def test_a_bag_holds_the_features_of_the_slides_patches(study: Path) -> None:
     assert (bag.encoder, bag.weights_digest) == ("tiny", "random")
 
 
-def test_a_second_run_touches_no_file(study: Path) -> None:
+def test_a_second_run_changes_no_file(study: Path) -> None:
     embed(study)
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (study / "run").rglob("*")}
     assert embed(study) == []
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (study / "run").rglob("*")} == before
 
 
-def test_how_fast_it_runs_is_not_in_the_key(study: Path) -> None:
+def test_the_number_of_threads_is_not_in_the_key(study: Path) -> None:
     embed(study)
     before = {path: path.stat().st_ino for path in (study / "run" / "embed").iterdir()}
     embed(study, "embed.threads=2", "embed.read_threads=3")
@@ -141,7 +141,7 @@ def test_threads_and_cores_change_no_byte(study: Path, monkeypatch: pytest.Monke
         "read.reader=image",
     ],
 )
-def test_the_key_changes_with_whatever_decides_the_features(override: str, study: Path) -> None:
+def test_the_key_changes_with_everything_that_the_features_depend_on(override: str, study: Path) -> None:
     embed(study)
     before = keys(study)
     assert embed(study, override) == []
@@ -158,7 +158,7 @@ def test_a_new_grid_makes_one_new_bag(study: Path) -> None:
     assert keys(study)["b"] != before["b"]
 
 
-def test_weights_count_by_their_bytes_and_not_by_their_place(study: Path) -> None:
+def test_the_key_depends_on_the_bytes_of_the_weights_and_not_on_their_path(study: Path) -> None:
     network = ("embed.encoder=timm:test_resnet", "embed.pretrained=true")
     module = encoders.build("timm:test_resnet", None, False).module
     for name in ("here.pth", "there.pth"):
@@ -175,7 +175,7 @@ def test_weights_count_by_their_bytes_and_not_by_their_place(study: Path) -> Non
     assert all(bags(study)[name] != before[name] for name in ("a", "b"))
 
 
-def test_the_bag_says_what_made_it(study: Path) -> None:
+def test_the_bag_records_its_provenance(study: Path) -> None:
     put_grid(study, "a", "smaller patches", side_px=SIDE // 2)
     embed(study)
     with h5py.File(study / "run" / "embed" / "a.h5") as file:
@@ -188,7 +188,7 @@ def test_the_bag_says_what_made_it(study: Path) -> None:
         assert json.loads(file.attrs["made_by"])["resized_to_px"] is None
 
 
-def test_another_mpp_than_the_encoders_is_said(study: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_mpp_than_the_encoders_is_warned_of(study: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "wsi_pipeline"):
         embed(study)
         assert caplog.messages == []
@@ -201,9 +201,9 @@ def test_another_mpp_than_the_encoders_is_said(study: Path, caplog: pytest.LogCa
     ]
 
 
-def test_a_slide_without_a_grid_and_a_damaged_slide_cost_themselves(study: Path) -> None:
+def test_a_slide_without_a_grid_and_a_damaged_slide_fail_by_themselves(study: Path) -> None:
     (study / "run" / "tile" / "a.h5").unlink()
-    (study / "b.png").write_bytes(b"no picture")
+    (study / "b.png").write_bytes(b"not an image")
     failures = embed(study)
     assert [(f.slide_id, f.stage) for f in failures] == [("a", "embed"), ("b", "embed")]
     assert "run `wsi tile` first" in failures[0].message
@@ -215,11 +215,11 @@ def test_a_slide_without_a_grid_and_a_damaged_slide_cost_themselves(study: Path)
     [
         ("embed.encoder=resnet51", "did you mean 'resnet50'"),
         ("embed.encoder_options={colour: 1}", "has no option 'colour'; it takes: dim, mpp"),
-        ("embed.device=cuda:99", "is not here"),
+        ("embed.device=cuda:99", "is not available"),
         ("embed.weights=nowhere.pth", "drop one of them"),
     ],
 )
-def test_what_the_user_must_fix_stops_the_run(override: str, words: str, study: Path) -> None:
+def test_an_error_that_the_user_must_fix_stops_the_run(override: str, words: str, study: Path) -> None:
     base = [] if "weights" not in override else ["embed.encoder=lite0"]
     with pytest.raises(WsiError) as caught:
         embed(study, *base, override)

@@ -1,4 +1,4 @@
-"""One bad slide never stops the rest; finished work is not done again; where it runs changes nothing."""
+"""One bad slide never stops the others; finished work is not repeated; results do not depend on where a job runs."""
 
 from __future__ import annotations
 
@@ -27,62 +27,62 @@ from wsi_pipeline.errors import ConfigError, EngineError, SlideError, WsiError
 from wsi_pipeline.types import SlideRow
 
 
-def good(path: Path, key: str) -> int:
-    write_text(path, f"made by {key}")
-    write_provenance(path, Provenance.of(key, "tile"))
+def good(*, output: Path, provenance: Provenance) -> int:
+    write_text(output, f"made by {provenance.key}")
+    write_provenance(output, provenance)
     return 7
 
 
-def bad_slide(path: Path, key: str) -> int:
-    raise SlideError(f"{path.name} is truncated;\nget it again")
+def bad_slide(*, output: Path, provenance: Provenance) -> int:
+    raise SlideError(f"{output.name} is truncated;\nget it again")
 
 
-def bad_later(path: Path, key: str) -> int:
+def bad_later(*, output: Path, provenance: Provenance) -> int:
     time.sleep(1)
-    return bad_slide(path, key)
+    return bad_slide(output=output, provenance=provenance)
 
 
-def defect(path: Path, key: str) -> int:
+def defect(*, output: Path, provenance: Provenance) -> int:
     raise ZeroDivisionError("oh")
 
 
-def needs_user(path: Path, key: str) -> int:
+def needs_user(*, output: Path, provenance: Provenance) -> int:
     raise ConfigError("no such encoder")
 
 
-def dies(path: Path, key: str) -> int:
-    note(path)
+def dies(*, output: Path, provenance: Provenance) -> int:
+    note(output)
     os._exit(1)
 
 
-def dies_twice(path: Path, key: str) -> int:
-    if note(path) < 3:
+def dies_twice(*, output: Path, provenance: Provenance) -> int:
+    if note(output) < 3:
         os._exit(1)
-    return good(path, key)
+    return good(output=output, provenance=provenance)
 
 
-def hangs(path: Path, key: str) -> int:
+def hangs(*, output: Path, provenance: Provenance) -> int:
     """In native code that never gives the interpreter back."""
-    note(path)
-    with atomic_path(path) as beside:
+    note(output)
+    with atomic_path(output) as beside:
         beside.write_text("half")
         ctypes.PyDLL(None).pause()
     return 0
 
 
-def slow(path: Path, key: str) -> int:
-    note(path)
+def slow(*, output: Path, provenance: Provenance) -> int:
+    note(output)
     time.sleep(1.5)
-    return good(path, key)
+    return good(output=output, provenance=provenance)
 
 
-def good_but(path: Path, key: str) -> int:
-    good(path, key)
+def good_but(*, output: Path, provenance: Provenance) -> int:
+    good(output=output, provenance=provenance)
     raise SlideError("the other run was faster")
 
 
 def note(path: Path) -> int:
-    """Note that ``path`` was tried; how often by now."""
+    """Record an attempt at ``path``; returns the number of attempts so far."""
     tries = path.parent.parent / "tries" / path.name
     tries.parent.mkdir(exist_ok=True)
     with tries.open("a") as file:
@@ -99,10 +99,10 @@ class Watch(NullObserver):
     def __init__(self) -> None:
         self.results: list[tuple[str, Result]] = []
         self.current = 0
-        self.said: list[str] = []
+        self.reasons: list[str] = []
 
     def waiting(self, stage: str, why: str) -> None:
-        self.said.append(why)
+        self.reasons.append(why)
 
     def started(self, stage: str, total: int, current: int) -> None:
         self.current += current
@@ -116,12 +116,12 @@ def jobs(out: Path, key: str, **functions: object) -> list[Job]:
     for name, function in functions.items():
         assert callable(function)
         path = out / "tile" / f"{name}.txt"
-        made.append(Job(name, path, key, function, (path, key)))
+        made.append(Job(name, path, Provenance.of(key, "tile"), function))
     return made
 
 
 @pytest.mark.parametrize("kind", ["serial", "local"])
-def test_one_bad_slide_never_stops_the_rest(tmp_path: Path, kind: str) -> None:
+def test_one_bad_slide_never_stops_the_others(tmp_path: Path, kind: str) -> None:
     watch = Watch()
     config = EngineConfig.model_validate({"kind": kind, "workers": 2})
     with Engine(config, tmp_path, watch) as engine:
@@ -141,7 +141,7 @@ def test_failures_are_listed_in_the_order_of_the_slides(tmp_path: Path) -> None:
     assert [f.slide_id for f in engine.failures] == ["a", "b"]
 
 
-def test_finished_work_is_not_done_again_and_other_keys_are(tmp_path: Path) -> None:
+def test_finished_work_is_not_repeated_and_other_keys_are(tmp_path: Path) -> None:
     with Engine(EngineConfig(), tmp_path) as engine:
         engine.run("tile", jobs(tmp_path, "k1", a=good))
     watch = Watch()
@@ -152,7 +152,7 @@ def test_finished_work_is_not_done_again_and_other_keys_are(tmp_path: Path) -> N
     assert (tmp_path / "tile" / "a.txt").read_text() == "made by k2"
 
 
-def test_an_output_of_other_settings_does_not_outlive_a_failure(tmp_path: Path) -> None:
+def test_an_output_of_other_settings_is_removed_on_failure(tmp_path: Path) -> None:
     with Engine(EngineConfig(), tmp_path) as engine:
         engine.run("tile", jobs(tmp_path, "k1", a=good))
         engine.run("tile", jobs(tmp_path, "k2", a=bad_slide))
@@ -175,7 +175,7 @@ def test_a_worker_that_dies_costs_its_slide_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("retries", "lost"), [(1, True), (2, False)])
-def test_a_slide_whose_worker_died_is_tried_again_as_often_as_the_config_says(
+def test_a_slide_whose_worker_died_is_tried_again_as_often_as_configured(
     tmp_path: Path, retries: int, lost: bool
 ) -> None:
     config = EngineConfig(kind="local", workers=2, retries=retries)
@@ -197,7 +197,7 @@ def workers() -> list[psutil.Process]:
     return found
 
 
-def test_a_worker_that_dies_as_it_begins_is_begun_again(tmp_path: Path) -> None:
+def test_a_worker_that_dies_while_it_starts_is_started_again(tmp_path: Path) -> None:
     def kill() -> None:
         while not (tmp_path / "tries" / "a.txt").exists():
             time.sleep(0.01)
@@ -230,7 +230,7 @@ def test_workers_that_cannot_be_started_again_are_one_line(tmp_path: Path) -> No
     assert (tmp_path / "tile" / "a.txt").exists()
 
 
-def test_workers_that_die_as_they_begin_for_too_long_are_one_line(
+def test_workers_that_die_while_they_start_for_too_long_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsi_pipeline.engine.clusters.LOST_S", 1)
@@ -261,7 +261,9 @@ def test_a_slide_that_hangs_in_native_code_costs_its_time_and_no_more(tmp_path: 
     (failure,) = engine.failures
     assert (failure.slide_id, failure.error) == ("b", "Timeout")
     assert failure.message == "not done in 1 s (engine.slide_timeout_s)"
-    assert 'test_engine.py", line' in (tmp_path / "failures" / "tile-b.txt").read_text(), "it says where it hung"
+    assert 'test_engine.py", line' in (tmp_path / "failures" / "tile-b.txt").read_text(), (
+        "the traceback shows where it hung"
+    )
     assert len(tries(tmp_path, "b")) == 1, "it would hang again"
     assert sorted(p.name for p in (tmp_path / "tile").glob("*.txt")) == ["a.txt", "c.txt"]
     assert list(tmp_path.rglob(".writing-*")) == []
@@ -270,7 +272,7 @@ def test_a_slide_that_hangs_in_native_code_costs_its_time_and_no_more(tmp_path: 
     assert engine.failures == [], "another run tries again"
 
 
-def test_what_is_no_slide_may_take_longer(tmp_path: Path) -> None:
+def test_a_job_that_is_not_a_slide_has_no_time_limit(tmp_path: Path) -> None:
     config = EngineConfig(slide_timeout_s=0.5)
     with Engine(config, tmp_path) as engine:
         engine.run("train", [replace(job, slide=False) for job in jobs(tmp_path, "k", a=slow)])
@@ -278,8 +280,8 @@ def test_what_is_no_slide_may_take_longer(tmp_path: Path) -> None:
 
 
 @contextmanager
-def in_hand(out: Path, name: str) -> Iterator[Path]:
-    """Another run, which has a job in hand."""
+def claimed(out: Path, name: str) -> Iterator[Path]:
+    """Another run, which has claimed a job."""
     path = out / "tile" / f"{name}.txt"
     claim = acquire(claim_path(out, path), "another run", 60)
     assert isinstance(claim, Claim)
@@ -288,12 +290,12 @@ def in_hand(out: Path, name: str) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("kind", ["serial", "local"])
-def test_what_another_run_has_in_hand_is_left_to_it(tmp_path: Path, kind: str) -> None:
+def test_a_job_claimed_by_another_run_is_left_to_it(tmp_path: Path, kind: str) -> None:
     def other() -> None:
-        with in_hand(tmp_path, "a") as path:
+        with claimed(tmp_path, "a") as path:
             begun.set()
             assert rest.wait(60)
-            good(path, "k")
+            good(output=path, provenance=Provenance.of("k", "tile"))
 
     class Rest(Watch):
         def advanced(self, stage: str, job: Job, result: Result) -> None:
@@ -309,18 +311,18 @@ def test_what_another_run_has_in_hand_is_left_to_it(tmp_path: Path, kind: str) -
     with Engine(config, tmp_path, watch) as engine:
         engine.run("tile", jobs(tmp_path, "k", a=dies, b=good, c=good))
     thread.join()
-    assert [(name, result.elsewhere) for name, result in watch.results][-1] == ("a", True)
-    assert {name for name, result in watch.results if not result.elsewhere} == {"b", "c"}
+    assert [(name, result.done_elsewhere) for name, result in watch.results][-1] == ("a", True)
+    assert {name for name, result in watch.results if not result.done_elsewhere} == {"b", "c"}
     assert engine.failures == []
 
 
-def test_what_another_run_gave_up_is_done(tmp_path: Path) -> None:
+def test_a_job_released_by_another_run_is_done(tmp_path: Path) -> None:
     watch = Watch()
 
     def other() -> None:
-        with in_hand(tmp_path, "a"):
+        with claimed(tmp_path, "a"):
             begun.set()
-            while not watch.said:
+            while not watch.reasons:
                 time.sleep(0.01)
 
     begun = threading.Event()
@@ -330,14 +332,14 @@ def test_what_another_run_gave_up_is_done(tmp_path: Path) -> None:
     with Engine(EngineConfig(), tmp_path, watch) as engine:
         engine.run("tile", jobs(tmp_path, "k", a=good))
     thread.join()
-    assert watch.said == ["another run on this folder has a in hand; waiting for it"]
+    assert watch.reasons == ["another run on this folder has claimed a; waiting for it"]
     assert watch.results == [("a", Result(units=7))]
 
 
-def test_what_a_run_that_was_killed_had_in_hand_is_done_at_once(tmp_path: Path) -> None:
+def test_a_job_claimed_by_a_killed_run_is_done_at_once(tmp_path: Path) -> None:
     claim = claim_path(tmp_path, tmp_path / "tile" / "a.txt")
     claim.parent.mkdir(parents=True)
-    claim.write_text(json.dumps(asdict(replace(Holder.me("killed", 60), started="1"))) + "\n")
+    claim.write_text(json.dumps(asdict(replace(Holder.this_process("killed", 60), started="1"))) + "\n")
     half = tmp_path / "tile" / ".writing-0-1-elsewhere" / "a.txt"
     half.parent.mkdir(parents=True)
     half.touch()
@@ -345,12 +347,12 @@ def test_what_a_run_that_was_killed_had_in_hand_is_done_at_once(tmp_path: Path) 
     with Engine(EngineConfig(), tmp_path, watch) as engine:
         engine.run("tile", jobs(tmp_path, "k", a=good))
     assert watch.results == [("a", Result(units=7))]
-    assert watch.said == []
+    assert watch.reasons == []
     assert not half.parent.exists()
     assert not (tmp_path / ".claims").exists()
 
 
-def test_what_was_killed_while_it_wrote_is_swept_however_deep(tmp_path: Path) -> None:
+def test_files_of_processes_killed_while_writing_are_removed_at_any_depth(tmp_path: Path) -> None:
     places = [tmp_path, tmp_path / "tile" / "quality" / ".made"]
     for place in places:
         (place / f".writing-0-{ended_process()}-{machine()}").mkdir(parents=True)
@@ -359,7 +361,7 @@ def test_what_was_killed_while_it_wrote_is_swept_however_deep(tmp_path: Path) ->
     assert list(tmp_path.rglob(".writing-*")) == []
 
 
-def test_a_failure_here_takes_nothing_from_who_succeeded(tmp_path: Path) -> None:
+def test_a_failure_keeps_the_output_of_a_run_that_succeeded(tmp_path: Path) -> None:
     with Engine(EngineConfig(), tmp_path) as engine:
         engine.run("tile", jobs(tmp_path, "k", a=good_but))
     assert engine.failures == []

@@ -1,4 +1,4 @@
-"""A job that another run has in hand is left to it; what a run that died had in hand is taken over, by one only."""
+"""A job that another run has claimed is left to it; a claim of a run that died is taken over, by exactly one."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def path_in(folder: Path) -> Path:
 
 
 def left_by(path: Path, claim_timeout_s: float = 60, trace: str = "", **changes: Any) -> Path:
-    """A claim that nobody touches any more."""
-    holder = replace(Holder.me("another run", claim_timeout_s), **changes)
+    """A claim that is not touched any more."""
+    holder = replace(Holder.this_process("another run", claim_timeout_s), **changes)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(holder)) + "\n" + trace)
     return path
@@ -47,7 +47,7 @@ def ended_process() -> int:
     return child.pid
 
 
-def test_a_claim_stands_beside_no_result_and_goes_with_its_end(tmp_path: Path) -> None:
+def test_a_claim_is_not_beside_the_results_and_is_removed_when_released(tmp_path: Path) -> None:
     path = path_in(tmp_path)
     claim = acquire(path, "this run", 60)
     assert isinstance(claim, Claim)
@@ -59,7 +59,7 @@ def test_a_claim_stands_beside_no_result_and_goes_with_its_end(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_of_many_who_ask_at_once_has_it(tmp_path: Path) -> None:
+def test_of_many_simultaneous_requests_exactly_one_succeeds(tmp_path: Path) -> None:
     path, start = path_in(tmp_path), threading.Barrier(16)
 
     def ask(number: int) -> object:
@@ -74,7 +74,7 @@ def test_one_of_many_who_ask_at_once_has_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("turn", range(5))
-def test_one_of_many_takes_over_what_is_void(tmp_path: Path, turn: int) -> None:
+def test_a_stale_claim_is_taken_over_by_exactly_one(tmp_path: Path, turn: int) -> None:
     path, start = left_by(path_in(tmp_path), pid=ended_process()), threading.Barrier(16)
 
     def ask(number: int) -> object:
@@ -85,7 +85,7 @@ def test_one_of_many_takes_over_what_is_void(tmp_path: Path, turn: int) -> None:
         asked = list(pool.map(ask, range(16)))
     (claim,) = (found for found in asked if isinstance(found, Claim))
     with claim:
-        assert claim.before is not None
+        assert claim.previous is not None
     assert [p.name for p in path.parent.iterdir()] == []
 
 
@@ -93,29 +93,29 @@ def test_one_of_many_takes_over_what_is_void(tmp_path: Path, turn: int) -> None:
     ("changes", "binds"),
     [
         ({}, True),
-        ({"started": "1"}, False),  # its id is another process's now
-        ({"machine": "elsewhere", "pid": 1}, True),  # of which nobody here can tell
+        ({"started": "1"}, False),  # another process has its id now
+        ({"machine": "elsewhere", "pid": 1}, True),  # whose processes cannot be seen from here
         ({"boot": "before"}, True),
         ({"run": "this run"}, False),  # whose worker was lost
     ],
 )
-def test_who_is_gone_binds_nobody(tmp_path: Path, changes: dict[str, Any], binds: bool) -> None:
+def test_a_claim_binds_only_while_its_holder_may_be_alive(tmp_path: Path, changes: dict[str, Any], binds: bool) -> None:
     assert got(left_by(path_in(tmp_path), **changes)) is not binds
 
 
-def test_a_process_that_is_gone_binds_nobody(tmp_path: Path) -> None:
+def test_a_claim_of_an_ended_process_is_stale(tmp_path: Path) -> None:
     assert got(left_by(path_in(tmp_path), pid=ended_process()))
 
 
-def test_where_a_job_hung_its_process_ended_itself(tmp_path: Path) -> None:
+def test_a_process_that_hung_and_ended_itself_leaves_its_traceback(tmp_path: Path) -> None:
     claim = acquire(left_by(path_in(tmp_path), machine="elsewhere", trace="Timeout!\n"), "this run", 60)
     assert isinstance(claim, Claim)
     with claim:
-        assert claim.before is not None
-        assert claim.before.trace == "Timeout!\n"
+        assert claim.previous is not None
+        assert claim.previous.trace == "Timeout!\n"
 
 
-def test_a_claim_that_nobody_touches_lapses(tmp_path: Path) -> None:
+def test_a_claim_without_a_heartbeat_expires(tmp_path: Path) -> None:
     path = left_by(path_in(tmp_path), machine="elsewhere", claim_timeout_s=0.5)
     assert not got(path)
     time.sleep(0.6)
@@ -123,7 +123,7 @@ def test_a_claim_that_nobody_touches_lapses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"pid": 1}\n'])
-def test_a_claim_that_was_not_written_to_its_end_lapses_too(tmp_path: Path, text: str) -> None:
+def test_an_incomplete_claim_expires_too(tmp_path: Path, text: str) -> None:
     path = path_in(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_text(text)
@@ -132,13 +132,13 @@ def test_a_claim_that_was_not_written_to_its_end_lapses_too(tmp_path: Path, text
     assert got(path)
 
 
-def test_the_clock_is_that_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_is_that_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = left_by(path_in(tmp_path), machine="elsewhere")
     monkeypatch.setattr(time, "time", lambda: 4e9)
     assert not got(path)
 
 
-def test_who_works_longer_than_the_lease_keeps_the_claim(tmp_path: Path) -> None:
+def test_a_holder_that_works_longer_than_the_timeout_keeps_the_claim(tmp_path: Path) -> None:
     path = path_in(tmp_path)
     claim = acquire(path, "another run", 0.4)
     assert isinstance(claim, Claim)
@@ -150,7 +150,7 @@ def test_who_works_longer_than_the_lease_keeps_the_claim(tmp_path: Path) -> None
         assert not is_stale(path, replace(found, holder=replace(found.holder, machine="elsewhere")), "this run", 0.4)
 
 
-def test_who_was_taken_over_leaves_the_new_claim_alone(tmp_path: Path) -> None:
+def test_a_holder_that_was_taken_over_leaves_the_new_claim_alone(tmp_path: Path) -> None:
     path = path_in(tmp_path)
     first = acquire(path, "this run", 60)
     second = acquire(path, "this run", 60)
@@ -163,29 +163,29 @@ def test_who_was_taken_over_leaves_the_new_claim_alone(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_claim_that_is_fresh_again_is_left(tmp_path: Path) -> None:
-    """Two judge the same claim to be void; the slower one must not throw away that of the faster one."""
+def test_a_claim_that_is_fresh_again_is_kept(tmp_path: Path) -> None:
+    """Two processes find the same claim stale; the slower one must not remove the claim of the faster one."""
     path = left_by(path_in(tmp_path), pid=ended_process())
-    judged = read(path)
-    assert judged is not None
+    found = read(path)
+    assert found is not None
     claim = acquire(path, "the faster run", 60)
     assert isinstance(claim, Claim)
     with claim:
-        with claims._takeover_lock(path, judged, 60) as void_still:
-            assert not void_still
+        with claims._takeover_lock(path, found, 60) as unchanged:
+            assert not unchanged
         assert isinstance(acquire(path, "the slower run", 60), Holder)
 
 
-def test_who_was_killed_while_it_took_over_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_process_killed_while_it_took_over_blocks_nobody(tmp_path: Path) -> None:
     path = left_by(path_in(tmp_path), pid=ended_process())
-    lock = path.with_name(f".{path.name}.void")
+    lock = path.with_name(f".{path.name}.lock")
     lock.touch()
     os.utime(lock, (time.time() - 61,) * 2)
     assert got(path)
     assert [p.name for p in path.parent.iterdir()] == []
 
 
-def test_only_what_is_void_is_swept(tmp_path: Path) -> None:
+def test_only_stale_claims_are_removed(tmp_path: Path) -> None:
     gone = left_by(path_in(tmp_path), pid=ended_process())
     lives = left_by(claim_path(tmp_path, tmp_path / "embed" / "b.h5"))
     (gone.parent / ".0.now").touch()
@@ -195,7 +195,7 @@ def test_only_what_is_void_is_swept(tmp_path: Path) -> None:
     assert not gone.parent.exists()
 
 
-def test_a_folder_that_goes_at_the_wrong_moment_costs_nothing(tmp_path: Path) -> None:
+def test_a_folder_that_is_removed_at_the_wrong_moment_does_no_harm(tmp_path: Path) -> None:
     stop, path = threading.Event(), path_in(tmp_path)
 
     def remove_abandoned() -> None:

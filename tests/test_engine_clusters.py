@@ -1,4 +1,4 @@
-"""Which workers there are: one process a GPU, a share of the cores each, or jobs of a batch system."""
+"""Workers: one process per GPU, a share of the cores each, or jobs of a batch system."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import dask
@@ -50,14 +51,14 @@ SCANCEL = '#!/bin/sh\necho "$1" >> {folder}/cancelled\nkill -- "-$1"\n'
         ("1,-1,0", LISTED, ["1"]),
     ],
 )
-def test_the_gpus_are_those_that_cuda_would_show(
+def test_the_gpus_are_those_that_cuda_would_list(
     tmp_path: Path, visible: str | None, listed: str, expected: list[str]
 ) -> None:
     environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     assert gpus(environ, lambda: listed, tmp_path / "none") == expected
 
 
-def test_without_the_vendors_program_the_driver_says_how_many(tmp_path: Path) -> None:
+def test_without_nvidia_smi_the_driver_lists_the_gpus(tmp_path: Path) -> None:
     for name in ("0000:01:00.0", "0000:41:00.0"):
         (tmp_path / name).mkdir()
     assert gpus({}, lambda: "", tmp_path) == ["0", "1"]
@@ -67,14 +68,14 @@ def local(**settings: object) -> EngineConfig:
     return EngineConfig.model_validate({"kind": "local", **settings})
 
 
-def test_without_a_gpu_every_two_cores_have_a_process() -> None:
+def test_without_a_gpu_there_is_one_process_per_two_cores() -> None:
     assert plan_workers(local(), 8, []) == [WorkerPlan(2)] * 4
     assert plan_workers(local(cores_per_worker=4), 8, []) == [WorkerPlan(4)] * 2
     assert plan_workers(local(workers=3), 8, []) == [WorkerPlan(2)] * 3
     assert plan_workers(local(), 1, []) == [WorkerPlan(1)]
 
 
-def test_every_gpu_has_a_process_and_the_other_stages_the_rest_of_the_cores() -> None:
+def test_every_gpu_has_a_process_and_the_other_processes_share_the_cores() -> None:
     with_gpus, without = [WorkerPlan(8, "0"), WorkerPlan(8, "1")], WorkerPlan(2, "")
     assert plan_workers(local(), 16, ["0", "1"]) == [*with_gpus, *[without] * 6]
     assert plan_workers(local(workers=2), 16, ["0", "1"]) == with_gpus
@@ -82,31 +83,34 @@ def test_every_gpu_has_a_process_and_the_other_stages_the_rest_of_the_cores() ->
     assert plan_workers(local(), 2, ["0", "1", "2"]) == [WorkerPlan(1, name) for name in "012"]
 
 
-def test_a_serial_run_with_a_time_limit_has_one_process_with_everything() -> None:
+def test_a_serial_run_with_a_time_limit_has_one_process_with_all_cores() -> None:
     assert plan_workers(EngineConfig(slide_timeout_s=9), 16, ["0", "1"]) == [WorkerPlan(16)]
 
 
-def environment(path: Path, key: str) -> int:
-    time.sleep(0.3)  # so that every worker has its turn
+def environment(*, output: Path, provenance: Provenance) -> int:
+    time.sleep(0.3)  # so that every worker gets a job
     names = ("CUDA_VISIBLE_DEVICES", "WSI_WORKER_CORES", "OMP_NUM_THREADS")
-    write_text(path, "/".join(os.environ.get(name, "-") for name in names))
-    write_provenance(path, Provenance.of(key, "embed"))
+    write_text(output, "/".join(os.environ.get(name, "-") for name in names))
+    write_provenance(output, provenance)
     return 1
 
 
-def said(out: Path) -> set[str]:
+def environments(out: Path) -> set[str]:
     return {path.read_text() for path in (out / "tile").glob("*.txt")}
 
 
-def test_a_stage_with_a_device_goes_where_the_gpus_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_on_a_device_go_to_workers_with_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setenv("WSI_WORKER_CORES", "8")
     many = dict.fromkeys("abcdefgh", environment)
     with Engine(local(workers=3), tmp_path) as engine:
         engine.run("embed", jobs(tmp_path, "on the GPU", **many), device="auto")
-        assert said(tmp_path) == {"3/4/4", "5/4/4"}
+        assert environments(tmp_path) == {"3/4/4", "5/4/4"}
         engine.run("embed", jobs(tmp_path, "on the CPU", **many), device="cpu")
-        assert said(tmp_path) == {"3/4/4", "5/4/4", "/2/2"}
+        assert environments(tmp_path) == {"3/4/4", "5/4/4", "/2/2"}
+        without = [replace(job, on_device=False) for job in jobs(tmp_path, "no device", **many)]
+        engine.run("embed", without, device="auto")
+        assert environments(tmp_path) == {"3/4/4", "5/4/4", "/2/2"}, "a job that computes on no device waits for none"
 
 
 @pytest.fixture
@@ -131,7 +135,9 @@ def test_the_workers_of_a_batch_system_come_and_go_with_the_run(tmp_path: Path, 
     with Engine(slurm(gpu=True), tmp_path) as engine:
         engine.run("embed", jobs(tmp_path, "k", a=environment, b=good), device="auto")
         engine.run("tile", jobs(tmp_path, "k", c=good))
-    assert (tmp_path / "tile" / "a.txt").read_text().endswith("/6/6"), "the whole job's cores for one slide at a time"
+    assert (tmp_path / "tile" / "a.txt").read_text().endswith("/6/6"), (
+        "all cores of the batch job for one slide at a time"
+    )
     assert engine.failures == []
     script = (batch_system / "job.sh").read_text()
     for line in ("#SBATCH -p gpu", "#SBATCH --gres=gpu:1", "#SBATCH --cpus-per-task=6", f"{tmp_path}/logs/"):
@@ -145,7 +151,7 @@ def test_the_workers_of_a_batch_system_come_and_go_with_the_run(tmp_path: Path, 
         time.sleep(0.1)
 
 
-def test_for_a_job_whose_time_is_up_another_is_submitted(tmp_path: Path, batch_system: Path) -> None:
+def test_a_batch_job_that_reached_its_time_limit_is_replaced(tmp_path: Path, batch_system: Path) -> None:
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}), Engine(slurm(), tmp_path) as engine:
         engine.run("tile", jobs(tmp_path, "k", a=good))
         (first,) = (batch_system / "pids").read_text().split()
@@ -155,28 +161,28 @@ def test_for_a_job_whose_time_is_up_another_is_submitted(tmp_path: Path, batch_s
     assert len((batch_system / "pids").read_text().split()) == 2
 
 
-def test_a_job_that_the_queue_refuses_is_one_line(tmp_path: Path, batch_system: Path) -> None:
+def test_a_batch_job_that_the_queue_refuses_is_one_line(tmp_path: Path, batch_system: Path) -> None:
     (batch_system / "sbatch").write_text("#!/bin/sh\necho 'Invalid account' >&2\nexit 1\n")
     with (
         Engine(slurm(), tmp_path) as engine,
-        pytest.raises(EngineError, match=r"slurm takes no job: .*Invalid account"),
+        pytest.raises(EngineError, match=r"slurm refuses the job: .*Invalid account"),
     ):
         engine.run("tile", jobs(tmp_path, "k", a=good))
 
 
-def test_options_that_the_queue_does_not_know_are_one_line(tmp_path: Path) -> None:
-    config, says = slurm(queue_options={"coers": 6}), r"engine\.queue_options: .*keyword argument 'coers'$"
-    with Engine(config, tmp_path) as engine, pytest.raises(EngineError, match=says):
+def test_unknown_queue_options_are_one_line(tmp_path: Path) -> None:
+    config, message = slurm(queue_options={"coers": 6}), r"engine\.queue_options: .*keyword argument 'coers'$"
+    with Engine(config, tmp_path) as engine, pytest.raises(EngineError, match=message):
         engine.run("tile", jobs(tmp_path, "k", a=good))
 
 
-def test_without_dask_jobqueue_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dask_jobqueue_one_line_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
     with Engine(slurm(), tmp_path) as engine, pytest.raises(EngineError, match=r"wsi-pipeline\[hpc\]"):
         engine.run("tile", jobs(tmp_path, "k", a=good))
 
 
-def test_what_the_user_gives_the_queue_stays(tmp_path: Path) -> None:
+def test_queue_options_of_the_user_are_kept(tmp_path: Path) -> None:
     given = {"cores": 8, "processes": 4, "memory": "8GB", "log_directory": "/logs", "worker_extra_args": ["--x"]}
     options = queue_options(slurm(queue_options=given, retries=5), tmp_path)
     assert options["log_directory"] == "/logs"
@@ -185,7 +191,7 @@ def test_what_the_user_gives_the_queue_stays(tmp_path: Path) -> None:
     assert options["scheduler_options"]["allowed_failures"] == 5
 
 
-def test_until_a_worker_is_there_one_line_says_so(tmp_path: Path, batch_system: Path) -> None:
+def test_while_no_worker_has_started_one_line_reports_it(tmp_path: Path, batch_system: Path) -> None:
     (batch_system / "sbatch").write_text("#!/bin/sh\necho 'Submitted batch job 1'\n")
     (batch_system / "scancel").write_text("#!/bin/sh\n")
 
@@ -197,4 +203,4 @@ def test_until_a_worker_is_there_one_line_says_so(tmp_path: Path, batch_system: 
     watch = Impatient()
     with pytest.raises(KeyboardInterrupt), Engine(slurm(), tmp_path, watch) as engine:
         engine.run("tile", jobs(tmp_path, "k", a=good))
-    assert watch.said == ["no worker is there yet"]
+    assert watch.reasons == ["no worker has started yet"]

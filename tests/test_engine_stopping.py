@@ -11,18 +11,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-# What hangs is a mutex of C that is locked twice: no signal gets through to Python before it is released, never.
+# A C mutex that is locked twice hangs for ever, and no signal gets through to Python meanwhile.
 RUN = """
 import ctypes, sys
 from pathlib import Path
 from wsi_pipeline.config import EngineConfig
 from wsi_pipeline.engine import Engine, Job, stoppable
-from wsi_pipeline.files import atomic_path
+from wsi_pipeline.artifacts import Provenance, atomic_path
 
-def hangs(path):
-    with atomic_path(path) as beside:
+def hangs(*, output, provenance):
+    with atomic_path(output) as beside:
         beside.write_text("half")
-        (path.parent / f"{path.name}.begun").touch()
+        (output.parent / f"{output.name}.begun").touch()
         mutex = ctypes.create_string_buffer(256)
         for _ in range(2):
             ctypes.CDLL(None).pthread_mutex_lock(mutex)
@@ -30,7 +30,7 @@ def hangs(path):
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    jobs = [Job(name, out / "tile" / name, "key", hangs, (out / "tile" / name,)) for name in "ab"]
+    jobs = [Job(name, out / "tile" / name, Provenance.of("key", "tile"), hangs) for name in "ab"]
     try:
         with stoppable(grace_s=1), Engine(EngineConfig(kind=sys.argv[2], workers=2), out) as engine:
             engine.run("tile", jobs)
@@ -51,16 +51,17 @@ def test_a_run_that_hangs_in_native_code_is_stopped(
         while len(list((tmp_path / "run").rglob("*.begun"))) < begun:
             assert process.poll() is None
             time.sleep(0.05)
+        time.sleep(0.5)  # from the note that it begins to the hang itself
         workers, at = psutil.Process(process.pid).children(recursive=True), time.monotonic()
         process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
+        stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert time.monotonic() - at < 10
-    assert "Traceback" not in said
+    assert "Traceback" not in stderr
     assert psutil.wait_procs(workers, timeout=10)[1] == []
     if kind == "local":
         assert list((tmp_path / "run").rglob(".writing-*")) == []
         assert not (tmp_path / "run" / ".claims").exists()
     else:
-        assert "stopped; what is finished stays" in said
+        assert "stopped; finished work is kept" in stderr
     assert list((tmp_path / "run" / "tile").glob("[ab]")) == []

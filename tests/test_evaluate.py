@@ -1,4 +1,4 @@
-"""Measures against numbers worked out by hand; intervals and shares against slow, obvious loops."""
+"""Measures against numbers computed by hand; intervals and annotated fractions against slow, obvious loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shapely.geometry import Polygon, box
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from wsi_pipeline.evaluate.bootstrap import Interval, intervals, resamples
-from wsi_pipeline.evaluate.localisation import annotated_shares, localisation, positive_patches
+from wsi_pipeline.evaluate.localisation import annotated_fractions, localisation, positive_patches
 from wsi_pipeline.evaluate.metrics import classification_metrics, decide
 from wsi_pipeline.types import Float64, Int64, PatchGrid
 
@@ -27,14 +27,14 @@ def two(scores: list[float]) -> Float64:
     return np.array([[1 - s, s] for s in scores])
 
 
-def test_the_metrics_of_five_slides_are_those_worked_out_by_hand() -> None:
+def test_the_metrics_of_five_slides_computed_by_hand() -> None:
     truth = np.array([0, 0, 1, 1, 1])
     probabilities = two([0.1, 0.6, 0.4, 0.7, 0.9])
     predicted = decide(probabilities, np.full(5, 0.5))
     assert predicted.tolist() == [0, 1, 0, 1, 1]
     found = slide_metrics(truth, probabilities, predicted)
     assert tuple(found) == ("auroc", "auprc", "balanced_accuracy", "f1", "accuracy")
-    # Of the 6 pairs only (0.6, 0.4) is the wrong way round. By falling score: +, +, -, +, -.
+    # Of the 6 pairs only (0.6, 0.4) is in the wrong order. By falling score: +, +, -, +, -.
     assert found["auroc"] == pytest.approx(5 / 6)
     assert found["auprc"] == pytest.approx((1 / 1 + 2 / 2 + 3 / 4) / 3)
     assert found["balanced_accuracy"] == pytest.approx((1 / 2 + 2 / 3) / 2)
@@ -47,12 +47,12 @@ def test_tied_scores_count_half() -> None:
     assert slide_metrics(truth, two([0.5, 0.5]), truth)["auroc"] == 0.5
 
 
-def test_the_threshold_is_each_slides_own_and_reaching_it_is_positive() -> None:
+def test_every_slide_has_its_own_threshold_and_reaching_it_is_positive() -> None:
     scores, threshold = two([0.3, 0.3, 0.3, 0.5]), np.array([0.2, 0.3, 0.4, np.nan])
     assert decide(scores, threshold).tolist() == [1, 1, 0, 1]
 
 
-def test_of_three_classes_the_likeliest_is_predicted() -> None:
+def test_of_three_classes_the_most_probable_is_predicted() -> None:
     assert decide(np.array([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3]]), np.full(2, np.nan)).tolist() == [1, 0]
 
 
@@ -71,14 +71,14 @@ def test_three_classes_are_measured_each_against_the_rest_and_averaged() -> None
     assert [found[f"auroc[{c}]"] for c in "abc"] == pytest.approx([1, 1.5 / 3, 1])
 
 
-def test_with_a_class_missing_only_accuracy_can_be_said() -> None:
+def test_with_a_class_missing_only_accuracy_is_defined() -> None:
     found = slide_metrics(np.array([1, 1]), two([0.9, 0.2]), np.array([1, 0]))
     assert found.pop("accuracy") == 0.5
     assert all(math.isnan(value) for value in found.values())
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_metrics_are_those_of_scikit_learn(classes: int) -> None:
+def test_metrics_equal_those_of_scikit_learn(classes: int) -> None:
     generator = np.random.default_rng(classes)
     truth = np.concatenate([np.arange(classes), generator.integers(0, classes, 60)])
     probabilities = generator.dirichlet(np.ones(classes), len(truth))
@@ -117,10 +117,10 @@ def test_intervals_are_the_percentiles_of_the_statistic_over_resampled_patients(
         means.append(sum(drawn) / len(drawn))
     means.sort()
 
-    def percentile(share: float) -> float:
-        place = share * (len(means) - 1)
-        below = int(place)
-        return float(means[below] + (place - below) * (means[below + 1] - means[below]))
+    def percentile(fraction: float) -> float:
+        position = fraction * (len(means) - 1)
+        below = int(position)
+        return float(means[below] + (position - below) * (means[below + 1] - means[below]))
 
     assert found["mean"].value == pytest.approx(12.5 / 6)
     assert found["mean"].low == pytest.approx(percentile(0.025))
@@ -131,15 +131,15 @@ def test_intervals_are_the_percentiles_of_the_statistic_over_resampled_patients(
 def test_resamples_in_which_a_measure_is_undefined_are_left_out_and_counted() -> None:
     truth = np.array([0, 1, 1])
 
-    def share_if_both(rows: Int64) -> dict[str, float]:
+    def fraction_if_both(rows: Int64) -> dict[str, float]:
         drawn = truth[rows]
-        return {"share": float(drawn.mean()) if 0 < drawn.sum() < len(drawn) else float("nan")}
+        return {"fraction": float(drawn.mean()) if 0 < drawn.sum() < len(drawn) else float("nan")}
 
-    found = intervals(share_if_both, ["a", "b", "c"], 300, seed=0)["share"]
+    found = intervals(fraction_if_both, ["a", "b", "c"], 300, seed=0)["fraction"]
     drawn = list(resamples(["a", "b", "c"], 300, np.random.default_rng(0)))
-    counted = [share for rows in drawn if not math.isnan(share := share_if_both(rows)["share"])]
-    assert found.n == len(counted) < 300
-    assert (found.low, found.high) == (min(counted), max(counted)) == (1 / 3, 2 / 3)
+    defined = [value for rows in drawn if not math.isnan(value := fraction_if_both(rows)["fraction"])]
+    assert found.n == len(defined) < 300
+    assert (found.low, found.high) == (min(defined), max(defined)) == (1 / 3, 2 / 3)
 
 
 def test_one_patient_gives_no_interval() -> None:
@@ -155,7 +155,7 @@ def test_an_undefined_measure_has_no_interval() -> None:
     assert found.n == 0
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_another() -> None:
+def test_the_interval_depends_on_the_seed_alone() -> None:
     values = np.random.default_rng(0).standard_normal(20)
     patients = [f"p{i}" for i in range(20)]
 
@@ -183,38 +183,38 @@ def grid(xy_px0: list[tuple[int, int]], side_px0: tuple[float, float]) -> PatchG
     )
 
 
-def test_the_share_of_a_patch_in_the_annotation_is_exact_and_holes_do_not_count() -> None:
+def test_the_annotated_fraction_of_a_patch_is_exact_and_excludes_holes() -> None:
     area = shapely.union_all([box(0, 0, 25, 20).difference(box(12, 2, 17, 8)), box(40, 40, 41, 50)])
     corners = [(0, 0), (10, 0), (20, 0), (20, 15), (36, 40), (60, 60), (-5, -5)]
-    shares = annotated_shares(area, grid(corners, (10.0, 10.0)))
-    assert shares.tolist() == pytest.approx([1.0, 1 - 30 / 100, 0.5, 0.25, 0.1, 0.0, 0.25])
-    assert positive_patches(shares).tolist() == [True, True, True, False, False, False, False]
-    assert positive_patches(shares, min_share=0.25).tolist() == [True, True, True, True, False, False, True]
+    fractions = annotated_fractions(area, grid(corners, (10.0, 10.0)))
+    assert fractions.tolist() == pytest.approx([1.0, 1 - 30 / 100, 0.5, 0.25, 0.1, 0.0, 0.25])
+    assert positive_patches(fractions).tolist() == [True, True, True, False, False, False, False]
+    assert positive_patches(fractions, min_fraction=0.25).tolist() == [True, True, True, True, False, False, True]
 
 
-def test_shares_are_of_the_footprint_in_both_directions() -> None:
-    shares = annotated_shares(box(0, 0, 10, 100), grid([(0, 0), (5, 0)], (8.0, 4.5)))
-    assert shares.tolist() == pytest.approx([1.0, 5 / 8])
+def test_fractions_are_of_the_footprint_in_both_directions() -> None:
+    fractions = annotated_fractions(box(0, 0, 10, 100), grid([(0, 0), (5, 0)], (8.0, 4.5)))
+    assert fractions.tolist() == pytest.approx([1.0, 5 / 8])
 
 
-def test_shares_of_many_patches_on_a_ragged_outline_are_those_of_one_at_a_time() -> None:
+def test_fractions_of_many_patches_on_a_ragged_outline_equal_those_of_single_patches() -> None:
     generator = np.random.default_rng(0)
     angle = np.linspace(0, 2 * np.pi, 400, endpoint=False)
     radius = 35 + 4 * np.sin(5 * angle) + generator.uniform(-2, 2, 400)
     outline = Polygon(np.stack([50 + radius * np.cos(angle), 50 + radius * np.sin(angle)], axis=1))
     area = outline.difference(box(45, 45, 60, 52))
     corners = [(x, y) for y in range(0, 100, 3) for x in range(0, 100, 3)]
-    shares = annotated_shares(area, grid(corners, (3.5, 3.5)))
-    for (x, y), share in zip(corners, shares, strict=True):
-        assert share == pytest.approx(area.intersection(box(x, y, x + 3.5, y + 3.5)).area / 3.5**2, abs=1e-12)
-    assert np.count_nonzero((shares > 0) & (shares < 1)) > 100
+    fractions = annotated_fractions(area, grid(corners, (3.5, 3.5)))
+    for (x, y), fraction in zip(corners, fractions, strict=True):
+        assert fraction == pytest.approx(area.intersection(box(x, y, x + 3.5, y + 3.5)).area / 3.5**2, abs=1e-12)
+    assert np.count_nonzero((fractions > 0) & (fractions < 1)) > 100
 
 
 def test_an_empty_annotation_covers_nothing() -> None:
-    assert annotated_shares(shapely.MultiPolygon(), grid([(0, 0)], (10.0, 10.0))).tolist() == [0.0]
+    assert annotated_fractions(shapely.MultiPolygon(), grid([(0, 0)], (10.0, 10.0))).tolist() == [0.0]
 
 
-def test_a_map_is_measured_against_the_patches_inside() -> None:
+def test_localisation_of_a_map_computed_by_hand() -> None:
     positive = np.array([True, False, True, False, False, False, False, False])
     scores = np.array([0.9, 0.8, 0.7, 0.1, 0.2, 0.3, 0.0, -1.0], np.float32)
     found = localisation(scores, positive)
@@ -225,7 +225,19 @@ def test_a_map_is_measured_against_the_patches_inside() -> None:
     assert (found.n_patches, found.n_positive) == (8, 2)
 
 
-def test_a_map_that_says_nothing_gets_the_base_rate() -> None:
+@pytest.mark.parametrize("decimals", [1, 2, 7])
+def test_localisation_equals_scikit_learn_with_and_without_ties(decimals: int) -> None:
+    generator = np.random.default_rng(decimals)
+    for n in [*range(2, 40), 3000]:
+        positive = generator.random(n) < 0.4
+        positive[:2] = True, False
+        scores = generator.normal(size=n).astype(np.float32).round(decimals)
+        found = localisation(scores, positive)
+        assert found.auprc == pytest.approx(average_precision_score(positive, scores), abs=1e-14)
+        assert found.auroc == pytest.approx(roc_auc_score(positive, scores), abs=1e-14)
+
+
+def test_a_constant_map_has_the_base_rate_as_auprc() -> None:
     found = localisation(np.zeros(10, np.float32), np.arange(10) < 3)
     assert (found.auprc, found.lift, found.auroc) == pytest.approx((0.3, 1.0, 0.5))
 

@@ -1,4 +1,4 @@
-"""Two runs on the same slides: a better model is found, the same model is not, and what cannot be compared is said."""
+"""Comparison of two runs on the same slides: differences are detected, equality too, and misuse is one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wsi_pipeline.evaluate.bootstrap import p_value
 from wsi_pipeline.evaluate.compare import COLUMNS, Comparison, compare_runs, comparison_table, write_comparison
 from wsi_pipeline.evaluate.delong import areas, difference
 
-HOW = [
+PREDICTION_COLUMNS = [
     "model",
     "task",
     "weights",
@@ -34,8 +34,8 @@ N = 60
 LABELS = ["t" if i % 2 else "n" for i in range(N)]
 
 
-def judged(seed: int, skill: float) -> list[float]:
-    """Probabilities of t, all from one noise so that runs are paired."""
+def predicted(seed: int, skill: float) -> list[float]:
+    """Probabilities of t with noise that runs share in part, so that they are paired."""
     common = np.random.default_rng(0).standard_normal(N)
     own = np.random.default_rng(seed).standard_normal(N)
     sign = np.array([1 if label == "t" else -1 for label in LABELS])
@@ -50,14 +50,14 @@ def write_run(root: Path, models: dict[str, list[float]], per_patient: int = 1, 
     (root / "predict").mkdir(parents=True)
     (root / "config.yaml").write_text(f"slides: m.csv\nout: {root}\nevaluate: {{bootstrap: 200}}\n")
     slides, patients = [], []
-    for model, said in models.items():
-        for i, p in enumerate(said):
+    for model, probabilities in models.items():
+        for i, p in enumerate(probabilities):
             pair = [f"{1 - p:.6f}", f"{p:.6f}"]
-            what = [labels[i], model, "classification", "w", str(held_out(i)).lower(), "0.5", "", *pair, *pair, "t"]
-            slides.append([names[i], f"p{i // (2 * per_patient)}_{labels[i]}", *what])
+            cells = [labels[i], model, "classification", "w", str(held_out(i)).lower(), "0.5", "", *pair, *pair, "t"]
+            slides.append([names[i], f"p{i // (2 * per_patient)}_{labels[i]}", *cells])
             if i // 2 % per_patient == 0:
-                patients.append([slides[-1][1], per_patient, *what])
-    rest = ["label", *HOW, "set"]
+                patients.append([slides[-1][1], per_patient, *cells])
+    rest = ["label", *PREDICTION_COLUMNS, "set"]
     (root / "predict" / "predictions.csv").write_text(csv_text(["slide_id", "patient_id", *rest], slides))
     (root / "predict" / "patients.csv").write_text(csv_text(["patient_id", "slides", *rest], patients))
     return root
@@ -67,9 +67,9 @@ def by_metric(found: list[Comparison]) -> dict[str, Comparison]:
     return {one.metric: one for one in found}
 
 
-def test_a_better_model_is_better_in_every_measure_that_is_better_when_higher(tmp_path: Path) -> None:
-    a = write_run(tmp_path / "a", {"abmil": judged(1, 0.3)})
-    b = write_run(tmp_path / "b", {"abmil": judged(2, 1.5)})
+def test_a_better_model_has_higher_measures(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", {"abmil": predicted(1, 0.3)})
+    b = write_run(tmp_path / "b", {"abmil": predicted(2, 1.5)})
     found = by_metric(compare_runs(a, b))
     for metric in ("auroc", "auprc", "accuracy", "balanced_accuracy", "f1"):
         one = found[metric]
@@ -82,7 +82,7 @@ def test_a_better_model_is_better_in_every_measure_that_is_better_when_higher(tm
 
 
 def test_auroc_is_tested_by_delong_on_the_paired_scores(tmp_path: Path) -> None:
-    scores = [judged(1, 0.6), judged(2, 0.8)]
+    scores = [predicted(1, 0.6), predicted(2, 0.8)]
     a, b = (write_run(tmp_path / name, {"abmil": s}) for name, s in zip("ab", scores, strict=True))
     positive = np.array([label == "t" for label in LABELS])
     expected = difference(areas(positive, np.array(scores), [f"p{i}" for i in range(N)]))
@@ -91,7 +91,7 @@ def test_auroc_is_tested_by_delong_on_the_paired_scores(tmp_path: Path) -> None:
 
 
 def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
-    a = write_run(tmp_path / "a", {"abmil": judged(1, 0.6), "clam": judged(2, 0.6)})
+    a = write_run(tmp_path / "a", {"abmil": predicted(1, 0.6), "clam": predicted(2, 0.6)})
     found = compare_runs(a, a)
     assert [one.model_a for one in found] == sorted(one.model_a for one in found)
     assert {one.model_b for one in found} == {"abmil", "clam"}
@@ -99,7 +99,7 @@ def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
 
 
 def test_two_models_of_one_run_are_compared_by_name(tmp_path: Path) -> None:
-    a = write_run(tmp_path / "a", {"abmil": judged(1, 0.2), "clam": judged(2, 1.5)})
+    a = write_run(tmp_path / "a", {"abmil": predicted(1, 0.2), "clam": predicted(2, 1.5)})
     found = by_metric(compare_runs(a, a, model_a="abmil", model_b="clam"))
     back = by_metric(compare_runs(a, a, model_a="clam", model_b="abmil"))
     assert found["auroc"].difference == pytest.approx(-back["auroc"].difference)
@@ -107,8 +107,8 @@ def test_two_models_of_one_run_are_compared_by_name(tmp_path: Path) -> None:
     assert (found["f1"].low, found["f1"].high) == pytest.approx((-back["f1"].high, -back["f1"].low))
 
 
-def test_only_slides_held_out_in_both_count_in_whatever_order(tmp_path: Path) -> None:
-    scores = judged(1, 0.6)
+def test_only_slides_held_out_in_both_runs_are_used_in_any_order(tmp_path: Path) -> None:
+    scores = predicted(1, 0.6)
     a = write_run(tmp_path / "a", {"abmil": scores}, held_out=lambda i: i >= 10)
     b = write_run(tmp_path / "b", {"abmil": scores}, held_out=lambda i: i < 50)
     lines = (b / "predict" / "predictions.csv").read_text().splitlines()
@@ -117,8 +117,8 @@ def test_only_slides_held_out_in_both_count_in_whatever_order(tmp_path: Path) ->
     assert (one.n, one.difference, one.p) == (40, 0, 1)
 
 
-def test_patients_follow_where_they_are_not_the_slides(tmp_path: Path) -> None:
-    a, b = (write_run(tmp_path / n, {"abmil": judged(i, 0.5 + i)}, per_patient=3) for i, n in enumerate("ab"))
+def test_patients_are_compared_too_where_they_have_several_slides(tmp_path: Path) -> None:
+    a, b = (write_run(tmp_path / n, {"abmil": predicted(i, 0.5 + i)}, per_patient=3) for i, n in enumerate("ab"))
     found = compare_runs(a, b)
     assert list(dict.fromkeys((one.level, one.n, one.n_patients) for one in found)) == [
         ("slides", 60, 20),
@@ -126,34 +126,34 @@ def test_patients_follow_where_they_are_not_the_slides(tmp_path: Path) -> None:
     ]
 
 
-def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
-    a = write_run(tmp_path / "a", {"abmil": judged(1, 0.6)})
-    others = write_run(tmp_path / "others", {"abmil": judged(1, 0.6)}, names=[f"t{i}" for i in range(N)])
+def test_runs_that_cannot_be_compared_give_an_error_of_one_line(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", {"abmil": predicted(1, 0.6)})
+    others = write_run(tmp_path / "others", {"abmil": predicted(1, 0.6)}, names=[f"t{i}" for i in range(N)])
     with pytest.raises(ArtifactError, match=r"abmil: no slide is labelled and held out in both .* of one manifest"):
         compare_runs(a, others)
-    labels = write_run(tmp_path / "labels", {"abmil": judged(1, 0.6)}, labels=["t", *LABELS[1:]])
+    labels = write_run(tmp_path / "labels", {"abmil": predicted(1, 0.6)}, labels=["t", *LABELS[1:]])
     with pytest.raises(ArtifactError, match=r"the labels of slide 's0' differ between .*; predict both with one"):
         compare_runs(a, labels)
-    clam = write_run(tmp_path / "clam", {"clam": judged(1, 0.6)})
+    clam = write_run(tmp_path / "clam", {"clam": predicted(1, 0.6)})
     with pytest.raises(ConfigError, match=r"share no model; name two with --model A --model-b B"):
         compare_runs(a, clam)
     with pytest.raises(ConfigError, match=r"clam has no model 'abmil'; it has clam"):
         compare_runs(a, clam, model_a="abmil")
     with pytest.raises(ConfigError, match="--model-b needs --model"):
         compare_runs(a, clam, model_b="clam")
-    with pytest.raises(ArtifactError, match="is no run folder"):
+    with pytest.raises(ArtifactError, match="is not a run folder"):
         compare_runs(tmp_path, a)
     text = (clam / "predict" / "predictions.csv").read_text().replace("_t", "_u").replace(",t,", ",u,")
     (clam / "predict" / "predictions.csv").write_text(text)
     with pytest.raises(ArtifactError, match=r"classification of n, t, but .* classification of n, u; compare runs of"):
         compare_runs(a, clam, model_a="abmil", model_b="clam")
     (clam / "predict" / "patients.csv").unlink()
-    with pytest.raises(ArtifactError, match=r"patients\.csv is not there; run `wsi predict` first"):
+    with pytest.raises(ArtifactError, match=r"patients\.csv does not exist; run `wsi predict` first"):
         compare_runs(a, clam)
 
 
-def test_the_table_and_the_csv_say_the_same(tmp_path: Path) -> None:
-    a, b = (write_run(tmp_path / n, {"abmil": judged(i, 0.5 + i)}) for i, n in enumerate("ab"))
+def test_the_table_and_the_csv_have_the_same_numbers(tmp_path: Path) -> None:
+    a, b = (write_run(tmp_path / n, {"abmil": predicted(i, 0.5 + i)}) for i, n in enumerate("ab"))
     found = compare_runs(a, b)
     text = io.StringIO()
     Console(width=220, file=text).print(comparison_table(found, ("[run a]", "run b")))
@@ -177,7 +177,7 @@ def test_the_table_and_the_csv_say_the_same(tmp_path: Path) -> None:
     assert "[run a]" in text.getvalue()
 
 
-def test_the_p_value_counts_the_resamples_on_the_other_side() -> None:
+def test_the_p_value_counts_the_resamples_on_the_other_side_of_zero() -> None:
     assert p_value(np.arange(1.0, 100.0)) == 2 / 100
     assert p_value(np.array([-1.0, 1.0, 1.0, np.nan])) == 1.0
     assert p_value(np.append(np.full(9, -0.1), np.full(190, 0.1))) == pytest.approx(2 * 10 / 200)

@@ -1,11 +1,11 @@
-"""``wsi evaluate explanations``: maps as segmentations against loops, and a small run folder through the command."""
+"""``wsi evaluate explanations``: overlap measures against loops, and the command on a small run folder."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import pytest
 import torch
 import yaml
 from explaining import scores_of
+from matplotlib.figure import Figure
 from rich.console import Console
 from scipy.stats import wilcoxon
-from torch import Tensor, nn
+from torch import Tensor
 from typer.testing import CliRunner
 
 from wsi_pipeline.aggregate import models
@@ -26,6 +27,7 @@ from wsi_pipeline.cli.main import app
 from wsi_pipeline.config import EvaluateConfig, ExplainConfig
 from wsi_pipeline.csvtable import csv_text
 from wsi_pipeline.errors import WsiError
+from wsi_pipeline.evaluate.flipping_plot import curves_png
 from wsi_pipeline.evaluate.froc_cohort import froc_of_models
 from wsi_pipeline.evaluate.map_scores import SlideMaps
 from wsi_pipeline.evaluate.overlap import dice_of_others, mean_iou, overlap, pixel_accuracy, unit_scaled
@@ -33,14 +35,14 @@ from wsi_pipeline.evaluate.predictions import Prediction
 from wsi_pipeline.evaluate.summary import EXPLANATION_HEADLINES, digits, read_explanations_summary
 from wsi_pipeline.evaluate.xai_slide import outlined_class
 from wsi_pipeline.evaluate.xai_statistics import paired_p
-from wsi_pipeline.explain.explained_model import ExplainedModel
+from wsi_pipeline.explain.explained_model import Attribution, ExplainedModel
 from wsi_pipeline.explain.measures.patch_flipping import flipping, perturbable
 from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.stage import explain_slide
 from wsi_pipeline.store import BagWriter, read_bag
-from wsi_pipeline.types import Float32, Float64, PatchGrid, SlideRow, Unit
+from wsi_pipeline.types import Float64, PatchGrid, SlideRow, Unit
 
-DIM, SIDE = 6, 5  # features a patch, patches a row
+DIM, SIDE = 6, 5  # features per patch, patches per row
 SMALL = {"abmil": {"hidden": 8, "attention_dim": 4}, "transmil": {"hidden": 8, "heads": 2, "landmarks": 4}}
 METHODS = ["attention", "contribution", "instance"]
 
@@ -48,12 +50,12 @@ METHODS = ["attention", "contribution", "instance"]
 
 
 def slow_overlap(scores: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
-    """Every measure from its definition, a patch at a time."""
+    """Every measure from its definition, patch by patch."""
     low, high, n = min(scores), max(scores), len(scores)
     scaled = [(s - low) / (high - low) for s in scores]
     called = [s > sum(scaled) / n for s in scaled]
     hits = sum(c and p for c, p in zip(called, positive, strict=True))
-    alarms = sum(c and not p for c, p in zip(called, positive, strict=True))
+    false = sum(c and not p for c, p in zip(called, positive, strict=True))
     misses = sum(not c and p for c, p in zip(called, positive, strict=True))
     two = [(1 - s, not p) for s, p in zip(scaled, positive, strict=True)]
     two += [(s, bool(p)) for s, p in zip(scaled, positive, strict=True)]
@@ -64,9 +66,9 @@ def slow_overlap(scores: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
         for t in range(101)
     ]
     return {
-        "counts": [hits, alarms, misses, n - hits - alarms - misses],
+        "counts": [hits, false, misses, n - hits - false - misses],
         "ap": slow_precision(two),
-        "f1": 2 * hits / (2 * hits + alarms + misses),
+        "f1": 2 * hits / (2 * hits + false + misses),
         "auprc": slow_precision([(s, bool(p)) for s, p in zip(scaled, positive, strict=True)]),
         "auroc": np.mean([
             1.0 if a > b else 0.5 if a == b else 0.0
@@ -80,7 +82,7 @@ def slow_overlap(scores: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
 
 
 def slow_precision(rows: list[tuple[float, bool]]) -> float:
-    """Average precision: at each distinct score, precision times the recall that is new there."""
+    """Average precision: at each distinct score, precision times the recall added there."""
     total, before = 0.0, 0.0
     for threshold in sorted({s for s, _ in rows}, reverse=True):
         called = [p for s, p in rows if s >= threshold]
@@ -91,7 +93,7 @@ def slow_precision(rows: list[tuple[float, bool]]) -> float:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_map_against_an_outline_is_measured_as_defined(seed: int) -> None:
+def test_overlap_measures_equal_their_definitions(seed: int) -> None:
     generator = np.random.default_rng(seed)
     scores = generator.integers(-4, 6, 30) / 3.0  # with ties
     positive = generator.random(30) < 0.3
@@ -100,7 +102,7 @@ def test_a_map_against_an_outline_is_measured_as_defined(seed: int) -> None:
         np.testing.assert_allclose(found[name], expected, atol=1e-12, err_msg=name)
 
 
-def test_accuracy_and_iou_are_of_counts_over_all_slides() -> None:
+def test_accuracy_and_iou_are_from_counts_over_all_slides() -> None:
     small, large = np.array([1, 0, 0, 0]), np.array([30, 20, 10, 40])
     assert pixel_accuracy(small + large) == pytest.approx(71 / 101)
     assert mean_iou(small + large) == pytest.approx((31 / 61 + 40 / 70) / 2)
@@ -108,7 +110,7 @@ def test_accuracy_and_iou_are_of_counts_over_all_slides() -> None:
     assert np.isnan(mean_iou(np.zeros(4, np.int64)))
 
 
-def test_a_constant_map_calls_nothing_and_points_at_the_first_patch() -> None:
+def test_a_constant_map_predicts_nothing_and_points_at_the_first_patch() -> None:
     assert unit_scaled(np.full(3, 9.0)).tolist() == [0.0, 0.0, 0.0]
     found = overlap(np.zeros(4), np.array([True, False, False, True]))
     assert found.counts.tolist() == [0, 0, 2, 2]
@@ -116,7 +118,7 @@ def test_a_constant_map_calls_nothing_and_points_at_the_first_patch() -> None:
     assert np.isnan(found.mass)
 
 
-def test_no_slide_chooses_its_own_threshold() -> None:
+def test_the_threshold_of_a_slide_is_chosen_on_other_patients() -> None:
     curves: Float64 = np.zeros((3, 101))
     curves[0, 10], curves[1, 20], curves[2, [10, 20]] = 1.0, 0.9, (0.3, 0.8)
     # s0: p1's best is 20; s1 and s2, both p1: p0's best is 10
@@ -124,7 +126,7 @@ def test_no_slide_chooses_its_own_threshold() -> None:
     assert np.isnan(dice_of_others(curves[:2], ["p0", "p0"])).all()
 
 
-def test_methods_are_compared_by_one_difference_a_patient() -> None:
+def test_methods_are_compared_by_one_difference_per_patient() -> None:
     first, second = np.array([1.0, 3.0, 5.0, 2.0, np.nan, 9.0]), np.array([0.0, 1.0, 1.0, 3.5, 7.0, 1.0])
     patients = ["a", "a", "b", "c", "d", "e"]
     assert paired_p(first, second, patients) == pytest.approx(wilcoxon([1.5, 4.0, -1.5, 8.0]).pvalue)
@@ -141,13 +143,39 @@ def test_the_outlined_class_is_the_label_or_the_positive_one_of_two() -> None:
     assert outlined_class(slide(None), ("a", "b", "c")) is None
     assert outlined_class(slide("cyst"), ("normal", "tumour")) is None
     assert outlined_class(slide("luad", None), ("luad", "lusc")) is None
+    assert outlined_class(slide("er"), ("er", "pr"), "multilabel") == "er"
+    assert outlined_class(slide("er;pr"), ("er", "pr"), "multilabel") is None
+    assert outlined_class(slide(None), ("er", "pr"), "multilabel") is None
+    assert outlined_class(slide("12.5"), ("value",), "regression") is None
+    assert outlined_class(slide(None), ("risk",), "survival") is None
+
+
+@pytest.mark.parametrize(
+    ("task", "label"),
+    [
+        ("classification", "Probability of the predicted class"),
+        ("multilabel", "Probability of the most probable label"),
+        ("regression", "Predicted value"),
+        ("survival", "Predicted risk (log hazard)"),
+    ],
+)
+def test_the_axis_of_the_flipping_plot_is_what_the_task_predicts(
+    task: str, label: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(panels: Sequence[Any], draw: Callable[..., None]) -> bytes:
+        axes = Figure().add_subplot()
+        draw(axes, panels[0])
+        return axes.get_ylabel().encode()
+
+    monkeypatch.setattr("wsi_pipeline.evaluate.flipping_plot.panels_png", drawn)
+    assert curves_png({"m": {"random": np.linspace(1, 0, 5)}}, {"m": task}) == label.encode()
 
 
 # --- the command ---------------------------------------------------------------------------------------------
 
 
-class House:
-    """A run folder with bags, two folds of two models and outlines; fold f has seen patient p{1 - f}, both p2."""
+class Study:
+    """A run folder with bags, two folds of each model and outlines; fold f has seen patient p{1 - f}, both p2."""
 
     def __init__(self, root: Path, names: Sequence[str] = ("abmil",)) -> None:
         self.root = root
@@ -193,7 +221,7 @@ class House:
             writer.finish(np.ones(n, bool), "lite0", "digest", Provenance.of("bag", "embed"))
 
     def outline(self, slide_id: str, width: int, height: int = 100) -> None:
-        """A box from the first patch on, ``width`` px0 wide; by default over the first row."""
+        """A box from the first patch, ``width`` level-0 pixels wide; by default over the first row."""
         ring = [[0, 0], [width, 0], [width, height], [0, height], [0, 0]]
         feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
         text = json.dumps({"type": "FeatureCollection", "features": [feature]})
@@ -213,7 +241,7 @@ class House:
         return self.run_folder / "train" / name / f"seed0_fold{fold}"
 
     def measure(self, *overrides: str, code: int = 0) -> str:
-        """The command as typed; returns what it prints."""
+        """Run the command; returns its output."""
         flags = [part for override in overrides for part in ("--set", override)]
         done = CliRunner().invoke(app, ["evaluate", "explanations", str(self.root / "config.yaml"), *flags])
         if done.exception is not None and not isinstance(done.exception, SystemExit):
@@ -221,8 +249,8 @@ class House:
         assert done.exit_code == code, done.output
         return done.output
 
-    def refused(self, override: str) -> str:
-        """What the command raises."""
+    def error(self, override: str) -> str:
+        """Run the command; returns the message of the exception that it raises."""
         arguments = ["evaluate", "explanations", str(self.root / "config.yaml"), "--set", override]
         return str(CliRunner().invoke(app, arguments).exception)
 
@@ -241,21 +269,21 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> House:
-    """Measured once; tests that use it only read."""
-    house = House(tmp_path_factory.mktemp("house"), tuple(SMALL))
-    assert "explanations.md" in house.measure()
-    return house
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Measured once; tests only read it."""
+    study = Study(tmp_path_factory.mktemp("study"), tuple(SMALL))
+    assert "explanations.md" in study.measure()
+    return study
 
 
 @pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
-    """One of abmil alone, which draws a dot for a picture."""
-    monkeypatch.setattr("wsi_pipeline.evaluate.xai_report.curves_png", lambda curves: b"a dot")
-    return House(tmp_path)
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study of abmil alone, without plots."""
+    monkeypatch.setattr("wsi_pipeline.evaluate.xai_report.curves_png", lambda curves, tasks: b"a plot")
+    return Study(tmp_path)
 
 
-def test_every_fitting_method_and_random_is_measured_on_the_slides_that_were_held_out(finished: House) -> None:
+def test_every_fitting_method_and_random_scores_are_measured_on_held_out_slides(finished: Study) -> None:
     folder = finished.run_folder / "evaluate" / "explanations"
     held_out = ["s0", "s1", "s3", "s4", "s5"]  # both members have seen p2
     assert {m.name: sorted(p.stem for p in m.glob("*.json")) for m in folder.iterdir() if m.name != ".made"} == {
@@ -273,30 +301,28 @@ def test_every_fitting_method_and_random_is_measured_on_the_slides_that_were_hel
 
 
 @pytest.mark.parametrize(("slide_id", "folds"), [("s0", (0,)), ("s1", (1,)), ("s3", (0, 1))])
-def test_curves_are_those_of_the_members_that_have_not_seen_the_patient(
-    finished: House, slide_id: str, folds: tuple[int, ...]
-) -> None:
+def test_curves_are_those_of_the_held_out_members(finished: Study, slide_id: str, folds: tuple[int, ...]) -> None:
     members = [load_model(finished.fold("abmil", fold), "cpu")[0] for fold in folds]
     bag = read_bag(finished.run_folder / "embed" / f"{slide_id}.h5")
     features, xy = torch.from_numpy(bag.features), torch.from_numpy(bag.grid.xy_stride)
     with torch.no_grad():
         probability = np.mean([m(features, xy).logits.softmax(0).tolist() for m in members], axis=0)
     target = int(probability.argmax())
-    said = finished.slide("abmil", slide_id)
-    assert said["target"] == ("normal", "tumour")[target]
-    for way, stand_in in (("drop", None), ("replace", features.mean(0))):
+    content = finished.slide("abmil", slide_id)
+    assert (content["task"], content["target"]) == ("classification", ("normal", "tumour")[target])
+    for removal, stand_in in (("drop", None), ("replace", features.mean(0))):
         for name in METHODS:
             scores = np.mean([scores_of(explainers.build(name), m, features, xy, target) for m in members], axis=0)
             expected = flipping(
                 perturbable([ExplainedModel(m) for m in members], features, xy, stand_in), scores, target, points=11
             )
-            found = said["methods"][name]["flips"][way]
+            found = content["methods"][name]["flips"][removal]
             np.testing.assert_allclose(found["most"], expected.most.outcome, atol=1e-6)
             np.testing.assert_allclose(found["least"], expected.least.outcome, atol=1e-6)
             assert found["most"][0] == pytest.approx(probability[target], abs=1e-6)
 
 
-def test_the_table_holds_means_over_slides_with_intervals_over_patients(finished: House) -> None:
+def test_the_table_has_means_over_slides_with_intervals_over_patients(finished: Study) -> None:
     rows = {(r["model"], r["method"], r["metric"]): r for r in finished.rows("explanations.csv")}
     slides = [finished.slide("abmil", s) for s in ("s0", "s1", "s3", "s4", "s5")]
     areas = [np.mean(s["methods"]["contribution"]["flips"]["drop"]["most"]) for s in slides]
@@ -312,7 +338,7 @@ def test_the_table_holds_means_over_slides_with_intervals_over_patients(finished
     assert -1 <= float(rows["abmil", "attention", "redrawn"]["value"]) <= 1
 
 
-def test_a_narrow_terminal_cuts_no_number(tmp_path: Path) -> None:
+def test_a_narrow_terminal_truncates_no_number(tmp_path: Path) -> None:
     path = tmp_path / "explanations.csv"
     values = dict(zip(EXPLANATION_HEADLINES, [0.539, -0.003, 0.94, 0.988, 0.873, 0.858, 1, 1, -0.057], strict=True))
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -325,7 +351,7 @@ def test_a_narrow_terminal_cuts_no_number(tmp_path: Path) -> None:
     assert line.split() == ["integrated_gradients", *map(digits, values.values())]
 
 
-def test_infidelity_is_of_attributions_alone(finished: House) -> None:
+def test_infidelity_is_measured_for_attributions_alone(finished: Study) -> None:
     rows = {(r["model"], r["method"], r["metric"]): r for r in finished.rows("explanations.csv")}
     assert {method for _, method, metric in rows if metric == "infidelity"} == {"contribution"}
     assert 0 < float(rows["abmil", "contribution", "infidelity"]["value"]) < 1
@@ -333,9 +359,9 @@ def test_infidelity_is_of_attributions_alone(finished: House) -> None:
         assert finished.slide("abmil", "s0")["methods"][name]["infidelity"] is expected
 
 
-def test_localisation_rows_rest_on_the_outlined_slides(finished: House) -> None:
+def test_localisation_is_measured_on_the_outlined_slides(finished: Study) -> None:
     rows = {(r["model"], r["method"], r["metric"]): r for r in finished.rows("explanations.csv")}
-    positive = np.arange(18) < 2  # of s3's row of five patches, 210 of 500 px
+    positive = np.arange(18) < 2  # 210 of the 500 pixels of s3's first row of patches
     counts = np.zeros(4, np.int64)
     for slide_id, patches, folds in (("s1", 16, (1,)), ("s3", 18, (0, 1)), ("s5", 20, (0, 1))):
         members = [load_model(finished.fold("abmil", fold), "cpu")[0] for fold in folds]
@@ -353,27 +379,26 @@ def test_localisation_rows_rest_on_the_outlined_slides(finished: House) -> None:
 
 
 class First:
-    """A plug-in whose scores are the patches' first features."""
+    """A plug-in whose scores are the first feature of each patch."""
 
     unit: Unit = "probability"
     signed = False
     class_specific = False
 
-    def fits(self, model: nn.Module) -> str | None:
+    def fits(self, explained: ExplainedModel) -> str | None:
         return None
 
-    def __call__(self, model: nn.Module, features: Tensor, xy: Tensor, target: int) -> Float32:
-        scores: Float32 = features[:, 0].numpy()
-        return scores
+    def __call__(self, explained: ExplainedModel, features: Tensor, xy: Tensor, target: int) -> Attribution:
+        return Attribution(features[:, 0])
 
 
-TALL = (210, 600)  # px0: 105 by 300 µm, which is no isolated tumour cells; columns 0 to 2 of the patches
+TALL = (210, 600)  # level-0 pixels: 105 by 300 µm, larger than isolated tumour cells; columns 0 to 2 of the patches
 
 
-def test_the_froc_of_three_slides(house: House) -> None:
-    """Found: 0.75 and 0.3. False: 0.5; 0.25 twice; 0.125, which is the lowest and no point of the curve."""
-    lines = (house.root / "slides.csv").read_text().splitlines()
-    (house.root / "slides.csv").write_text("\n".join(lines[i] for i in (0, 1, 2, 4)) + "\n")  # s0, s1, s3
+def test_the_froc_of_three_slides(study: Study) -> None:
+    """Detected: 0.75 and 0.3. False positives: 0.5; 0.25 twice; 0.125, the lowest, which is not on the curve."""
+    lines = (study.root / "slides.csv").read_text().splitlines()
+    (study.root / "slides.csv").write_text("\n".join(lines[i] for i in (0, 1, 2, 4)) + "\n")  # s0, s1, s3
     for slide_id, scores in (
         ("s0", {0: 0.25, 2: 0.125}),
         ("s1", {0: 0.75, 4: 0.25}),
@@ -381,80 +406,81 @@ def test_the_froc_of_three_slides(house: House) -> None:
     ):
         features = np.random.default_rng(0).standard_normal((15, DIM))
         features[:, 0] = [scores.get(i, 0.0) for i in range(15)]
-        house.write_bag(slide_id, features)
-        house.outline(slide_id, *TALL)
-    house.measure(f"explain.methods=[{__name__}:First]", "evaluate.froc_radius_um=60")
+        study.write_bag(slide_id, features)
+        study.outline(slide_id, *TALL)
+    study.measure(f"explain.methods=[{__name__}:First]", "evaluate.froc_radius_um=60")
     name = f"{__name__}:First"
-    found = [house.slide("abmil", slide_id)["methods"][name]["froc"] for slide_id in ("s0", "s1", "s3")]
+    found = [study.slide("abmil", slide_id)["methods"][name]["froc"] for slide_id in ("s0", "s1", "s3")]
     assert found == [
         {"false_positives": [0.25, 0.125], "lesions": []},
         {"false_positives": [0.25], "lesions": [0.75]},
         {"false_positives": [0.5], "lesions": [0.3]},
     ]
-    rows = {(r["method"], r["metric"]): r for r in house.rows("explanations.csv")}
+    rows = {(r["method"], r["metric"]): r for r in study.rows("explanations.csv")}
     row = rows[name, "froc"]
-    assert float(row["value"]) == pytest.approx((0.5 + 5 * 1.0) / 6, abs=1e-6)  # half at 1/4 a slide, then both
+    assert float(row["value"]) == pytest.approx((0.5 + 5 * 1.0) / 6, abs=1e-6)  # half at 1/4 per slide, then both
     assert (row["n_slides"], row["n_patients"], row["p_random"]) == ("3", "3", "")
     assert 0 <= float(row["low"]) <= float(row["value"]) <= float(row["high"]) <= 1
-    assert "relative to its slide" not in (house.run_folder / "evaluate" / "explanations.md").read_text()
+    assert "relative to its slide" not in (study.run_folder / "evaluate" / "explanations.md").read_text()
 
 
-def stored_map(house: House, method: str, slide_id: str, folds: Sequence[int]) -> Path:
+def stored_map(study: Study, method: str, slide_id: str, folds: Sequence[int]) -> Path:
     """The method's map as ``wsi explain`` stores it."""
-    path = house.root / f"{method}_{slide_id}.h5"
-    bag, members = house.run_folder / "embed" / f"{slide_id}.h5", [house.fold("abmil", fold) for fold in folds]
-    explain_slide(bag, members, "abmil", method, ExplainConfig(), path, Provenance.of("k", "explain"), {})
+    path = study.root / f"{method}_{slide_id}.h5"
+    bag, members = study.run_folder / "embed" / f"{slide_id}.h5", [study.fold("abmil", fold) for fold in folds]
+    made = Provenance.of("k", "explain")
+    explain_slide(bag, members, "abmil", method, ExplainConfig(), {}, output=path, provenance=made)
     return path
 
 
-def test_the_froc_column_is_what_evaluate_gives_for_the_same_maps(house: House) -> None:
+def test_the_froc_column_equals_that_of_evaluate_for_the_same_maps(study: Study) -> None:
     for slide_id in ("s1", "s3", "s5"):
-        house.outline(slide_id, *TALL)
-    house.measure("evaluate.froc_radius_um=60")
-    rows = {(r["method"], r["metric"]): r for r in house.rows("explanations.csv")}
-    judged = {"s0": ("p0", (0,)), "s1": ("p1", (1,)), "s3": ("p3", (0, 1)), "s4": ("p3", (0, 1)), "s5": ("p3", (0, 1))}
+        study.outline(slide_id, *TALL)
+    study.measure("evaluate.froc_radius_um=60")
+    rows = {(r["method"], r["metric"]): r for r in study.rows("explanations.csv")}
+    members = {"s0": ("p0", (0,)), "s1": ("p1", (1,)), "s3": ("p3", (0, 1)), "s4": ("p3", (0, 1)), "s5": ("p3", (0, 1))}
     for method in METHODS:
-        maps, said = [], []
-        for slide_id, (patient, folds) in judged.items():
-            annotation = house.root / f"{slide_id}.geojson"
-            path = stored_map(house, method, slide_id, folds)
+        maps, predictions = [], []
+        for slide_id, (patient, folds) in members.items():
+            annotation = study.root / f"{slide_id}.geojson"
+            path = stored_map(study, method, slide_id, folds)
             maps.append(SlideMaps(slide_id, patient, annotation if annotation.exists() else None, ((path, True),)))
             label, outcome = "tumour" if annotation.exists() else "normal", {"normal": 0.5, "tumour": 0.5}
-            what = (slide_id, patient, label, "abmil", "classification")
-            said.append(Prediction(*what, "weights", True, 0.5, label, outcome, outcome, ()))
-        (one,) = froc_of_models(maps, said, EvaluateConfig(froc=method, froc_radius_um=60, bootstrap=40))
+            case = (slide_id, patient, label, "abmil", "classification")
+            predictions.append(Prediction(*case, "weights", True, 0.5, label, outcome, outcome, ()))
+        (one,) = froc_of_models(maps, predictions, EvaluateConfig(froc=method, froc_radius_um=60, bootstrap=40))
         row = rows[method, "froc"]
         for name in ("value", "low", "high"):
             assert float(row[name]) == pytest.approx(getattr(one.measures["froc"], name), abs=1e-6)
         assert (row["n_slides"], row["n_patients"]) == ("5", "3")
     assert len({rows[method, "froc"]["value"] for method in METHODS}) == 3
     assert float(rows["random", "froc"]["value"]) > 0
-    text = (house.run_folder / "evaluate" / "explanations.md").read_text()
-    assert "- FROC of attention: attention is relative to its slide, so one threshold is not" in text
+    text = (study.run_folder / "evaluate" / "explanations.md").read_text()
+    assert "- FROC of attention: attention is relative to its slide, so a threshold does not" in text
     assert "- FROC of contribution: attribution is relative" in text
 
 
-def test_slides_that_the_froc_cannot_use_are_said(house: House) -> None:
-    house.outline("s1", *TALL)
-    (house.root / "s3.geojson").write_text("no annotation")
-    lines = (house.root / "slides.csv").read_text().splitlines()
-    (house.root / "slides.csv").write_text("\n".join([*lines[:6], lines[6].rsplit(",", 1)[0]]) + "\n")
-    house.measure()
-    assert house.slide("abmil", "s5")["lesions"] == {"left_out": "no annotation, and not labelled normal"}
-    assert house.slide("abmil", "s1")["lesions"] == {"targets": 1, "isolated": []}
-    rows = {(r["method"], r["metric"]): r for r in house.rows("explanations.csv")}
+def test_slides_that_the_froc_cannot_use_are_reported(study: Study) -> None:
+    study.outline("s1", *TALL)
+    (study.root / "s3.geojson").write_text("no annotation")
+    lines = (study.root / "slides.csv").read_text().splitlines()
+    (study.root / "slides.csv").write_text("\n".join([*lines[:6], lines[6].rsplit(",", 1)[0]]) + "\n")
+    study.measure()
+    assert study.slide("abmil", "s5")["lesions"] == {"left_out": "no annotation, and not labelled normal"}
+    assert study.slide("abmil", "s1")["lesions"] == {"targets": 1, "isolated": []}
+    rows = {(r["method"], r["metric"]): r for r in study.rows("explanations.csv")}
     assert rows["instance", "froc"]["n_slides"] == "3"
-    text = (house.run_folder / "evaluate" / "explanations.md").read_text()
+    text = (study.run_folder / "evaluate" / "explanations.md").read_text()
     assert "- FROC: 1 slides left out: no annotation, and not labelled normal\n" in text
     assert "- FROC: 1 slides left out: unreadable annotation\n" in text
 
 
-def test_without_a_lesion_that_counts_there_is_no_froc_column(finished: House) -> None:
+def test_without_a_target_lesion_there_is_no_froc_column(finished: Study) -> None:
     assert finished.slide("abmil", "s1")["lesions"] == {"targets": 0, "isolated": [1]}
     assert "froc" not in {row["metric"] for row in finished.rows("explanations.csv")}
 
 
-def test_the_matrix_is_the_mean_rank_correlation_over_slides(finished: House) -> None:
+def test_the_matrix_is_the_mean_rank_correlation_over_slides(finished: Study) -> None:
     rows = {(r["model"], r["method"]): r for r in finished.rows("explanations_spearman.csv")}
     found = np.mean([finished.slide("abmil", s)["spearman"] for s in ("s0", "s1", "s3", "s4", "s5")], axis=0)
     assert float(rows["abmil", "attention"]["instance"]) == pytest.approx(found[0, 2], abs=1e-6)
@@ -462,92 +488,92 @@ def test_the_matrix_is_the_mean_rank_correlation_over_slides(finished: House) ->
     assert rows["transmil", "attention"]["contribution"] == ""
 
 
-def test_the_page_names_every_method_of_every_model(finished: House) -> None:
+def test_the_page_lists_every_method_of_every_model(finished: Study) -> None:
     text = (finished.run_folder / "evaluate" / "explanations.md").read_text()
-    assert text.count("| contribution |") == 3  # faithfulness, annotations, sanity; of abmil only
-    assert text.count("| random |") == 4  # no sanity of random scores, in two models
+    assert text.count("| contribution |") == 3  # faithfulness, localisation, sanity; of abmil only
+    assert text.count("| random |") == 4  # two models, without sanity
     assert "## transmil" in text
 
 
-def test_a_second_call_touches_no_file(house: House) -> None:
-    house.measure()
-    before = house.state()
-    house.measure()
-    assert house.state() == before
+def test_a_second_run_touches_no_file(study: Study) -> None:
+    study.measure()
+    before = study.state()
+    study.measure()
+    assert study.state() == before
 
 
-def test_what_changes_is_made_again_and_nothing_else(house: House) -> None:
-    house.measure()
-    before = house.state()
-    house.write_model("abmil", 0, scale=1.5)
-    house.measure()
-    changed = {name for name, stamp in house.state().items() if before.get(name) != stamp and "train/" not in name}
+def test_only_measures_whose_inputs_change_are_recomputed(study: Study) -> None:
+    study.measure()
+    before = study.state()
+    study.write_model("abmil", 0, scale=1.5)
+    study.measure()
+    changed = {name for name, stamp in study.state().items() if before.get(name) != stamp and "train/" not in name}
     slides = {n.removeprefix("evaluate/explanations/") for n in changed if "explanations/" in n and ".made" not in n}
-    assert slides == {f"abmil/{s}.json" for s in ("s0", "s3", "s4", "s5")}  # s1 is judged by fold 1 alone
-    before = house.state()
-    house.measure("evaluate.bootstrap=50")
-    changed = {name for name, stamp in house.state().items() if before.get(name) != stamp}
+    assert slides == {f"abmil/{s}.json" for s in ("s0", "s3", "s4", "s5")}  # s1 is predicted by fold 1 alone
+    before = study.state()
+    study.measure("evaluate.bootstrap=50")
+    changed = {name for name, stamp in study.state().items() if before.get(name) != stamp}
     assert not any("explanations/" in name for name in changed)
     assert "evaluate/explanations.csv" in changed
-    before = house.state()
-    house.outline("s3", 310)
-    house.measure("evaluate.bootstrap=50")
-    changed = {name for name, stamp in house.state().items() if before.get(name) != stamp and name.endswith("json")}
+    before = study.state()
+    study.outline("s3", 310)
+    study.measure("evaluate.bootstrap=50")
+    changed = {name for name, stamp in study.state().items() if before.get(name) != stamp and name.endswith("json")}
     assert {name.split("/")[-1] for name in changed} == {"s3.json", "s3.json.json", "explanations.csv.json"}
 
 
-def test_replacing_and_perturbing_can_be_left_out(house: House) -> None:
-    house.measure("evaluate.replacement=null", "evaluate.infidelity_samples=0", "evaluate.sensitivity_samples=0")
-    metrics = {row["metric"] for row in house.rows("explanations.csv")}
+def test_replacing_and_perturbing_can_be_left_out(study: Study) -> None:
+    study.measure("evaluate.replacement=null", "evaluate.infidelity_samples=0", "evaluate.sensitivity_samples=0")
+    metrics = {row["metric"] for row in study.rows("explanations.csv")}
     assert "aupc_drop" in metrics
     assert not metrics & {"aupc_replace", "infidelity", "sensitivity"}
 
 
 def test_fewer_slides_and_models_can_be_measured_annotated_ones_first(tmp_path: Path) -> None:
-    house = House(tmp_path, ("abmil", "transmil"))
-    house.measure("evaluate.explained_models=[abmil]", "evaluate.explained_slides=4")
-    folder = house.run_folder / "evaluate" / "explanations"
+    study = Study(tmp_path, ("abmil", "transmil"))
+    study.measure("evaluate.explained_models=[abmil]", "evaluate.explained_slides=4")
+    folder = study.run_folder / "evaluate" / "explanations"
     assert sorted(str(p.relative_to(folder)) for p in folder.glob("*/*.json")) == [
         f"abmil/{name}.json" for name in ("s0", "s1", "s3", "s5")
     ]
-    assert "there is no model 'clam'; here: abmil, transmil" in house.refused("evaluate.explained_models=[clam]")
+    assert "there is no model 'clam'; available: abmil, transmil" in study.error("evaluate.explained_models=[clam]")
 
 
-def test_a_bag_that_is_broken_costs_its_slide(house: House) -> None:
-    house.write_bag("s0", np.full((15, DIM), np.nan))
-    assert "1 of 6 slides failed" in house.measure(code=1)
-    assert {row["n_slides"] for row in house.rows("explanations.csv") if row["metric"] == "aupc_drop"} == {"4"}
+def test_a_slide_with_a_damaged_bag_fails_alone(study: Study) -> None:
+    study.write_bag("s0", np.full((15, DIM), np.nan))
+    assert "1 of 6 slides failed" in study.measure(code=1)
+    assert {row["n_slides"] for row in study.rows("explanations.csv") if row["metric"] == "aupc_drop"} == {"4"}
 
 
-def test_a_slide_of_one_patch_is_measured(house: House) -> None:
-    house.write_bag("s1", np.ones((1, DIM)))
-    house.measure()
-    found = house.slide("abmil", "s1")["methods"]["contribution"]
-    assert len(set(found["flips"]["drop"]["most"])) == 1  # it is never dropped
+def test_a_slide_of_one_patch_is_measured(study: Study) -> None:
+    study.write_bag("s1", np.ones((1, DIM)))
+    study.measure()
+    found = study.slide("abmil", "s1")["methods"]["contribution"]
+    assert len(set(found["flips"]["drop"]["most"])) == 1  # the patch is never dropped
     assert found["overlap"]["counts"] == [0, 0, 1, 0]
     assert (found["redrawn"], found["overlap"]["auroc"]) == (None, None)
 
 
-def test_where_nothing_is_outlined_there_is_no_localisation(house: House) -> None:
-    text = (house.root / "slides.csv").read_text()
-    (house.root / "slides.csv").write_text("\n".join(line.rsplit(",", 1)[0] for line in text.splitlines()) + "\n")
-    house.measure()
-    assert not {row["metric"] for row in house.rows("explanations.csv")} & {"miou", "auprc", "dice", "pointing", "froc"}
-    assert house.slide("abmil", "s1")["lesions"] is None
-    assert "annotations" not in (house.run_folder / "evaluate" / "explanations.md").read_text()
+def test_without_outlines_there_is_no_localisation(study: Study) -> None:
+    text = (study.root / "slides.csv").read_text()
+    (study.root / "slides.csv").write_text("\n".join(line.rsplit(",", 1)[0] for line in text.splitlines()) + "\n")
+    study.measure()
+    assert not {row["metric"] for row in study.rows("explanations.csv")} & {"miou", "auprc", "dice", "pointing", "froc"}
+    assert study.slide("abmil", "s1")["lesions"] is None
+    assert "Localisation" not in (study.run_folder / "evaluate" / "explanations.md").read_text()
 
 
-def test_an_annotation_that_cannot_be_read_costs_only_the_localisation(house: House) -> None:
-    (house.root / "s3.geojson").write_text("no annotation")
-    house.measure()
-    assert house.slide("abmil", "s3")["outlined"] is None
-    assert "s3.geojson" in house.slide("abmil", "s3")["note"]
-    found = {row["metric"]: row["n_slides"] for row in house.rows("explanations.csv")}
+def test_a_slide_with_an_unreadable_annotation_lacks_only_the_localisation(study: Study) -> None:
+    (study.root / "s3.geojson").write_text("no annotation")
+    study.measure()
+    assert study.slide("abmil", "s3")["outlined"] is None
+    assert "s3.geojson" in study.slide("abmil", "s3")["note"]
+    found = {row["metric"]: row["n_slides"] for row in study.rows("explanations.csv")}
     assert (found["aupc_drop"], found["auprc"]) == ("5", "2")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["explanations"], "give CONFIG, or explanations CONFIG"),
         (["explanation", "config.yaml"], "evaluate explanation config.yaml is not known"),
@@ -558,23 +584,23 @@ def test_an_annotation_that_cannot_be_read_costs_only_the_localisation(house: Ho
         (["explanations", "config.yaml", "--set", "explain.methods=[atention]"], "did you mean 'attention'"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(
-    finished: House, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+def test_wrong_arguments_give_an_error_of_one_line(
+    finished: Study, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(finished.root)
     done = CliRunner().invoke(app, ["evaluate", *arguments])
-    assert isinstance(done.exception, WsiError)  # main() prints it and ends with exit code 2
+    assert isinstance(done.exception, WsiError)  # main() prints it and exits with code 2
     assert done.exception.exit_code == 2
-    assert says in str(done.exception)
+    assert message in str(done.exception)
 
 
-def test_without_a_held_out_slide_there_is_one_line(house: House) -> None:
-    text = (house.root / "slides.csv").read_text()
-    (house.root / "slides.csv").write_text(text.splitlines()[0] + "\n" + text.splitlines()[3] + "\n")  # s2, of p2
+def test_without_a_held_out_slide_there_is_an_error(study: Study) -> None:
+    text = (study.root / "slides.csv").read_text()
+    (study.root / "slides.csv").write_text(text.splitlines()[0] + "\n" + text.splitlines()[3] + "\n")  # s2, of p2
     with pytest.raises(WsiError, match="no slide is held out"):
-        house.measure()
+        study.measure()
 
 
-def test_evaluate_with_a_config_alone_measures_the_predictions_as_before(finished: House) -> None:
+def test_evaluate_with_a_config_alone_evaluates_predictions(finished: Study) -> None:
     done = CliRunner().invoke(app, ["evaluate", str(finished.root / "config.yaml")])
     assert "run `wsi predict` first" in str(done.exception)

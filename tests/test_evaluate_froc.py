@@ -1,4 +1,4 @@
-"""The FROC is the challenge's: equal to slow loops written from its rules, on slides with every kind of lesion."""
+"""The FROC equals the challenge's: slow loops written from its rules, on slides with every kind of lesion."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def multi(*shapes: shapely.geometry.base.BaseGeometry) -> MultiPolygon:
 
 
 def cells(x: float, y: float, width: float, height: float) -> Polygon:
-    """A rectangle in cells, as px0."""
+    """A rectangle given in cells, in level-0 pixels."""
     return box(x * CELL_PX0, y * CELL_PX0, (x + width) * CELL_PX0, (y + height) * CELL_PX0)
 
 
@@ -46,7 +46,7 @@ def cells(x: float, y: float, width: float, height: float) -> Polygon:
 
 
 def slow_mask(area: MultiPolygon, width: int, height: int, mpp: float) -> list[set[Cell]]:
-    """Lesions as sets of (row, column), by the rules of the challenge."""
+    """Lesions as sets of (row, column), from the rules of the challenge."""
     drawn = {
         (r, c)
         for r, c in itertools.product(range(height), range(width))
@@ -54,12 +54,12 @@ def slow_mask(area: MultiPolygon, width: int, height: int, mpp: float) -> list[s
     }
     reach = 75 / (mpp * 2**5 * 2)
     disc = [(i, j) for i, j in itertools.product(range(-20, 21), range(-20, 21)) if math.hypot(i, j) < reach]
-    near = {(r + i, c + j) for r, c in drawn for i, j in disc}
+    dilated = {(r + i, c + j) for r, c in drawn for i, j in disc}
     outside: set[Cell] = set()
     for start in itertools.product(range(height), range(width)):
         at_border = start[0] in (0, height - 1) or start[1] in (0, width - 1)
-        if at_border and start not in near and start not in outside:
-            outside |= flood(start, lambda cell: inside(cell, width, height) and cell not in near, corners=False)
+        if at_border and start not in dilated and start not in outside:
+            outside |= flood(start, lambda cell: inside(cell, width, height) and cell not in dilated, corners=False)
     filled = {cell for cell in itertools.product(range(height), range(width)) if cell not in outside}
     lesions: list[set[Cell]] = []
     for start in sorted(filled):
@@ -87,7 +87,7 @@ def flood(start: Cell, free, corners: bool) -> set[Cell]:  # type: ignore[no-unt
 def slow_curve(
     slides: Sequence[tuple[Sequence[Point], Sequence[set[Cell]], set[int]]],
 ) -> tuple[list[float], list[float]]:
-    """Per slide: detections, lesions, which of these (from 0) are isolated tumour cells -> the curve, from its end."""
+    """The curve from its end. Per slide: detections, lesions, and which of these (from 0) are isolated tumour cells."""
     false: list[float] = []
     highest: list[float] = []
     targets = 0
@@ -101,22 +101,22 @@ def slow_curve(
                 best[hit[0]] = max(best[hit[0]], p)
         highest += best
         targets += len(lesions) - len(isolated)
-    alarms, found = [], []
+    false_rate, sensitivity = [], []
     for threshold in sorted(set(false) | set(highest))[1:]:
-        alarms.append(sum(p >= threshold for p in false) / len(slides))
-        found.append(sum(p >= threshold for p in highest) / targets)
-    return [*alarms, 0.0], [*found, 0.0]
+        false_rate.append(sum(p >= threshold for p in false) / len(slides))
+        sensitivity.append(sum(p >= threshold for p in highest) / targets)
+    return [*false_rate, 0.0], [*sensitivity, 0.0]
 
 
-def slow_score(alarms: Sequence[float], found: Sequence[float]) -> float:
-    """Mean of the straight lines between the points at six rates; where several points have one rate, the highest."""
-    points = sorted(zip(alarms, found, strict=True))
+def slow_score(false_rate: Sequence[float], sensitivity: Sequence[float]) -> float:
+    """Mean of linear interpolations between the points at six rates; of several points at one rate, the highest."""
+    points = sorted(zip(false_rate, sensitivity, strict=True))
     at = []
     for rate in (0.25, 0.5, 1, 2, 4, 8):
         below = [p for p in points if p[0] <= rate][-1]
         above = [p for p in points if p[0] > rate]
-        share = (rate - below[0]) / (above[0][0] - below[0]) if above else 0.0
-        at.append(below[1] + share * ((above[0][1] if above else below[1]) - below[1]))
+        weight = (rate - below[0]) / (above[0][0] - below[0]) if above else 0.0
+        at.append(below[1] + weight * ((above[0][1] if above else below[1]) - below[1]))
     return sum(at) / 6
 
 
@@ -127,7 +127,7 @@ SIZE_PX0 = (WIDTH * CELL_PX0, HEIGHT * CELL_PX0 - 5)
 
 
 def drawn_area(rng: np.random.Generator, kind: int) -> MultiPolygon:
-    """0: nothing; 1: rectangles that may merge; 2: a ring with a hole; 3: specks; 4: triangles, at the border too."""
+    """0: empty; 1: rectangles that may merge; 2: a ring with a hole; 3: specks; 4: triangles, also at the border."""
     places = rng.uniform(-2, 1.02, (3, 2)) * (WIDTH, HEIGHT) % (WIDTH, HEIGHT)
     if kind == 1:
         return multi(*(cells(x, y, *rng.uniform(1, 14, 2)) for x, y in places))
@@ -161,7 +161,7 @@ def test_equals_the_challenge_on_random_slides(seed: int) -> None:
     rng = np.random.default_rng(seed)
     slow, fast = [], []
     for kind in rng.integers(0, 5, 3):
-        mpp = float(rng.choice([MPP, 0.8, 1.2, 1.2]))  # coarser cells: outlines reach less far, and more are targets
+        mpp = float(rng.choice([MPP, 0.8, 1.2, 1.2]))  # coarser cells: less dilation in cells, and more targets
         area = drawn_area(rng, int(kind))
         lesions = slow_mask(area, WIDTH, HEIGHT, mpp)
         mask = evaluation_mask(area, SIZE_PX0, mpp)
@@ -178,14 +178,14 @@ def test_equals_the_challenge_on_random_slides(seed: int) -> None:
     if not any(len(lesions) > len(isolated) for _, lesions, isolated in slow):
         assert np.isnan(curve[1]).all()
         return
-    alarms, found = slow_curve(slow)
-    assert curve[0].tolist() == pytest.approx(alarms[::-1])
-    assert curve[1].tolist() == pytest.approx(found[::-1])
-    assert froc_score(*curve) == pytest.approx(slow_score(alarms, found))
+    false_rate, sensitivity = slow_curve(slow)
+    assert curve[0].tolist() == pytest.approx(false_rate[::-1])
+    assert curve[1].tolist() == pytest.approx(sensitivity[::-1])
+    assert froc_score(*curve) == pytest.approx(slow_score(false_rate, sensitivity))
 
 
-def test_the_random_slides_hold_what_they_are_for() -> None:
-    """Isolated tumour cells and targets on one slide, filled holes, merged outlines, missed lesions, nothing at all."""
+def test_the_random_slides_contain_every_kind_of_lesion() -> None:
+    """Isolated tumour cells and targets on one slide, filled holes, merged outlines, missed lesions, no lesion."""
     seen = set()
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -219,11 +219,11 @@ def monai_probabilities(
 
 
 def test_equals_monai() -> None:
-    """MONAI pools false positives, lesion maxima and counts over the slides and draws the same curve.
+    """MONAI pools false positives, lesion maxima and counts over the slides and computes the same curve.
 
-    The two definitions part nowhere that probabilities above 0 can show: in both a missed lesion enters as 0 and the
-    lowest threshold is dropped, isolated tumour cells keep a slot of 0, and several images divide the false positives.
-    A detection beside the mask is an error there and a false positive here.
+    For probabilities above 0 the two definitions agree: in both a missed lesion enters as 0, the lowest threshold is
+    dropped, isolated tumour cells keep an entry of 0, and false positives are divided by the number of images.
+    A detection outside the mask is an error there and a false positive here.
     """
     compared = 0
     for seed in range(60):
@@ -241,16 +241,15 @@ def test_equals_monai() -> None:
             slides.append(slide_froc(*as_arrays(points), mask, isolated))
         if targets:
             thresholds = sorted({*false, *best})[1:]
-            alarms = [sum(q >= t for q in false) / 3 for t in thresholds] + [0.0]
-            found = [sum(q >= t for q in best) / targets for t in thresholds] + [0.0]
+            false_rate = [sum(q >= t for q in false) / 3 for t in thresholds] + [0.0]
+            sensitivity = [sum(q >= t for q in best) / targets for t in thresholds] + [0.0]
             curve = froc_curve(slides)
             assert (curve[0][::-1].tolist(), curve[1][::-1].tolist()) == (
-                pytest.approx(alarms),
-                pytest.approx(found),
+                pytest.approx(false_rate),
+                pytest.approx(sensitivity),
             )
-            assert froc_score(*curve) == pytest.approx(
-                float(np.mean(np.interp([0.25, 0.5, 1, 2, 4, 8], alarms[::-1], found[::-1])))
-            )
+            score = np.mean(np.interp([0.25, 0.5, 1, 2, 4, 8], false_rate[::-1], sensitivity[::-1]))
+            assert froc_score(*curve) == pytest.approx(float(score))
             compared += 1
     assert compared > 40
 
@@ -258,48 +257,48 @@ def test_equals_monai() -> None:
 # --- literal answers -----------------------------------------------------------------------------------------
 
 
-def met(false: Sequence[float], lesions: Sequence[float], targets: int) -> SlideFroc:
+def matched(false: Sequence[float], lesions: Sequence[float], targets: int) -> SlideFroc:
     return SlideFroc(np.array(false, np.float32), np.array(lesions, np.float32), targets)
 
 
-def test_a_curve_worked_out_by_hand() -> None:
-    """Two slides, three lesions, one missed: 0 is the lowest threshold and goes."""
-    curve = froc_curve([met([0.5, 0.25], [0.75, 0.0], 2), met([0.5], [0.25], 1)])
+def test_a_curve_computed_by_hand() -> None:
+    """Two slides, three lesions, one missed: 0 is the lowest threshold, which is left out."""
+    curve = froc_curve([matched([0.5, 0.25], [0.75, 0.0], 2), matched([0.5], [0.25], 1)])
     assert curve[0].tolist() == [0, 0, 1, 1.5]  # nothing, 0.75, 0.5, 0.25
     assert curve[1].tolist() == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3])
     assert froc_score(*curve) == pytest.approx((1 / 3 + 1 / 3 + 1 / 3 + 2 / 3 + 2 / 3 + 2 / 3) / 6)
 
 
-def test_where_no_lesion_is_missed_the_lowest_detection_goes() -> None:
-    curve = froc_curve([met([0.25], [0.75, 0.5], 2)])
+def test_where_no_lesion_is_missed_the_lowest_detection_is_left_out() -> None:
+    curve = froc_curve([matched([0.25], [0.75, 0.5], 2)])
     assert curve[0].tolist() == [0, 0, 0]
     assert curve[1].tolist() == [0, 0.5, 1]
-    lost = froc_curve([met([0.75], [0.5], 1)])  # the challenge's rule, though the lesion was found
+    lost = froc_curve([matched([0.75], [0.5], 1)])  # the challenge's rule, although the lesion was detected
     assert (lost[0].tolist(), lost[1].tolist()) == ([0, 1], [0, 0])
 
 
-def test_no_detection_finds_nothing() -> None:
-    curve = froc_curve([met([], [0.0, 0.0], 2), met([], [], 0)])
+def test_without_detections_the_sensitivity_is_zero() -> None:
+    curve = froc_curve([matched([], [0.0, 0.0], 2), matched([], [], 0)])
     assert (curve[0].tolist(), curve[1].tolist()) == ([0.0], [0.0])
     assert froc_score(*curve) == 0
 
 
-def test_every_detection_on_a_normal_slide_is_false() -> None:
+def test_every_detection_on_a_normal_slide_is_a_false_positive() -> None:
     found = slide_froc(*as_arrays([(0.5, 0, 0), (0.75, 900, 40)]), np.zeros((0, 0), np.int32))
-    assert (found.false.tolist(), found.lesions.tolist(), found.targets) == ([0.5, 0.75], [], 0)
+    assert (found.false_positives.tolist(), found.lesions.tolist(), found.targets) == ([0.5, 0.75], [], 0)
 
 
-def test_a_lesion_keeps_its_best_detection_and_isolated_cells_swallow_theirs() -> None:
+def test_a_lesion_has_its_highest_detection_and_those_in_isolated_cells_are_ignored() -> None:
     mask = np.array([[1, 1, 0, 2]], np.int32)
     points = as_arrays([(0.25, 0, 0), (0.75, 63, 31), (0.5, 64, 0), (1.0, 100, 5), (0.125, 128, 0)])
     found = slide_froc(*points, mask, {2})
     assert found.lesions.tolist() == [0.75, 0.0]
-    assert found.false.tolist() == [0.5, 0.125]  # the last lies beside the slide
+    assert found.false_positives.tolist() == [0.5, 0.125]  # the last lies outside the slide
     assert found.targets == 1
 
 
-def test_outlines_are_widened_by_four_cells_and_joined_within_75_micrometres() -> None:
-    """Reach 4.82 cells: cells at distance 4 are added; eight free cells between two outlines are bridged, nine not."""
+def test_outlines_are_dilated_by_four_cells_and_joined_within_75_micrometres() -> None:
+    """Dilation by 4.82 cells: those at distance 4 are added; a gap of eight cells is bridged, one of nine is not."""
     size = (100 * 32, 60 * 32)
     one = evaluation_mask(multi(cells(40, 30, 1, 1)), size)
     assert one[30].nonzero()[0].tolist() == list(range(36, 45))
@@ -309,34 +308,34 @@ def test_outlines_are_widened_by_four_cells_and_joined_within_75_micrometres() -
 
 
 def test_a_lesion_of_forty_cells_is_a_target_and_one_of_twenty_is_not() -> None:
-    """Axis 4 sd: a bar of n cells in a row has sqrt((n² - 1) / 12) as sd. The border is 35.36 cells: n = 30.6."""
+    """Axis of 4 sd: a bar of n cells has an sd of sqrt((n² - 1) / 12). The limit is 35.36 cells: n = 30.6."""
     mask = np.zeros((7, 60), np.int32)
     mask[1, :30], mask[3, :31], mask[5, 7] = 1, 2, 3
     assert isolated_tumour_cells(mask) == {1, 3}
 
 
-def test_what_is_excluded_inside_an_outline_is_filled_again() -> None:
+def test_holes_inside_an_outline_are_filled() -> None:
     ring = multi(cells(10, 10, 40, 40).difference(cells(20, 20, 20, 20)))
     mask = evaluation_mask(ring, (60 * 32, 60 * 32))
     assert mask[30, 30] == 1
 
 
-def test_outlines_beyond_the_slide_are_cut() -> None:
+def test_outlines_beyond_the_slide_are_clipped() -> None:
     mask = evaluation_mask(multi(cells(-10, -10, 12, 12), cells(50, 5, 100, 3)), (30 * 32, 20 * 32))
     assert mask.shape == (20, 30)
     assert mask[:5, :5].all()
     assert mask.max() == 1
 
 
-def test_a_speck_between_all_centres_is_no_lesion() -> None:
+def test_a_speck_between_all_centres_is_not_a_lesion() -> None:
     assert not evaluation_mask(multi(box(33, 33, 40, 40)), (640, 640)).any()
 
 
-# --- what can matter of the false alarms ---------------------------------------------------------------------
+# --- the highest false positives -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_few_more_alarms_than_eight_a_slide_give_the_same_curve_up_to_eight(seed: int) -> None:
+def test_a_few_more_false_positives_than_eight_per_slide_give_the_same_curve_up_to_eight(seed: int) -> None:
     rng = np.random.default_rng(seed)
     slides, fewer = [], []
     for i in range(3):
@@ -344,12 +343,12 @@ def test_a_few_more_alarms_than_eight_a_slide_give_the_same_curve_up_to_eight(se
         lesions = rng.choice([0, 0.05, 0.5, 0.9], i + seed % 2).astype(np.float32)
         slides.append(SlideFroc(false, lesions, len(lesions)))
         fewer.append(SlideFroc(strongest(false, 8 * 3 + 1), lesions, len(lesions)))
-    for rows in ([0, 1, 2], [0, 0, 0], [2, 2, 1]):  # resamples, too
+    for rows in ([0, 1, 2], [0, 0, 0], [2, 2, 1]):  # including resamples
         expected = sensitivities(*froc_curve([slides[i] for i in rows]))
         np.testing.assert_array_equal(sensitivities(*froc_curve([fewer[i] for i in rows])), expected)
 
 
-def test_the_strongest_alarms_are_kept_with_their_ties_and_the_next() -> None:
+def test_the_highest_false_positives_are_kept_with_ties_and_the_next_lower_one() -> None:
     false = np.array([0.25, 0.5, 0.125, 0.5, 0.75, 0.0625], np.float32)
     assert strongest(false, 2).tolist() == [0.75, 0.5, 0.5, 0.25]
     assert strongest(false, 6).tolist() == [0.75, 0.5, 0.5, 0.25, 0.125, 0.0625]
@@ -384,7 +383,7 @@ def slow_detections(given: Explanation, radius_um: float) -> list[Point]:
 
 
 @pytest.mark.parametrize("radius_um", [1.0, 112.5, 160.0, 300.0, 5000.0])
-def test_detections_are_the_strongest_patch_then_the_strongest_out_of_its_reach(radius_um: float) -> None:
+def test_detections_are_the_highest_patch_then_the_highest_outside_its_radius(radius_um: float) -> None:
     for seed in range(10):
         rng = np.random.default_rng(seed)
         whole = np.array(list(itertools.product(range(12), range(12))), np.int64)[:, ::-1] * 225
@@ -392,18 +391,18 @@ def test_detections_are_the_strongest_patch_then_the_strongest_out_of_its_reach(
         scores = rng.normal(0.3, 0.4, len(xy)).round(1 + seed % 2)  # ties, zeros and below
         given = explanation(xy, scores, (0.5, 0.4 + 0.1 * (seed % 2)))
         found = detections(given.scores, given.grid, radius_um)
-        got = [(p, x, y) for p, (x, y) in zip(found.probability.tolist(), found.xy_px0.tolist(), strict=True)]
-        assert got == slow_detections(given, radius_um)
+        points = [(p, x, y) for p, (x, y) in zip(found.probability.tolist(), found.xy_px0.tolist(), strict=True)]
+        assert points == slow_detections(given, radius_um)
 
 
-def test_patches_that_say_nothing_for_the_class_are_no_detections() -> None:
+def test_patches_without_evidence_for_the_class_give_no_detections() -> None:
     given = explanation(np.array([[0, 0], [900, 0]]), np.array([0.0, -1.0]))
     found = detections(given.scores, given.grid, 100.0)
     assert (len(found.probability), found.xy_px0.shape) == (0, (0, 2))
     assert detections_csv(found) == ""
 
 
-def test_the_file_is_the_challenges() -> None:
+def test_detections_are_written_in_the_challenges_format() -> None:
     given = explanation(np.array([[0, 0], [900, 450]]), np.array([0.1, 0.75]))
     found = detections(given.scores, given.grid, 100.0)
     assert detections_csv(found) == "0.75,1012,562\n0.10000000149011612,112,112\n"

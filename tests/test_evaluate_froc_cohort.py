@@ -1,4 +1,4 @@
-"""The FROC of a cohort: who counts, what is left out and why, and intervals that skip no detection that matters."""
+"""The FROC of a cohort: which slides are used, which are left out and why, and intervals computed fast but exactly."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Study:
             maps.append((path, held_out))
         self.maps.append(SlideMaps(slide_id, f"patient of {slide_id}", annotation, tuple(maps)))
         outcome = {"normal": 0.5, "tumour": 0.5}
-        said = Prediction(
+        prediction = Prediction(
             name=slide_id,
             patient_id=f"patient of {slide_id}",
             label=label,
@@ -80,9 +80,9 @@ class Study:
             predicted="tumour",
             outcome=outcome,
             calibrated=outcome,
-            members=(),
+            in_set=(),
         )
-        self.predictions.append(said)
+        self.predictions.append(prediction)
 
 
 def _grid(slide_id: str) -> PatchGrid:
@@ -114,10 +114,10 @@ def study(tmp_path: Path) -> Study:
     return made
 
 
-def test_lesions_found_and_false_alarms_of_four_slides(study: Study) -> None:
-    kept: dict[str, Detections] = {}
+def test_lesions_and_false_positives_of_four_slides(study: Study) -> None:
+    saved: dict[str, Detections] = {}
     (one,) = froc_of_models(
-        study.maps, study.predictions, SECTION, lambda model, slide_id, found: kept.update({slide_id: found})
+        study.maps, study.predictions, SECTION, lambda model, slide_id, found: saved.update({slide_id: found})
     )
     assert froc_lines(one) == [
         ["t1", "abmil", "instance", 1, 1, 1, "0.250000", "0.750000"],
@@ -132,14 +132,14 @@ def test_lesions_found_and_false_alarms_of_four_slides(study: Study) -> None:
     assert one.measures["froc"].value == 0.5
     assert tuple(one.measures) == MEASURES
     assert one.measures["froc"].n > 0
-    assert kept["n1"].probability.tolist() == [0.25, 0.125]
-    assert kept["n1"].xy_px0.tolist() == [[512, 512], [1536, 512]]
+    assert saved["n1"].probability.tolist() == [0.25, 0.125]
+    assert saved["n1"].xy_px0.tolist() == [[512, 512], [1536, 512]]
     report = froc_report(one)
     assert (report["n_slides"], report["n_lesions"], report["n_isolated"]) == (4, 2, 1)
     assert froc_notes(one) == []
 
 
-def test_what_cannot_count_is_left_out_and_said(study: Study) -> None:
+def test_slides_that_cannot_be_used_are_left_out_and_reported(study: Study) -> None:
     before = froc_of_models(study.maps, study.predictions, SECTION)[0].curve
     study.add("seen", "tumour", [1.0], lesions=[(0, 0, 2048, 1024)], held_out=False)
     study.add("bare", "tumour", [1.0])
@@ -151,7 +151,7 @@ def test_what_cannot_count_is_left_out_and_said(study: Study) -> None:
     assert one.curve is not None
     assert [c.tolist() for c in one.curve] == [c.tolist() for c in before]
     assert froc_notes(one) == [
-        "FROC of abmil by instance: 1 slides left out: its model has seen the patient",
+        "FROC of abmil by instance: 1 slides left out: its model was trained on the patient",
         "FROC of abmil by instance: 1 slides left out: labelled normal, with a lesion in the annotation",
         "FROC of abmil by instance: 1 slides left out: no annotation, and not labelled normal",
         "FROC of abmil by instance: 1 slides left out: no lesion in the annotation",
@@ -159,7 +159,7 @@ def test_what_cannot_count_is_left_out_and_said(study: Study) -> None:
     ]
 
 
-def test_a_negative_slide_with_an_empty_annotation_is_a_negative_slide(study: Study) -> None:
+def test_a_negative_slide_with_an_empty_annotation_has_no_lesion(study: Study) -> None:
     study.add("n3", "normal", [0.5], lesions=[])
     (one,) = froc_of_models(study.maps, study.predictions, SECTION)
     assert froc_lines(one)[-1] == ["n3", "abmil", "instance", 0, 0, 1, "0.500000", ""]
@@ -176,10 +176,11 @@ def test_without_a_lesion_there_is_no_curve(tmp_path: Path) -> None:
     study.add("n1", "normal", [0.25])
     (one,) = froc_of_models(study.maps, study.predictions, SECTION)
     assert (one.curve, one.measures) == (None, {})
-    assert froc_notes(one) == ["FROC of abmil by instance: no held-out slide with a lesion, so no curve"]
+    note = "FROC of abmil by instance: there is no held-out slide with a lesion, so there is no curve"
+    assert froc_notes(one) == [note]
 
 
-def test_maps_that_are_no_probabilities_are_said_to_be_relative(tmp_path: Path) -> None:
+def test_maps_that_are_not_probabilities_are_reported_as_relative(tmp_path: Path) -> None:
     study = Study(tmp_path)
     study.add("t1", "tumour", [0.25], lesions=[(0, 0, 2048, 1024)], unit="attention")
     (one,) = froc_of_models(study.maps, study.predictions, SECTION)
@@ -191,17 +192,17 @@ def test_models_of_other_tasks_and_methods_without_maps_have_no_froc(study: Stud
     assert froc_of_models(study.maps, [], SECTION) == []
 
 
-@pytest.mark.parametrize("enough", [9, 32])
-@pytest.mark.parametrize("alarms", [3, 15, 60, 400])
-def test_intervals_from_the_strongest_alarms_are_those_from_all(
-    alarms: int, enough: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("first_try", [9, 32])
+@pytest.mark.parametrize("count", [3, 15, 60, 400])
+def test_intervals_from_the_highest_false_positives_equal_those_from_all(
+    count: int, first_try: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few alarms and many, resamples on both sides of 8 a slide (of 9 at first), ties, and missed lesions."""
-    monkeypatch.setattr("wsi_pipeline.evaluate.froc_cohort._ENOUGH", enough)
-    rng = np.random.default_rng(alarms)
+    """Few false positives and many, resamples on both sides of 8 per slide (of 9 at first), ties, missed lesions."""
+    monkeypatch.setattr("wsi_pipeline.evaluate.froc_cohort._FIRST_TRY", first_try)
+    rng = np.random.default_rng(count)
     slides = []
     for i in range(12):
-        false = rng.random(rng.integers(0, 2 * alarms) * (i % 3 > 0)).astype(np.float32).round(2)
+        false = rng.random(rng.integers(0, 2 * count) * (i % 3 > 0)).astype(np.float32).round(2)
         lesions = rng.random(i % 4).astype(np.float32) * rng.integers(0, 2, i % 4).astype(np.float32)
         slides.append(FrocSlide(f"s{i}", f"p{i // 2}", frozenset(), SlideFroc(false, lesions, i % 4)))
 

@@ -1,4 +1,4 @@
-"""How a model's numbers move with the seed, from the test bags of every fold."""
+"""Variation of a model's measures over seeds, from the test bags of every fold."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def write(path: Path, columns: str, lines: list[str]) -> Path:
     return path
 
 
-def test_the_folds_of_a_seed_are_pooled_and_validation_has_no_say(tmp_path: Path) -> None:
-    said = {"0": [(0, "b", 0.9), (1, "a", 0.2), (0, "a", 0.95)], "1": [(0, "b", 0.9), (1, "a", 0.2), (0, "a", 0.1)]}
+def test_the_folds_of_a_seed_are_pooled_without_validation_bags(tmp_path: Path) -> None:
+    seeds = {"0": [(0, "b", 0.9), (1, "a", 0.2), (0, "a", 0.95)], "1": [(0, "b", 0.9), (1, "a", 0.2), (0, "a", 0.1)]}
     lines = [
-        f"m,{s},{f},s{i},p{i},{y},test,{1 - p},{p}" for s, rows in said.items() for i, (f, y, p) in enumerate(rows)
+        f"m,{s},{f},s{i},p{i},{y},test,{1 - p},{p}" for s, rows in seeds.items() for i, (f, y, p) in enumerate(rows)
     ]
     lines.append("m,0,0,v,v,b,val,0.9,0.1")
     path = write(tmp_path / "p.csv", "label,part,prob_a,prob_b", lines)
@@ -46,6 +46,6 @@ def test_regression_and_multilabel_have_their_own_measures(tmp_path: Path) -> No
     assert [o.mean for o in over_seeds(path, "multilabel")] == [1.0, 1.0]
 
 
-def test_what_is_undefined_is_left_out(tmp_path: Path) -> None:
+def test_undefined_measures_are_left_out(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv", "label,part,prob_a,prob_b", ["m,0,0,s,p,a,test,0.5,0.5"])
     assert over_seeds(path, "classification") == []

@@ -1,4 +1,4 @@
-"""The evaluate stage on a small run folder: what it measures, what it says of the rest, and when it is made again."""
+"""The evaluate stage on a small run folder: measures, notes on what cannot be measured, and when it is recomputed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wsi_pipeline.config import Config
 from wsi_pipeline.csvtable import csv_text
 from wsi_pipeline.engine import Engine
 from wsi_pipeline.errors import ArtifactError
-from wsi_pipeline.evaluate.stage import run
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.predict import weights_id
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import write_explanations
@@ -29,19 +29,19 @@ PATIENT_COLUMNS = ["patient_id", "slides", "label", *COLUMNS[4:]]
 METRICS = ["auroc", "auprc", "balanced_accuracy", "f1", "accuracy", "sensitivity_at_0.95"]
 METRICS += ["ece", "ece_calibrated", "brier", "brier_calibrated", "aurc", "aurc_calibrated"]
 METRICS += ["coverage", "set_size", "abstained", "accuracy_not_abstained"]
-# slide, patient, label, probability of tumour by abmil; the two models judge alike
+# slide, patient, label, probability of tumour; the two models predict the same
 COHORT = [
     *[("s0", "p0", "normal", 0.1), ("s1", "p0", "normal", 0.6), ("s2", "p1", "normal", 0.2)],
     *[("s3", "p2", "tumour", 0.55), ("s4", "p3", "tumour", 0.9), ("s5", "p4", "tumour", 0.8)],
 ]
-GRID_SIDE = 6  # patches a side, 10 px0 each
+GRID_SIDE = 6  # patches per side, 10 level-0 pixels each
 
 
-def judged(q: float) -> list[str]:
-    """Threshold to set, for a probability ``q`` of tumour; after temperature it is half as far from one half."""
+def prediction_cells(q: float) -> list[str]:
+    """The cells from threshold to set for a probability ``q`` of tumour; calibration halves its distance from 0.5."""
     softer = (q + 0.5) / 2
-    members = ";".join([*(["normal"] if q < 0.65 else []), *(["tumour"] if q > 0.35 else [])])
-    return ["0.500000", "", *(f"{p:.6f}" for p in (1 - q, q, 1 - softer, softer)), "", "", "", members]
+    in_set = ";".join([*(["normal"] if q < 0.65 else []), *(["tumour"] if q > 0.35 else [])])
+    return ["0.500000", "", *(f"{p:.6f}" for p in (1 - q, q, 1 - softer, softer)), "", "", "", in_set]
 
 
 class Study:
@@ -62,8 +62,8 @@ class Study:
 
     def predict(self, rows: Sequence[Sequence[Any]], key: str = "predictions") -> None:
         """Rows: slide, patient, label, probability of tumour, model, held_out."""
-        said = [[s, p, y, m, held, *judged(q)] for s, p, y, q, m, held in rows]
-        slides = [[s, p, y, "", m, "classification", 1, weights_id(["w1"]), *rest] for s, p, y, m, *rest in said]
+        cells = [[s, p, y, m, held, *prediction_cells(q)] for s, p, y, q, m, held in rows]
+        slides = [[s, p, y, "", m, "classification", 1, weights_id(["w1"]), *rest] for s, p, y, m, *rest in cells]
         self.write("predictions.csv", COLUMNS, slides, key)
         of_patients: dict[tuple[str, str], list[Sequence[Any]]] = {}
         for row in rows:
@@ -72,7 +72,7 @@ class Study:
         for (p, m), own in of_patients.items():
             labels = {y for _, _, y, _, _, _ in own}
             label, held = labels.pop() if len(labels) == 1 else "", own[0][5]
-            mean = judged(float(np.mean([q for _, _, _, q, _, _ in own])))
+            mean = prediction_cells(float(np.mean([q for _, _, _, q, _, _ in own])))
             patients.append([p, len(own), label, m, "classification", 1, weights_id(["w1"]), held, *mean])
         self.write("patients.csv", PATIENT_COLUMNS, patients, key)
 
@@ -129,7 +129,7 @@ class Study:
         slides = tuple(self.slides.values())
         project = Project(Config.model_validate(data), slides, slides)
         with Engine(project.config.engine, self.root) as engine:
-            run(project, engine)
+            run_stage("evaluate", project, engine)
             assert engine.failures == []
         report: dict[str, Any] = json.loads((self.root / "evaluate" / "report.json").read_text())
         return report
@@ -141,15 +141,15 @@ class Study:
 
 @pytest.fixture(autouse=True)
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time of this stage; tests that are not about pictures draw one dot."""
+    """Plotting takes most of the time of this stage; tests that are not about plots replace it."""
     if "drawn" not in request.fixturenames:
-        dot = {"roc.png": b"a dot"}
-        monkeypatch.setattr("wsi_pipeline.evaluate.stage.pictures", lambda models, bins: dot)
+        stub = {"roc.png": b"a plot"}
+        monkeypatch.setattr("wsi_pipeline.evaluate.stage.pictures", lambda models, bins: stub)
 
 
 @pytest.fixture
 def drawn() -> None:
-    """PerturbationModel for by tests that need the pictures themselves."""
+    """Requested by tests that need the plots themselves."""
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def files(root: Path) -> dict[str, tuple[int, bytes]]:
 # --- predictions ---------------------------------------------------------------------------------------------
 
 
-def test_every_model_gets_every_metric_with_its_interval(study: Study) -> None:
+def test_every_model_has_every_metric_with_its_interval(study: Study) -> None:
     report = study.run()
     rows = study.rows("metrics.csv")
     assert [(r["model"], r["metric"]) for r in rows] == [
@@ -175,16 +175,16 @@ def test_every_model_gets_every_metric_with_its_interval(study: Study) -> None:
     ]
     assert {(r["n_slides"], r["n_patients"]) for r in rows} == {("6", "5")}
     auroc = rows[0]
-    assert float(auroc["value"]) == pytest.approx(8 / 9, abs=1e-6)  # 0.6 against 0.55 is the wrong way round
+    assert float(auroc["value"]) == pytest.approx(8 / 9, abs=1e-6)  # 0.6 and 0.55 are in the wrong order
     assert float(auroc["low"]) <= float(auroc["value"]) <= float(auroc["high"]) <= 1
-    said = report["models"]["abmil"]
-    assert said["classes"] == ["normal", "tumour"]
-    assert said["n_per_class"] == {"normal": 3, "tumour": 3}
-    assert said["metrics"]["accuracy"]["value"] == pytest.approx(5 / 6, abs=1e-6)
-    assert 0 < said["metrics"]["auroc"]["resamples"] < said["metrics"]["accuracy"]["resamples"] == 50
+    model = report["models"]["abmil"]
+    assert model["classes"] == ["normal", "tumour"]
+    assert model["n_per_class"] == {"normal": 3, "tumour": 3}
+    assert model["metrics"]["accuracy"]["value"] == pytest.approx(5 / 6, abs=1e-6)
+    assert 0 < model["metrics"]["auroc"]["resamples"] < model["metrics"]["accuracy"]["resamples"] == 50
 
 
-def test_slides_that_were_seen_in_training_or_have_no_label_do_not_count(study: Study) -> None:
+def test_slides_seen_in_training_or_without_label_are_not_used(study: Study) -> None:
     seen = [[*row, "abmil", "false" if row[0] in ("s1", "s3") else "true"] for row in COHORT]
     study.predict([*seen, ["s6", "p6", "", 0.4, "abmil", "true"], ["s7", "p7", "cyst", 0.4, "abmil", "true"]])
     for slide_id in ("s6", "s7"):
@@ -193,13 +193,13 @@ def test_slides_that_were_seen_in_training_or_have_no_label_do_not_count(study: 
     assert report["models"]["abmil"]["n_slides"] == 4
     assert report["models"]["abmil"]["metrics"]["auroc"]["value"] == 1.0
     assert report["notes"][:3] == [
-        "abmil: 2 of its slides left out: every member has seen the patient in training",
+        "abmil: 2 of its slides left out: every member was trained on the patient",
         "abmil: 1 of its slides left out: no label in the manifest",
-        "abmil: 1 of its slides left out: the label 'cyst' is no class of the model",
+        "abmil: 1 of its slides left out: the label 'cyst' is not a class of the model",
     ]
 
 
-def test_a_run_without_labels_gets_a_report_that_says_so(study: Study, drawn: None) -> None:
+def test_the_report_of_a_run_without_labels_notes_it(study: Study, drawn: None) -> None:
     study.predict([[slide, patient, "", q, "abmil", "true"] for slide, patient, _, q in COHORT])
     report = study.run()
     assert report["models"] == {}
@@ -208,7 +208,7 @@ def test_a_run_without_labels_gets_a_report_that_says_so(study: Study, drawn: No
     assert not (study.root / "evaluate" / "roc.png").exists()
 
 
-def test_with_one_class_only_what_needs_both_is_not_reported(study: Study) -> None:
+def test_with_a_single_class_measures_that_need_both_are_not_reported(study: Study) -> None:
     study.predict([[*row, "abmil", "true"] for row in COHORT if row[2] == "tumour"])
     report = study.run()
     metrics = report["models"]["abmil"]["metrics"]
@@ -218,12 +218,12 @@ def test_with_one_class_only_what_needs_both_is_not_reported(study: Study) -> No
     assert study.rows("metrics.csv")[0]["value"] == ""
 
 
-def test_slides_that_left_the_manifest_do_not_count(study: Study) -> None:
+def test_slides_removed_from_the_manifest_are_not_used(study: Study) -> None:
     del study.slides["s1"]
     assert study.run()["models"]["abmil"]["metrics"]["auroc"]["value"] == 1.0
 
 
-def test_without_predictions_there_is_one_line_that_says_what_to_do(study: Study) -> None:
+def test_the_error_without_predictions_has_a_remedy(study: Study) -> None:
     (study.root / "predict" / "predictions.csv").unlink()
     with pytest.raises(ArtifactError, match="run `wsi predict` first"):
         study.run()
@@ -232,7 +232,7 @@ def test_without_predictions_there_is_one_line_that_says_what_to_do(study: Study
 # --- maps ----------------------------------------------------------------------------------------------------
 
 
-def test_maps_are_measured_against_the_annotation_without_its_exclusions(study: Study) -> None:
+def test_maps_are_compared_with_the_annotation_without_its_exclusions(study: Study) -> None:
     report = study.run()
     attention, contribution = study.rows("maps.csv")
     assert [attention[c] for c in ("slide_id", "model", "method", "target")] == ["s3", "abmil", "attention", "tumour"]
@@ -261,15 +261,15 @@ def test_maps_of_slides_seen_in_training_are_listed_but_not_in_the_means(study: 
     report = study.run()
     assert [row["held_out"] for row in study.rows("maps.csv")] == ["false", "false"]
     assert report["maps"] == []
-    assert "maps: 1 annotated slides were seen in training; they stand in maps.csv, not in the means" in report["notes"]
+    assert "maps: 1 annotated slides were used in training; they are in maps.csv, not in the means" in report["notes"]
 
 
-def test_only_the_classes_of_the_config_count_as_tumour(study: Study) -> None:
+def test_only_the_configured_annotation_classes_count_as_tumour(study: Study) -> None:
     assert study.run(tumour_classes=["Stroma"])["maps_left_out"]["no patch inside the annotation"] == 2
     assert len(study.run(tumour_classes=["tumour"])["maps"]) == 2
 
 
-def test_an_annotation_that_cannot_be_read_is_said_and_the_others_count(study: Study) -> None:
+def test_an_unreadable_annotation_is_reported_and_the_others_are_used(study: Study) -> None:
     study.annotate("s4", [(0, 0, 10, 10)])
     (study.root / "s3.geojson").write_text("no annotation")
     report = study.run()
@@ -280,7 +280,7 @@ def test_an_annotation_that_cannot_be_read_is_said_and_the_others_count(study: S
     assert study.run()["maps_left_out"]["unreadable annotation"] == 1
 
 
-def test_without_a_map_that_can_be_measured_the_report_says_so(study: Study) -> None:
+def test_the_report_notes_that_no_map_can_be_measured(study: Study) -> None:
     (study.root / "explain" / "abmil" / "attention" / "s3.h5").unlink()
     (study.root / "explain" / "abmil" / "contribution" / "s3.h5").unlink()
     report = study.run()
@@ -289,7 +289,7 @@ def test_without_a_map_that_can_be_measured_the_report_says_so(study: Study) -> 
     assert study.rows("maps.csv") == []
 
 
-def test_peaks_of_the_maps_are_measured_as_detections_of_lesions(study: Study, drawn: None) -> None:
+def test_maxima_of_the_maps_are_evaluated_as_detections_of_lesions(study: Study, drawn: None) -> None:
     for slide_id, scores in (("s0", [0.7]), ("s1", []), ("s3", [0.9, 0.8]), ("s4", [0.0] * 35 + [0.8]), ("s5", [0.9])):
         study.explain(slide_id, "abmil", "contribution", scores, side=100)
     for slide_id in ("s3", "s4"):
@@ -297,7 +297,7 @@ def test_peaks_of_the_maps_are_measured_as_detections_of_lesions(study: Study, d
     report = study.run(froc="contribution")
     (froc,) = report["froc"]
     assert [froc[n] for n in ("model", "method", "n_slides", "n_lesions")] == ["abmil", "contribution", 4, 2]
-    # One lesion of two is found before the first false alarm, the other never. The two peaks of s3 are one detection.
+    # One lesion of two is detected before the first false positive, the other never; s3's maxima are one detection.
     assert [m["value"] for m in froc["metrics"].values()] == [0.5] * 7
     note = "FROC of abmil by contribution: 1 slides left out: no annotation, and not labelled normal"
     assert note in report["notes"]
@@ -312,11 +312,11 @@ def test_peaks_of_the_maps_are_measured_as_detections_of_lesions(study: Study, d
     assert not [path for path in left if path.exists()]
 
 
-def test_the_folds_of_each_seed_are_measured_by_themselves(study: Study) -> None:
+def test_the_folds_of_each_seed_are_measured_separately(study: Study) -> None:
     def folds(key: str, last: float) -> None:
-        """Two seeds; the second says ``last`` of s5, a tumour."""
-        said = [(y, last if (seed, s) == (1, "s5") else q, seed) for seed in (0, 1) for s, _, y, q in COHORT]
-        lines = [["abmil", seed, 0, y, "test", 1 - q, q] for y, q, seed in said]
+        """Two seeds; the second predicts ``last`` for s5, a tumour."""
+        predicted = [(y, last if (seed, s) == (1, "s5") else q, seed) for seed in (0, 1) for s, _, y, q in COHORT]
+        lines = [["abmil", seed, 0, y, "test", 1 - q, q] for y, q, seed in predicted]
         path = study.root / "train" / "predictions.csv"
         path.parent.mkdir(exist_ok=True)
         path.write_text(csv_text(["model", "seed", "fold", "label", "part", "prob_normal", "prob_tumour"], lines))
@@ -325,13 +325,13 @@ def test_the_folds_of_each_seed_are_measured_by_themselves(study: Study) -> None
     assert study.run()["seeds"] == []
     folds("first", last=0.8)
     found = {(one["model"], one["metric"]): one["values"] for one in study.run()["seeds"]}
-    assert found["abmil", "auroc"] == {"0": 0.888889, "1": 0.888889}  # of nine pairs, one is the wrong way round
+    assert found["abmil", "auroc"] == {"0": 0.888889, "1": 0.888889}  # of nine pairs, one is in the wrong order
     folds("second", last=0.0)
     assert study.run()["seeds"][0]["values"] == {"0": 0.888889, "1": 0.555556}
     assert float(study.rows("seeds.csv")[0]["mean"]) == pytest.approx(13 / 18, abs=1e-6)
 
 
-# --- when it is made -----------------------------------------------------------------------------------------
+# --- when it is recomputed -----------------------------------------------------------------------------------
 
 
 def test_a_second_run_touches_no_file(study: Study, drawn: None) -> None:
@@ -352,10 +352,10 @@ def test_the_same_study_elsewhere_gives_the_same_bytes(study: Study, drawn: None
     first, second = ({name: data for name, (_, data) in files(s.root).items()} for s in (study, other))
     assert first == second
     for name in ("roc.png", "pr.png", "confusion.png", "reliability.png", "risk_coverage.png"):
-        assert b"tEXt" not in first[name]  # no program name, no date
+        assert b"tEXt" not in first[name]  # neither program name nor date
 
 
-def test_the_report_is_made_again_when_what_it_rests_on_changes(study: Study) -> None:
+def test_the_report_is_recomputed_when_its_inputs_change(study: Study) -> None:
     made = study.root / "evaluate" / ".made" / "report.json.json"
 
     def key() -> str:
@@ -372,11 +372,11 @@ def test_the_report_is_made_again_when_what_it_rests_on_changes(study: Study) ->
     study.run(seed=1)
     keys.append(str(json.loads(made.read_text())["key"]))
     assert len(set(keys)) == 5
-    study.run(seed=1, flips=11)  # of `wsi evaluate explanations`
+    study.run(seed=1, flipping_points=11)  # a setting of `wsi evaluate explanations`
     assert str(json.loads(made.read_text())["key"]) == keys[-1]
 
 
-def test_an_interrupted_report_is_not_taken_for_a_current_one(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_report_is_not_current(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     first = study.run()
 
     def fail(*_: object) -> None:

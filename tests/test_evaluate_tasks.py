@@ -1,4 +1,4 @@
-"""Each task's own measures, from its own columns: by hand, against libraries, or against loops of the definition."""
+"""The measures of each task from its own columns: by hand, against libraries, or against loops of the definition."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from wsi_pipeline.errors import ArtifactError
 from wsi_pipeline.evaluate.metrics import multilabel_metrics, regression_metrics
 from wsi_pipeline.evaluate.predictions import read_predictions, scored
 from wsi_pipeline.evaluate.ranking import auroc, average_precision, ranking, sensitivity_at
-from wsi_pipeline.evaluate.stage import run
 from wsi_pipeline.evaluate.summary import metric_name, summary_tables
 from wsi_pipeline.evaluate.task_metrics import measures
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import Project
 from wsi_pipeline.types import Bool, Float64, Int64, SlideRow
 
@@ -34,7 +34,7 @@ from wsi_pipeline.types import Bool, Float64, Int64, SlideRow
 
 
 def sensitivity_by_loops(positive: Bool, score: Float64, specificity: float) -> float:
-    """The best over every threshold that leaves enough negatives below it."""
+    """The highest over all thresholds with enough negatives below them."""
     best = 0.0
     for threshold in [*score, math.inf]:
         called = score >= threshold
@@ -44,7 +44,7 @@ def sensitivity_by_loops(positive: Bool, score: Float64, specificity: float) -> 
 
 
 @pytest.mark.parametrize("levels", [3, 10, 1000])
-def test_rankings_are_those_of_scikit_learn_and_of_loops(levels: int) -> None:
+def test_ranking_measures_equal_those_of_scikit_learn_and_of_loops(levels: int) -> None:
     generator = np.random.default_rng(levels)
     positive = np.arange(60) < 25
     score = generator.integers(0, levels, 60) / levels + 0.2 * positive
@@ -55,12 +55,12 @@ def test_rankings_are_those_of_scikit_learn_and_of_loops(levels: int) -> None:
         assert sensitivity_at(found, specificity) == sensitivity_by_loops(positive, score, specificity)
 
 
-def test_sensitivity_at_a_specificity_worked_out_by_hand() -> None:
+def test_sensitivity_at_a_specificity_computed_by_hand() -> None:
     found = ranking(np.array([1, 1, 1, 0, 0, 0, 0, 0], bool), np.array([0.9, 0.6, 0.2, 0.8, 0.4, 0.3, 0.1, 0.0]))
     assert [sensitivity_at(found, s) for s in (0.99, 0.8, 0.4, 0.39)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
 
 
-def test_where_a_side_is_missing_nothing_is_ranked() -> None:
+def test_without_positives_or_negatives_ranking_measures_are_undefined() -> None:
     for positive in (np.ones(3, bool), np.zeros(3, bool), np.zeros(0, bool)):
         found = ranking(positive, np.arange(len(positive)) / 3)
         assert all(math.isnan(value) for value in (auroc(found), average_precision(found), sensitivity_at(found, 0.9)))
@@ -72,19 +72,19 @@ def test_where_a_side_is_missing_nothing_is_ranked() -> None:
 def test_multilabel_is_measured_class_by_class_and_averaged() -> None:
     generator = np.random.default_rng(2)
     truth = generator.random((50, 3)) < [0.5, 0.3, 0.6]
-    said = np.clip(generator.random((50, 3)) + 0.3 * truth, 0, 1)
-    found = multilabel_metrics(truth, said, said**2, ("er", "pr", "her2"), 10)
-    assert found["auroc"] == pytest.approx(roc_auc_score(truth, said, average="macro"))
-    assert found["auprc"] == pytest.approx(average_precision_score(truth, said, average="macro"))
-    assert found["f1"] == pytest.approx(f1_score(truth, said >= 0.5, average="macro"))
-    assert found["auroc[pr]"] == pytest.approx(roc_auc_score(truth[:, 1], said[:, 1]))
-    assert found["f1[her2]"] == pytest.approx(f1_score(truth[:, 2], said[:, 2] >= 0.5))
+    predicted = np.clip(generator.random((50, 3)) + 0.3 * truth, 0, 1)
+    found = multilabel_metrics(truth, predicted, predicted**2, ("er", "pr", "her2"), 10)
+    assert found["auroc"] == pytest.approx(roc_auc_score(truth, predicted, average="macro"))
+    assert found["auprc"] == pytest.approx(average_precision_score(truth, predicted, average="macro"))
+    assert found["f1"] == pytest.approx(f1_score(truth, predicted >= 0.5, average="macro"))
+    assert found["auroc[pr]"] == pytest.approx(roc_auc_score(truth[:, 1], predicted[:, 1]))
+    assert found["f1[her2]"] == pytest.approx(f1_score(truth[:, 2], predicted[:, 2] >= 0.5))
     assert found["brier"] == pytest.approx(
-        sum((said[i, c] - truth[i, c]) ** 2 for i in range(50) for c in range(3)) / 150
+        sum((predicted[i, c] - truth[i, c]) ** 2 for i in range(50) for c in range(3)) / 150
     )
 
 
-def test_a_class_that_nobody_has_leaves_its_own_number_and_the_mean_unsaid() -> None:
+def test_a_class_without_positives_leaves_its_own_measure_and_the_mean_undefined() -> None:
     truth = np.array([[True, False], [False, False]])
     found = multilabel_metrics(truth, np.array([[0.9, 0.1], [0.2, 0.3]]), truth * 1.0, ("a", "b"), 5)
     assert found["auroc[a]"] == 1.0
@@ -94,7 +94,7 @@ def test_a_class_that_nobody_has_leaves_its_own_number_and_the_mean_unsaid() -> 
 # --- regression ----------------------------------------------------------------------------------------------
 
 
-def test_regression_is_that_of_the_libraries() -> None:
+def test_regression_measures_equal_those_of_libraries() -> None:
     generator = np.random.default_rng(0)
     truth = generator.integers(0, 9, 40).astype(float)
     value = truth + generator.normal(0, 2, 40).round()
@@ -106,7 +106,7 @@ def test_regression_is_that_of_the_libraries() -> None:
     assert found["spearman"] == pytest.approx(spearmanr(truth, value).statistic)
 
 
-def test_a_model_that_always_says_the_mean_explains_nothing_and_correlates_with_nothing() -> None:
+def test_a_constant_prediction_of_the_mean_has_an_r2_of_zero_and_no_correlation() -> None:
     found = regression_metrics(np.array([1.0, 2.0, 3.0]), np.full(3, 2.0))
     assert [found["mae"], found["r2"]] == pytest.approx([2 / 3, 0])
     assert math.isnan(found["pearson"])
@@ -117,32 +117,32 @@ def test_a_model_that_always_says_the_mean_explains_nothing_and_correlates_with_
 # --- survival ------------------------------------------------------------------------------------------------
 
 
-def concordance_by_loops(time: Float64, event: Bool, risk: Float64, judge: Int64) -> float:
+def concordance_by_loops(time: Float64, event: Bool, risk: Float64, ensemble: Int64) -> float:
     """Harrell et al. 1982, over all pairs."""
     right = pairs = 0.0
     for i in range(len(time)):
         for j in range(len(time)):
             first = time[i] < time[j] or (time[i] == time[j] and not event[j])
-            if event[i] and first and judge[i] == judge[j]:
+            if event[i] and first and ensemble[i] == ensemble[j]:
                 pairs += 1
                 right += 1.0 if risk[i] > risk[j] else 0.5 if risk[i] == risk[j] else 0.0
     return right / pairs if pairs else math.nan
 
 
-def test_concordance_is_that_of_all_pairs_with_ties_in_time_and_risk() -> None:
+def test_concordance_equals_the_definition_over_all_pairs_with_ties_in_time_and_risk() -> None:
     generator = np.random.default_rng(7)
     for n in (2, 5, 40):
         for _ in range(10):
             time, event = generator.integers(1, 8, n).astype(float), generator.random(n) < 0.6
             risk = generator.integers(0, 6, n).astype(float)
-            for judge in (np.zeros(n, np.int64), generator.integers(0, 3, n)):
-                expected = concordance_by_loops(time, event, risk, judge)
-                assert concordance(time, event, risk, judge) == pytest.approx(expected, nan_ok=True)
-            everyone = concordance_by_loops(time, event, risk, np.zeros(n, np.int64))
-            assert concordance(time, event, risk) == pytest.approx(everyone, nan_ok=True)
+            for ensemble in (np.zeros(n, np.int64), generator.integers(0, 3, n)):
+                expected = concordance_by_loops(time, event, risk, ensemble)
+                assert concordance(time, event, risk, ensemble) == pytest.approx(expected, nan_ok=True)
+            of_all = concordance_by_loops(time, event, risk, np.zeros(n, np.int64))
+            assert concordance(time, event, risk) == pytest.approx(of_all, nan_ok=True)
 
 
-def test_the_higher_risk_dies_first() -> None:
+def test_a_higher_risk_predicts_an_earlier_event() -> None:
     time, event = np.array([1.0, 2.0, 3.0]), np.array([True, True, False])
     assert concordance(time, event, np.array([3.0, 2.0, 1.0])) == 1.0
     assert concordance(time, event, np.array([1.0, 2.0, 3.0])) == 0.0
@@ -150,13 +150,13 @@ def test_the_higher_risk_dies_first() -> None:
 
 
 def test_risks_of_two_ensembles_are_not_compared() -> None:
-    """The second ensemble's risks are all higher by 10: nothing is wrong with either."""
+    """The second ensemble's risks are all higher by 10; both ensembles rank perfectly."""
     time, event, risk = np.array([1.0, 3.0, 2.0, 4.0]), np.ones(4, bool), np.array([1.0, 0.0, 11.0, 10.0])
     assert concordance(time, event, risk, np.array([0, 0, 1, 1])) == 1.0
     assert concordance(time, event, risk) == pytest.approx(3 / 6)
 
 
-def test_who_was_censored_before_compares_with_nobody() -> None:
+def test_a_patient_censored_before_all_events_is_in_no_pair() -> None:
     assert math.isnan(concordance(np.array([1.0, 2.0]), np.array([False, True]), np.array([0.0, 1.0])))
 
 
@@ -172,16 +172,16 @@ Rows = Sequence[tuple[str, str, list[Any], list[Any]]]
 
 
 def write(root: Path, task: str, rows: Rows) -> None:
-    """predictions.csv and patients.csv; rows: slide, patient, what is true, what is said."""
+    """predictions.csv and patients.csv; rows: slide, patient, truth, prediction."""
     folder = root / "predict"
     folder.mkdir(exist_ok=True)
-    how = ["model", "task", "members", "weights", "held_out", "threshold", "predicted"]
-    said = ["abmil", task, 5, "w", "true", "", ""]
-    header = ["slide_id", "patient_id", *BEFORE[task], "split", *how, *OUTCOMES[task]]
-    (folder / "predictions.csv").write_text(csv_text(header, [[s, p, *t, "", *said, *o] for s, p, t, o in rows]))
-    header = ["patient_id", "slides", *BEFORE[task], *how, *OUTCOMES[task]]
+    columns = ["model", "task", "members", "weights", "held_out", "threshold", "predicted"]
+    cells = ["abmil", task, 5, "w", "true", "", ""]
+    header = ["slide_id", "patient_id", *BEFORE[task], "split", *columns, *OUTCOMES[task]]
+    (folder / "predictions.csv").write_text(csv_text(header, [[s, p, *t, "", *cells, *o] for s, p, t, o in rows]))
+    header = ["patient_id", "slides", *BEFORE[task], *columns, *OUTCOMES[task]]
     first = {p: (t, o) for _, p, t, o in reversed(rows)}
-    (folder / "patients.csv").write_text(csv_text(header, [[p, 1, *t, *said, *o] for p, (t, o) in first.items()]))
+    (folder / "patients.csv").write_text(csv_text(header, [[p, 1, *t, *cells, *o] for p, (t, o) in first.items()]))
 
 
 def evaluate(root: Path, rows: Rows) -> dict[str, Any]:
@@ -189,16 +189,16 @@ def evaluate(root: Path, rows: Rows) -> dict[str, Any]:
     data = {"slides": "m.csv", "out": root, "evaluate": {"bootstrap": 40}}
     project = Project(Config.model_validate(data), slides, slides)
     with Engine(project.config.engine, root) as engine:
-        run(project, engine)
+        run_stage("evaluate", project, engine)
         assert engine.failures == []
     report: dict[str, Any] = json.loads((root / "evaluate" / "report.json").read_text())
     return report
 
 
-def test_multilabel_runs_from_its_columns_to_the_report(tmp_path: Path) -> None:
+def test_multilabel_is_evaluated_from_its_columns(tmp_path: Path) -> None:
     true = ["er;pr", "-", "pr", "er", " er ; pr", "-"]
-    said = [(0.9, 0.8), (0.2, 0.6), (0.4, 0.7), (0.6, 0.1), (0.3, 0.9), (0.1, 0.2)]
-    rows = [(f"s{i}", f"p{i}", [t], [*p, *p, "", "", ""]) for i, (t, p) in enumerate(zip(true, said, strict=True))]
+    predicted = [(0.9, 0.8), (0.2, 0.6), (0.4, 0.7), (0.6, 0.1), (0.3, 0.9), (0.1, 0.2)]
+    rows = [(f"s{i}", f"p{i}", [t], [*p, *p, "", "", ""]) for i, (t, p) in enumerate(zip(true, predicted, strict=True))]
     write(tmp_path, "multilabel", [*rows, ("s6", "p6", ["er;cyst"], [0.5, 0.5, 0.5, 0.5, "", "", ""])])
     report = evaluate(tmp_path, [*rows, ("s6", "p6", [], [])])
     found = report["models"]["abmil"]
@@ -208,12 +208,12 @@ def test_multilabel_runs_from_its_columns_to_the_report(tmp_path: Path) -> None:
     assert found["metrics"]["auroc"]["value"] == pytest.approx(17 / 18, abs=1e-6)
     assert "delong" in found["metrics"]["auroc[er]"]
     assert "delong" not in found["metrics"]["auroc"]
-    assert report["notes"][0] == "abmil: 1 of its slides left out: the label 'cyst' is no class of the model"
+    assert report["notes"][0] == "abmil: 1 of its slides left out: the label 'cyst' is not a class of the model"
     drawn = {p.name for p in (tmp_path / "evaluate").glob("*.png")}
     assert drawn == {"roc.png", "pr.png", "reliability.png"}
 
 
-def test_regression_runs_from_its_columns_to_the_report(tmp_path: Path) -> None:
+def test_regression_is_evaluated_from_its_columns(tmp_path: Path) -> None:
     rows: Rows = [(f"s{i}", f"p{i // 2}", [t], [v, 0.1]) for i, (t, v) in enumerate([(1, 2), (3, 3), (5, 4.5), (8, 9)])]
     write(tmp_path, "regression", [*rows, ("s4", "p4", ["high"], [1.0, 0.1])])
     report = evaluate(tmp_path, [*rows, ("s4", "p4", [], [])])
@@ -221,13 +221,13 @@ def test_regression_runs_from_its_columns_to_the_report(tmp_path: Path) -> None:
     assert report["patients"]["abmil"]["n_patients"] == 2
     assert "n_slides" not in report["patients"]["abmil"]
     assert report["patients"]["abmil"]["metrics"]["mae"]["value"] == pytest.approx(1.5 / 2)
-    assert "abmil: 1 of its slides left out: the label 'high' is no number" in report["notes"]
+    assert "abmil: 1 of its slides left out: the label 'high' is not a number" in report["notes"]
     assert [p.name for p in (tmp_path / "evaluate").glob("*.png")] == ["scatter.png"]
 
 
-def test_survival_runs_from_its_columns_to_the_report(tmp_path: Path) -> None:
-    followed = [(1, 1, 2.0), (2, 1, 0.5), (3, 0, 1.0), (4, 1, -1.0)]
-    rows: Rows = [(f"s{i}", f"p{i}", ["", t, e], [r, 0.1]) for i, (t, e, r) in enumerate(followed)]
+def test_survival_is_evaluated_from_its_columns(tmp_path: Path) -> None:
+    follow_up = [(1, 1, 2.0), (2, 1, 0.5), (3, 0, 1.0), (4, 1, -1.0)]
+    rows: Rows = [(f"s{i}", f"p{i}", ["", t, e], [r, 0.1]) for i, (t, e, r) in enumerate(follow_up)]
     write(tmp_path, "survival", [*rows, ("s4", "p4", ["", "", ""], [1.0, 0.1])])
     report = evaluate(tmp_path, [*rows, ("s4", "p4", [], [])])
     found = report["models"]["abmil"]
@@ -239,9 +239,9 @@ def test_survival_runs_from_its_columns_to_the_report(tmp_path: Path) -> None:
         assert [row["metric"] for row in csv.DictReader(file)] == ["concordance"]
 
 
-def test_predictions_of_an_earlier_version_ask_for_predict(tmp_path: Path) -> None:
+def test_the_error_for_predictions_of_an_earlier_version_suggests_predict(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
-    with pytest.raises(ArtifactError, match=r"is not there; run `wsi predict` first"):
+    with pytest.raises(ArtifactError, match=r"does not exist; run `wsi predict` first"):
         read_predictions(path)
     old = "slide_id,patient_id,label,split,model,members,weights,held_out,threshold,predicted,prob_a,prob_b"
     path.write_text(f"{old}\ns,p,a,,abmil,5,w,true,0.5,a,0.6,0.4\n")
@@ -252,7 +252,7 @@ def test_predictions_of_an_earlier_version_ask_for_predict(tmp_path: Path) -> No
         read_predictions(path)
     path.write_text(f"{old},task,set\ns,p,a,,abmil,5,w,true,0.5,a,0.6,0.4,classification,a\n")
     with pytest.raises(
-        ArtifactError, match=r"prob_… and calibrated_… do not name the same classes.*`wsi predict` again"
+        ArtifactError, match=r"prob_… and calibrated_… do not have the same classes.*`wsi predict` again"
     ):
         read_predictions(path)
     path.write_text(f"{old},task,set\ns,p,a,,abmil,5,w,true,0.5,a,0.6,0.4,reading,a\n")
@@ -266,10 +266,8 @@ def test_of_three_classes_each_has_its_own_auroc_and_interval(tmp_path: Path) ->
     header = ["slide_id", "patient_id", "label", "model", "task", "weights", "held_out", "threshold", "predicted"]
     lines = []
     for i in range(30):
-        said = generator.dirichlet(np.ones(3) + 2 * np.eye(3)[i % 3]).round(6)
-        lines.append(
-            [f"s{i}", f"p{i}", names[i % 3], "abmil", "classification", "w", "true", "", "", *said, *said, "a;b"]
-        )
+        p = generator.dirichlet(np.ones(3) + 2 * np.eye(3)[i % 3]).round(6)
+        lines.append([f"s{i}", f"p{i}", names[i % 3], "abmil", "classification", "w", "true", "", "", *p, *p, "a;b"])
     path = tmp_path / "predictions.csv"
     path.write_text(csv_text([*header, *kinds, "set"], lines))
     model = scored(read_predictions(path), "abmil")
@@ -285,10 +283,10 @@ def test_of_three_classes_each_has_its_own_auroc_and_interval(tmp_path: Path) ->
     assert found["coverage"].interval.value == pytest.approx(2 / 3)
 
 
-# --- the table at the end ---------------------------------------------------------------------------------------
+# --- the summary at the end -------------------------------------------------------------------------------------
 
 
-def test_measures_have_names_for_people() -> None:
+def test_measures_have_display_names() -> None:
     assert metric_name("auroc[her2]") == "AUROC, her2"
     assert metric_name("sensitivity_at_0.95") == "Sensitivity at specificity 0.95"
     assert metric_name("something new") == "something new"
@@ -300,7 +298,7 @@ def shown(report: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def test_the_summary_has_a_line_a_model_patients_apart_seeds_and_maps() -> None:
+def test_the_summary_has_a_row_per_model_patients_seeds_and_maps() -> None:
     def model(value: float, slides: int) -> dict[str, Any]:
         auroc = {"value": value, "low": value - 0.1, "high": 1.0}
         return {"n_slides": slides, "n_patients": 4, "metrics": {"auroc": auroc, "f1": {"value": None}}}

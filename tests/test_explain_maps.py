@@ -19,9 +19,9 @@ from wsi_pipeline.explain.explained_model import ExplainedModel
 from wsi_pipeline.explain.method_selection import Case, validation_scores
 from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.explain.selection_job import POINTS
-from wsi_pipeline.explain.stage import run
 from wsi_pipeline.explain.summary_maps.map_arithmetic import agreement, consensus, faithful_weights
 from wsi_pipeline.explain.summary_maps.map_uncertainty import entropy, reference_distance, reference_of
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import Project, read_selection
 from wsi_pipeline.store import read_bag, read_explanations
 from wsi_pipeline.types import Explanation
@@ -65,7 +65,7 @@ def test_auto_is_the_candidate_with_the_lowest_area_on_the_validation_slides(hou
 
 def test_auto_alone_is_a_list_of_one_and_is_not_picked_twice(house: House) -> None:
     made, _ = house.run(methods="auto", candidates=METHODS)
-    assert "explain/abmil/choice" in made
+    assert "explain/abmil/selection" in made
     before = snapshot(house.root)
     assert house.run(methods="auto", candidates=METHODS)[0] == []
     assert snapshot(house.root) == before
@@ -84,7 +84,7 @@ def test_a_given_model_has_no_validation_slides_here(house: House) -> None:
     data["predict"] = {"model": house.root / "train" / "abmil"}
     project = Project(Config.model_validate(data), tuple(house.slides), tuple(house.slides))
     with Engine(project.config.engine, house.root) as engine, pytest.raises(ConfigError, match="name the methods"):
-        run(project, engine)
+        run_stage("explain", project, engine)
 
 
 # --- maps made of maps ---------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def test_consensus_and_agreement_are_those_of_the_methods_maps(house: House) -> 
     joined, agreed = found(house, "consensus", "s3"), found(house, "agreement", "s3")
     np.testing.assert_allclose(joined.scores, consensus(values, signed), rtol=1e-6)
     np.testing.assert_allclose(agreed.scores, agreement(values, signed), rtol=1e-6)
-    assert (joined.unit, joined.signed, joined.target) == ("share", False, "yes")
+    assert (joined.unit, joined.signed, joined.target) == ("fraction", False, "yes")
 
 
 def test_what_was_measured_weighs_in_the_consensus(house: House) -> None:

@@ -19,7 +19,7 @@ from wsi_pipeline.csvtable import csv_text
 from wsi_pipeline.engine import Engine, Job
 from wsi_pipeline.errors import ConfigError, UnknownNameError, WsiError
 from wsi_pipeline.explain.methods import explainers
-from wsi_pipeline.explain.stage import run
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import BagWriter, read_bag, read_explanations
 from wsi_pipeline.types import Float32, PatchGrid, SlideRow
@@ -53,7 +53,7 @@ class House:
         """Explain; returns the files that were made, as model/method/slide, and the engine."""
         project, made = self.project(**explain), Made()
         with Engine(project.config.engine, self.root, made) as engine:
-            run(project, engine)
+            run_stage("explain", project, engine)
         return sorted(made.names), engine
 
     def write_bag(self, slide_id: str, features: np.ndarray, key: str = "bag") -> None:

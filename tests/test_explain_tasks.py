@@ -6,6 +6,7 @@ Every default method gives the right number for the task's target, or says in on
 from __future__ import annotations
 
 import csv
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from wsi_pipeline.demo import draw_cohort
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain.explained_model import ExplainedModel
 from wsi_pipeline.explain.methods import explainers
-from wsi_pipeline.pipeline import run_stages
+from wsi_pipeline.pipeline import EXPLANATIONS, run_stages
 from wsi_pipeline.predict.ensembles import card, find_ensembles, held_out_members
 from wsi_pipeline.project import Project, open_project
 from wsi_pipeline.store import read_bag, read_explanations
@@ -42,6 +43,7 @@ SMALL = {
 TASKS: tuple[Task, ...] = ("multilabel", "regression", "survival")
 COLUMNS = ("slide_id", "path", "patient_id", "label", "time", "event")
 DEFAULT = ExplainConfig().methods
+FEW = {"explained_slides": 3, "flipping_points": 5, "infidelity_samples": 3, "sensitivity_samples": 1}
 
 
 class Study(NamedTuple):
@@ -84,7 +86,9 @@ def write_study(folder: Path, task: Task) -> None:
         "tile": {"mpp": 1.0, "side_px": 64},
         "embed": {"encoder": "timm:test_efficientnet.r160_in1k", "pretrained": False},
         "aggregate": {"models": [{"name": name, "options": SMALL[name]} for name in ("abmil", "mean", "transmil")]},
-        "train": {"task": task, "folds": 2, "epochs": 2, "val_fraction": 0.34},
+        "train": {"task": task, "folds": 2, "epochs": 2, "val_fraction": 0.34, "seeds": [0, 1]},
+        "explain": {"summary_maps": ["consensus", "spread", "sign_agreement", "entropy"]},
+        "evaluate": {"bootstrap": 20, "explained_models": ["abmil"], **FEW},
     }
     (folder / f"{task}.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
 
@@ -100,7 +104,7 @@ def study(request: pytest.FixtureRequest, drawn: Path) -> Study:
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("wsi_pipeline").addHandler(handler)
     try:
-        assert run_stages(project, ("train", "predict", "explain", "heatmap", "view")) == []
+        assert run_stages(project, ("train", "predict", "explain", "heatmap", "evaluate", EXPLANATIONS, "view")) == []
     finally:
         logging.getLogger("wsi_pipeline").removeHandler(handler)
     return Study(task, project, lines)
@@ -197,6 +201,29 @@ def test_what_does_not_fit_is_said_in_one_line(study: Study) -> None:
     for model, method in missing:
         (line,) = [line for line in study.log if line.startswith(f"{model} has no map {method!r}")]
         assert "this method needs" in line
+
+
+def test_patch_flipping_follows_what_the_task_predicts(study: Study) -> None:
+    columns = {"multilabel": "prob_{}", "regression": "value", "survival": "risk"}
+    with study.project.folder.predictions.open(encoding="utf-8", newline="") as file:
+        predicted = {row["slide_id"]: row for row in csv.DictReader(file) if row["model"] == "abmil"}
+    measured = sorted((study.project.folder.evaluate / "explanations" / "abmil").glob("*.json"))
+    assert len(measured) == 3
+    for path in measured:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        whole = found["methods"]["contribution"]["flips"]["drop"]["most"][0]
+        written = float(predicted[path.stem][columns[study.task].format(found["target"])])
+        assert whole == pytest.approx(written, abs=2e-6, rel=1e-6)
+        assert found["methods"]["contribution"]["unit"] == "attribution"
+        assert found["methods"]["contribution"]["infidelity"] is not None
+
+
+def test_summary_maps_are_fractions_or_keep_the_unit_of_their_method(study: Study) -> None:
+    for slide in study.project.slides:
+        found = {name: maps_of(study, "abmil", name, slide.slide_id) for name in ("consensus", "spread", "entropy")}
+        assert {one.unit for one in found["consensus"]} == {"fraction"}
+        assert {one.unit for one in found["spread"]} == {"attribution"}
+        assert bool(found["entropy"]) == (study.task == "multilabel")
 
 
 def test_the_report_and_qupath_name_the_unit(study: Study) -> None:

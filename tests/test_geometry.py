@@ -1,4 +1,4 @@
-"""Coordinates scale in one place, and there they are right."""
+"""All coordinates are scaled in one module, and correctly."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def test_the_footprint_meets_the_target_mpp_exactly(mpp: float, expected: float)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "level"), [(0.5, 0), (1.0, 0), (1.99, 0), (2.0, 0), (3.97, 1), (4.0, 1), (15.9, 2), (16.0, 2), (99.0, 2)]
+    ("target", "level"), [(0.5, 0), (1.0, 0), (1.99, 0), (2.0, 0), (3.97, 1), (4.0, 1), (15.9, 2), (16.0, 2), (99.0, 2)]
 )
-def test_the_level_is_the_coarsest_that_is_fine_enough(wanted: float, level: int) -> None:
-    assert best_level((1.0, 4.0, 16.0), wanted) == level
+def test_the_level_is_the_coarsest_that_is_fine_enough(target: float, level: int) -> None:
+    assert best_level((1.0, 4.0, 16.0), target) == level
 
 
-def test_a_level_within_one_percent_counts_as_met() -> None:
+def test_a_level_within_one_percent_is_fine_enough() -> None:
     assert best_level((1.0, 4.0003), 4.0) == 1
 
 
@@ -37,7 +37,7 @@ def test_a_level_within_one_percent_counts_as_met() -> None:
     side=st.floats(10, 900),
     downsample=st.sampled_from([1.0, 2.0, 4.0, 4.000266, 16.0]),
 )
-def test_a_window_holds_its_footprint_and_wastes_less_than_two_pixels(
+def test_a_window_contains_its_footprint_and_less_than_two_pixels_more(
     x: int, y: int, side: float, downsample: float
 ) -> None:
     w = window((x, y), (side, side), 1, downsample)

@@ -1,4 +1,4 @@
-"""The stores: every rule that other programs' readers impose, and the values that three of them see."""
+"""The stores: the rules that other programs' readers impose, and the values that three of them read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 import zarr
 from defusedxml.ElementTree import fromstring
 
+from wsi_pipeline import pipeline
 from wsi_pipeline.artifacts import Provenance, read_key
 from wsi_pipeline.config import Config, HeatmapConfig
 from wsi_pipeline.engine import Engine
@@ -25,7 +26,6 @@ from wsi_pipeline.heatmap.metadata import signed_rgba
 from wsi_pipeline.heatmap.ngff import read_heatmap, write_heatmap
 from wsi_pipeline.heatmap.pyramid import fill
 from wsi_pipeline.heatmap.sources import model_labels, source_finder
-from wsi_pipeline.heatmap.stage import run
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import write_explanations
 from wsi_pipeline.types import Explanation, PatchGrid, SlideRow
@@ -85,7 +85,7 @@ def values(data: object) -> Iterator[object]:
             yield from values(value)
 
 
-# --- what the readers demand -----------------------------------------------------------------------------------
+# --- requirements of the readers -------------------------------------------------------------------------------
 
 
 def test_qupath_opens_zarr_2_with_blosc_float32_and_slash_separators(store04: Path) -> None:
@@ -113,11 +113,11 @@ def test_qupath_opens_zarr_2_with_blosc_float32_and_slash_separators(store04: Pa
 def test_the_stores_name_ends_in_zarr_and_no_folder_above_or_below_has_one(store04: Path, tmp_path: Path) -> None:
     assert store04.name == "s1.ome.zarr"
     assert not [p for p in store04.rglob("*") if ".zarr" in p.name and p.name != ".zarray"]
-    with pytest.raises(ConfigError, match=r"has '\.zarr' in it"):
+    with pytest.raises(ConfigError, match=r"contains '\.zarr'"):
         write(tmp_path / "run.zarr" / "heatmap" / "s1.ome.zarr")
 
 
-def test_multiscales_begin_at_the_slides_corner(store04: Path) -> None:
+def test_multiscales_start_at_the_slides_corner(store04: Path) -> None:
     (scales,) = attributes(store04 / ".zattrs")["multiscales"]
     assert scales["version"] == "0.4"
     assert scales["type"] == "nanmean"
@@ -141,12 +141,12 @@ def test_cells_are_at_most_32_pixels_and_the_raster_covers_the_whole_slide(store
     assert attributes(store04 / "1" / ".zarray")["shape"] == [2, 172, 141]
 
 
-def test_no_json_null_in_any_attribute(store04: Path, store05: Path) -> None:
+def test_no_attribute_contains_a_json_null(store04: Path, store05: Path) -> None:
     written = [*store04.rglob(".zattrs"), *store05.rglob("zarr.json")]
     assert len(written) >= 6
     for path in written:
         assert None not in list(values(attributes(path))), path
-    for path in store04.rglob(".zarray"):  # here the Zarr 2 specification wants the one null
+    for path in store04.rglob(".zarray"):  # the Zarr 2 specification requires this null
         assert [k for k, v in attributes(path).items() if v is None] == ["filters"]
 
 
@@ -164,7 +164,7 @@ def test_every_channel_has_a_window_and_signed_ones_are_symmetric(store04: Path)
     assert signed["min"] == -signed["max"]
 
 
-def test_pixel_size_names_and_colours_stand_in_the_ome_xml(store04: Path) -> None:
+def test_the_ome_xml_has_pixel_size_names_and_colours(store04: Path) -> None:
     assert attributes(store04 / "OME" / ".zattrs") == {"series": ["0"]}
     data = (store04 / "OME" / "METADATA.ome.xml").read_bytes()
     assert 'PhysicalSizeXUnit="µm"' in data.decode("utf-8")
@@ -202,11 +202,11 @@ def test_ngff_05_is_zarr_3_with_dimension_names_and_one_version(store05: Path) -
 
 
 @pytest.mark.parametrize("ngff", ["0.4", "0.5"])
-def test_the_key_is_found_in_the_store(ngff: Literal["0.4", "0.5"], tmp_path: Path) -> None:
+def test_the_key_is_in_the_store(ngff: Literal["0.4", "0.5"], tmp_path: Path) -> None:
     assert read_key(write(tmp_path / "a.ome.zarr", ngff)) == "k1"
 
 
-def test_names_that_are_not_xml_are_escaped_or_replaced(tmp_path: Path) -> None:
+def test_names_that_are_not_valid_xml_are_escaped_or_replaced(tmp_path: Path) -> None:
     grid, path = grid_of("<a&b>"), tmp_path / "x.ome.zarr"
     config, provenance = HeatmapConfig(), Provenance.of("k", "heatmap")
     write_heatmap(path, explanations_of(grid, '<t>"&\x01'), config, provenance)
@@ -215,10 +215,10 @@ def test_names_that_are_not_xml_are_escaped_or_replaced(tmp_path: Path) -> None:
     assert image[0][0].get("Name") == 'abmil attention: <t>"&\ufffd'
 
 
-# --- values, as our reader and three others see them -----------------------------------------------------------
+# --- values, as our reader and three others read them ----------------------------------------------------------
 
 
-def test_level_0_is_the_painting_and_each_level_halves_the_one_below(tmp_path: Path) -> None:
+def test_level_0_is_painted_and_each_level_halves_the_one_below(tmp_path: Path) -> None:
     grid = grid_of(size=(40_000, 20_001))
     pyramid = read_heatmap(write(tmp_path / "s1.ome.zarr", chunk=100, grid=grid))
     assert pyramid.shapes == ((626, 1250), (313, 625), (157, 313), (79, 157))
@@ -231,7 +231,7 @@ def test_level_0_is_the_painting_and_each_level_halves_the_one_below(tmp_path: P
 
 
 @pytest.mark.parametrize("version", ["04", "05"])
-def test_three_other_readers_see_the_scores_at_the_patches_centres(
+def test_three_other_readers_find_the_scores_at_the_patches_centres(
     version: str, request: pytest.FixtureRequest
 ) -> None:
     import ngff_zarr
@@ -254,7 +254,7 @@ def test_three_other_readers_see_the_scores_at_the_patches_centres(
     assert np.isnan(by_tensorstore).any()
 
 
-def test_reading_back_gives_channels_and_the_level_that_suits_a_picture(store04: Path, store05: Path) -> None:
+def test_reading_gives_channels_and_the_level_for_a_resolution(store04: Path, store05: Path) -> None:
     for path in (store04, store05):
         pyramid = read_heatmap(path)
         assert (pyramid.slide_id, pyramid.slide_size_px0, pyramid.cell_px0) == ("s1", SIZE, 32)
@@ -263,11 +263,11 @@ def test_reading_back_gives_channels_and_the_level_that_suits_a_picture(store04:
         assert [pyramid.level_for(px0) for px0 in (1, 32, 63, 64, 1000)] == [0, 0, 0, 1, 1]
 
 
-def test_what_is_no_heatmap_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is not a heatmap of ours"):
+def test_the_error_for_a_file_that_is_not_a_heatmap_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is not a heatmap written by wsi_pipeline"):
         read_heatmap(tmp_path / "none.ome.zarr")
     zarr.create_group(str(tmp_path / "other.zarr"), zarr_format=2)
-    with pytest.raises(ArtifactError, match=r"other\.zarr is not a heatmap of ours"):
+    with pytest.raises(ArtifactError, match=r"other\.zarr is not a heatmap written by"):
         read_heatmap(tmp_path / "other.zarr")
 
 
@@ -281,7 +281,7 @@ def test_the_same_scores_give_the_same_bytes(tmp_path: Path) -> None:
     assert first == digests(write(tmp_path / "b" / "s1.ome.zarr", chunk=100))
 
 
-def test_memory_follows_the_chunk(tmp_path: Path) -> None:
+def test_memory_depends_on_the_chunk(tmp_path: Path) -> None:
     side = 320.0
     columns = np.arange(0, 65_536, 2048)
     xy = np.stack(np.meshgrid(columns, columns), axis=-1).reshape(-1, 2)
@@ -302,9 +302,9 @@ def test_memory_follows_the_chunk(tmp_path: Path) -> None:
     assert peak < 8e6
 
 
-def test_explanations_on_different_patches_are_refused(tmp_path: Path) -> None:
+def test_explanations_of_different_patches_are_rejected(tmp_path: Path) -> None:
     one, other = explanations_of(grid_of())[0], explanations_of(grid_of(side=500.0))[1]
-    with pytest.raises(ArtifactError, match="slide s1 lie on different patches"):
+    with pytest.raises(ArtifactError, match="slide s1 have different patches"):
         write_heatmap(tmp_path / "a.ome.zarr", [one, other], HeatmapConfig(), Provenance.of("k", "heatmap"))
     assert list(tmp_path.iterdir()) == []
 
@@ -326,7 +326,7 @@ def explain(project: Project, slide_id: str, key: str = "e", model: str = "abmil
 
 def run_stage(project: Project) -> list[tuple[str, str]]:
     with Engine(project.config.engine, project.config.out) as engine:
-        run(project, engine)
+        pipeline.run_stage("heatmap", project, engine)
         return [(f.slide_id, f.message) for f in engine.failures]
 
 
@@ -334,7 +334,7 @@ def stamps(folder: Path) -> dict[str, int]:
     return {str(p): os.stat(p).st_mtime_ns for p in folder.rglob("*")}
 
 
-def test_channels_stand_in_the_configs_order(tmp_path: Path) -> None:
+def test_channels_are_in_the_order_of_the_config(tmp_path: Path) -> None:
     project = project_of(tmp_path, ("a",), explain={"methods": ["contribution", "instance", "attention"]})
     explain(project, "a")
     assert run_stage(project) == []
@@ -342,9 +342,9 @@ def test_channels_stand_in_the_configs_order(tmp_path: Path) -> None:
     assert [c.method for c in channels] == ["contribution", "attention"]
 
 
-def test_with_a_given_model_the_maps_of_the_models_that_judged_are_shown(tmp_path: Path) -> None:
+def test_with_a_given_model_the_maps_of_the_predicting_models_are_shown(tmp_path: Path) -> None:
     project = project_of(tmp_path, ("a",), predict={"model": tmp_path / "model"})
-    for model in ("mean", "transmil"):  # the mean was another run's
+    for model in ("mean", "transmil"):  # "mean" remains from an earlier run
         explain(project, "a", model=model)
     assert model_labels(project) == ["mean", "transmil"]
     project.folder.predictions.parent.mkdir()
@@ -356,7 +356,7 @@ def test_with_a_given_model_the_maps_of_the_models_that_judged_are_shown(tmp_pat
     ]
 
 
-def test_a_second_run_touches_nothing_and_a_new_explanation_rebuilds_its_slide_alone(tmp_path: Path) -> None:
+def test_a_second_run_touches_no_file_and_a_new_explanation_rebuilds_its_slide_alone(tmp_path: Path) -> None:
     project = project_of(tmp_path, ("a", "b"))
     explain(project, "a")
     explain(project, "b")
@@ -372,7 +372,7 @@ def test_a_second_run_touches_nothing_and_a_new_explanation_rebuilds_its_slide_a
     assert after[b] != before[b]
 
 
-def test_a_slide_without_explanation_is_listed_and_the_rest_go_on(tmp_path: Path) -> None:
+def test_a_slide_without_explanation_fails_alone(tmp_path: Path) -> None:
     project = project_of(tmp_path, ("a", "b"))
     explain(project, "b")
     ((slide_id, message),) = run_stage(project)

@@ -1,4 +1,4 @@
-"""The whole way on small drawn slides: it arrives, resumes, rebuilds what it must; bytes do not depend on workers."""
+"""The whole pipeline on small drawn slides: it completes, resumes, rebuilds what it must, the same with any workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wsi_pipeline.demo import draw_cohort
 from wsi_pipeline.engine import Failure
 from wsi_pipeline.errors import ArtifactError, ConfigError, WsiError
 from wsi_pipeline.heatmap.ngff import read_heatmap
-from wsi_pipeline.pipeline import STAGES, read_failures, run_stages
+from wsi_pipeline.pipeline import APPLY, EXPLANATIONS, STAGES, TABLE, read_failures, run_stages
 from wsi_pipeline.project import open_project
 from wsi_pipeline.store import read_bag, read_explanations
 
@@ -55,7 +55,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
-    """What a look at every file would notice: its inode and its time of change."""
+    """Inode and time of change of every file: they differ when a file was written."""
     files = (p for p in (folder / "run").rglob("*") if p.is_file())
     return {p.relative_to(folder / "run").as_posix(): (p.stat().st_ino, p.stat().st_mtime_ns) for p in files}
 
@@ -72,7 +72,18 @@ def changed_stages(folder: Path, act: Callable[[], object]) -> set[str]:
     return {name.split("/")[0] for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
-def test_every_stage_leaves_what_it_promises(study: Path) -> None:
+def test_the_table_of_stages_is_in_order() -> None:
+    """Every stage follows the one that makes its input; a lab that applies a model needs no stage of a cohort."""
+    names = list(TABLE)
+    for name, stage in TABLE.items():
+        assert stage.name == name
+        assert stage.needs is None or names.index(stage.needs.stage) < names.index(name)
+    assert STAGES == ("tile", "embed", "train", "predict", "explain", "heatmap", "evaluate", "view")
+    assert APPLY == ("tile", "embed", "predict", "explain", "heatmap", "view")
+    assert {name for name in names if TABLE[name].scope == "cohort"} == {"train", "evaluate", EXPLANATIONS}
+
+
+def test_every_stage_writes_its_files(study: Path) -> None:
     folder = study / "run"
     ids = [line["slide_id"] for line in rows(study / "slides.csv")]
     for slide_id in ids:
@@ -117,7 +128,7 @@ def test_one_option_rebuilds_its_stage_and_what_follows(study: Path, override: s
         run(study)
 
 
-def test_two_workers_give_the_bytes_of_one(study: Path) -> None:
+def test_two_workers_give_the_same_bytes_as_one(study: Path) -> None:
     stages = ("tile", "embed", "train", "predict", "explain", "heatmap")
     overrides = ["out=run2", "engine.kind=local", "engine.workers=2"]
     assert run(study, *overrides, stages=stages) == []
@@ -134,7 +145,7 @@ def test_the_map_holds_the_patch_scores_at_the_patches_centres(study: Path) -> N
             values = pyramid.read(number)
             column, row = (stored.grid.centre_px0 // pyramid.cell_px0).astype(int).T
             np.testing.assert_array_equal(values[row, column], stored.scores)
-            assert np.isnan(values).any(), "off tissue there is no number"
+            assert np.isnan(values).any(), "there is no value off the tissue"
 
 
 def test_a_model_is_applied_to_new_slides_without_yaml(study: Path) -> None:
@@ -150,7 +161,7 @@ def test_a_model_is_applied_to_new_slides_without_yaml(study: Path) -> None:
 
 
 def test_a_model_for_another_encoder_is_refused(study: Path) -> None:
-    """At the door of the run where the bags are there; the line names both encoders."""
+    """Before anything is predicted, where the bags exist; the message names both encoders."""
     command = ["--set", "out=other", "--set", "embed.encoder=timm:resnet18"]
     command += ["--set", f"predict.model={study / 'run' / 'train' / 'abmil'}", "--only", "slide_01"]
     runner = CliRunner()
@@ -164,7 +175,7 @@ def test_a_model_for_another_encoder_is_refused(study: Path) -> None:
     assert not (study / "other" / "predict" / "predictions.csv").exists()
 
 
-def test_a_manifest_that_cannot_be_trained_on_is_refused_before_any_slide_is_read(tmp_path: Path) -> None:
+def test_a_manifest_without_labels_is_refused_before_any_slide_is_read(tmp_path: Path) -> None:
     (tmp_path / "slides.csv").write_text("path\na.svs\nb.svs\n", encoding="utf-8")
     (tmp_path / "config.yaml").write_text("slides: slides.csv\nout: run\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="no labelled slide"):
@@ -172,7 +183,7 @@ def test_a_manifest_that_cannot_be_trained_on_is_refused_before_any_slide_is_rea
     assert not (tmp_path / "run" / "tile").exists()
 
 
-def test_only_one_slide_is_worked_on_and_the_cohort_stays(study: Path) -> None:
+def test_with_only_one_slide_is_processed_and_the_cohort_is_kept(study: Path) -> None:
     project = open_project(load_config(study / "config.yaml", ["view.top_patches=1"]), ["slide_02"])
     before = state(study)
     assert run_stages(project, STAGES) == []
@@ -193,13 +204,13 @@ def test_train_is_about_the_whole_cohort(study: Path) -> None:
 
 
 def test_a_slide_that_breaks_later_leaves_the_predictions(study: Path, tmp_path: Path) -> None:
-    """Nothing of an earlier, whole slide is shown as if it were the present one's."""
+    """Results of an earlier, intact slide are not shown as those of the present one."""
     shutil.copytree(study / "slides", tmp_path / "slides")
     shutil.copytree(study / "run", tmp_path / "run")
     for name in ("slides.csv", "config.yaml", "annotations"):
         source = study / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    assert changed_stages(tmp_path, lambda: run(tmp_path)) <= {"config.yaml"}, "a run that moved is done again"
+    assert changed_stages(tmp_path, lambda: run(tmp_path)) <= {"config.yaml"}, "a run folder that moved is not current"
     (tmp_path / "slides" / "slide_03.tif").write_bytes(b"")
     (failure,) = run(tmp_path, "predict.model=run/train", stages=tuple(s for s in STAGES if s != "train"))
     assert (failure.slide_id, failure.stage) == ("slide_03", "tile")
@@ -208,7 +219,7 @@ def test_a_slide_that_breaks_later_leaves_the_predictions(study: Path, tmp_path:
     assert "slide_03" not in listed
 
 
-def test_failures_of_stages_that_follow_cost_no_slide_of_this_one(study: Path) -> None:
+def test_failures_of_later_stages_exclude_no_slide_of_this_one(study: Path) -> None:
     listed = study / "run" / "failures.csv"
     listed.write_text("slide_id,stage,error,message\nslide_01,view,SlideError,gone\n", encoding="utf-8")
     assert run(study, stages=("predict",)) == []

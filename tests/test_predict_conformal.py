@@ -1,4 +1,4 @@
-"""A prediction set holds the true class as often as it promises, and is no wider than it must be."""
+"""A prediction set contains the true class as often as guaranteed, and is no larger than necessary."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def scores_of(probabilities: Float64, truth: Int64) -> list[float]:
 def by_definition(probabilities: Float64, calibrations: list[list[float]], alpha: float) -> list[bool]:
     inside = []
     for c in range(probabilities.shape[1]):
-        as_ill, seen = 1, 1
+        no_better, total = 1, 1
         for p, calibration in zip(probabilities, calibrations, strict=True):
             for s in calibration:
-                seen += 1
-                as_ill += s >= round(1 - p[c], 6)
-        inside.append(as_ill / seen > alpha)
+                total += 1
+                no_better += s >= round(1 - p[c], 6)
+        inside.append(no_better / total > alpha)
     return inside
 
 
 @pytest.mark.parametrize(("alpha", "size", "classes"), [(0.1, 19, 2), (0.2, 30, 3), (0.05, 50, 5)])
-def test_the_true_class_is_inside_as_often_as_promised(alpha: float, size: int, classes: int) -> None:
-    """Over 1,000 splits; exact coverage is known without ties: 1 - floor(alpha (n + 1)) / (n + 1)."""
+def test_the_true_class_is_in_the_set_as_often_as_guaranteed(alpha: float, size: int, classes: int) -> None:
+    """Over 1,000 splits; without ties the exact coverage is known: 1 - floor(alpha (n + 1)) / (n + 1)."""
     rng, covered = np.random.default_rng(size), 0
     for _ in range(SPLITS):
         probabilities, truth = slides(rng, size + 1, classes, skill=2)
@@ -53,12 +53,12 @@ def test_the_true_class_is_inside_as_often_as_promised(alpha: float, size: int, 
     assert expected - 3 * error <= covered / SPLITS <= expected + 3 * error
 
 
-def test_folds_that_judge_together_keep_the_promise_too() -> None:
-    """Five members that differ, each with its own calibration slides: pooled p-values cover 1 - alpha as well."""
+def test_pooled_folds_reach_the_same_coverage() -> None:
+    """Five different members, each with its own calibration slides: pooled p-values cover 1 - alpha as well."""
     alpha, covered = 0.1, 0
     rng = np.random.default_rng(7)
     for _ in range(SPLITS):
-        calibrations, votes, truth = [], [], int(rng.integers(0, 3))
+        calibrations, of_members, truth = [], [], int(rng.integers(0, 3))
         evidence = rng.normal(0, 2, 3) + 2.5 * np.eye(3)[truth]
         for _member in range(5):
             noise = rng.normal(0, 0.5, 3)  # a member's own bias
@@ -66,13 +66,13 @@ def test_folds_that_judge_together_keep_the_promise_too() -> None:
             logits = rng.normal(0, 2, (12, 3)) + 2.5 * np.eye(3)[label] + noise
             p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
             calibrations.append(scores_of(p, label))
-            votes.append(np.exp(evidence + noise) / np.exp(evidence + noise).sum())
-        covered += bool(prediction_set(np.stack(votes), calibrations, alpha)[truth])
+            of_members.append(np.exp(evidence + noise) / np.exp(evidence + noise).sum())
+        covered += bool(prediction_set(np.stack(of_members), calibrations, alpha)[truth])
     assert covered / SPLITS >= 1 - alpha - 3 * math.sqrt(alpha * (1 - alpha) / SPLITS)
 
 
 @pytest.mark.parametrize("members", [1, 2, 5])
-def test_equals_the_definition(members: int) -> None:
+def test_prediction_sets_equal_the_definition(members: int) -> None:
     for seed in range(100):
         rng = np.random.default_rng(seed)
         probabilities = rng.dirichlet(np.full(4, 0.5), members).round(1 + seed % 3)
@@ -83,26 +83,26 @@ def test_equals_the_definition(members: int) -> None:
         )
 
 
-def test_nine_calibration_slides_at_one_tenth_are_just_enough() -> None:
+def test_at_alpha_one_tenth_nine_calibration_slides_are_just_enough() -> None:
     calibration = [0.1] * 9
     assert prediction_set(np.array([0.95, 0.05]), [calibration], 0.1).tolist() == [True, False]
     assert prediction_set(np.array([0.95, 0.05]), [calibration[1:]], 0.1).tolist() == [True, True]
 
 
-def test_without_calibration_no_class_is_ruled_out() -> None:
+def test_without_calibration_no_class_is_excluded() -> None:
     assert prediction_set(np.array([1.0, 0.0]), [[]], 0.1).tolist() == [True, True]
     assert prediction_set(np.array([[1.0, 0.0], [1.0, 0.0]]), [[], []], 0.5).tolist() == [True, True]
 
 
-def test_a_set_shrinks_as_more_risk_is_taken() -> None:
+def test_a_set_shrinks_as_alpha_grows() -> None:
     rng = np.random.default_rng(3)
     p, truth = slides(rng, 60, 4, skill=2)
     sizes = [int(prediction_set(p[0], [scores_of(p[1:], truth[1:])], a).sum()) for a in (0.02, 0.1, 0.3, 0.6, 0.95)]
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_what_is_sure_beyond_six_decimals_is_as_sure_as_the_next() -> None:
-    """Scores of 1e-9 in the card are written as 0; a new slide at 2e-9 must not seem stranger than all of them."""
+def test_scores_that_differ_beyond_six_decimals_are_equal() -> None:
+    """Scores of 1e-9 are stored as 0 in the card; a new slide at 2e-9 must not conform less than all of them."""
     p = np.array([[1 - 1e-9, 1e-9]] * 20)
     calibration = scores_of(p, np.zeros(20, np.int64))
     assert calibration == [0.0] * 20

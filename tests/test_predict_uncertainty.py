@@ -1,4 +1,4 @@
-"""Total uncertainty is what the members are unsure of plus what they disagree about."""
+"""Total uncertainty is the members' own uncertainty plus the disagreement between them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsi_pipeline.types import Float64
 
 
 def simplex(seed: int, members: int, classes: int) -> Float64:
-    """Random members; every third probability is 0, and sharp ones are as frequent as flat ones."""
+    """Random members; every third probability is 0, and sharp distributions are as frequent as flat ones."""
     rng = np.random.default_rng(seed)
     p = rng.dirichlet(np.full(classes, 10.0 ** rng.uniform(-2, 2)), members)
     p[rng.random(p.shape) < 1 / 3] = 0
@@ -21,7 +21,7 @@ def simplex(seed: int, members: int, classes: int) -> Float64:
 
 
 def mutual_information(joint: list[list[float]]) -> float:
-    """The definition, in nats, of a joint distribution of member (row) and class (column)."""
+    """By definition, in nats, from the joint distribution of member (row) and class (column)."""
     rows, columns = [sum(row) for row in joint], [sum(column) for column in zip(*joint, strict=True)]
     found = 0.0
     for i, row in enumerate(joint):
@@ -31,12 +31,12 @@ def mutual_information(joint: list[list[float]]) -> float:
     return found
 
 
-def test_two_members_that_are_sure_of_different_classes_know_nothing_but_disagree() -> None:
+def test_two_members_certain_of_different_classes_have_only_epistemic_uncertainty() -> None:
     total, aleatoric, epistemic = entropies(np.array([[1.0, 0.0], [0.0, 1.0]]))
     assert (total, aleatoric, epistemic) == pytest.approx((math.log(2), 0.0, math.log(2)))
 
 
-def test_two_members_that_are_both_unsure_do_not_disagree() -> None:
+def test_two_equally_uncertain_members_have_only_aleatoric_uncertainty() -> None:
     total, aleatoric, epistemic = entropies(np.array([[0.5, 0.5], [0.5, 0.5]]))
     assert (total, aleatoric) == pytest.approx((math.log(2), math.log(2)))
     assert epistemic == 0
@@ -44,7 +44,7 @@ def test_two_members_that_are_both_unsure_do_not_disagree() -> None:
 
 @pytest.mark.parametrize("multilabel", [False, True])
 @pytest.mark.parametrize("members", [1, 3, 7])
-def test_members_that_agree_have_exactly_no_epistemic_uncertainty(members: int, multilabel: bool) -> None:
+def test_members_that_agree_have_an_epistemic_uncertainty_of_exactly_zero(members: int, multilabel: bool) -> None:
     for seed in range(50):
         same = np.repeat(simplex(seed, 1, 5), members, axis=0)
         assert entropies(same, multilabel=multilabel)[2] == 0
@@ -60,7 +60,7 @@ def test_epistemic_is_the_mutual_information_of_member_and_class(classes: int) -
         assert epistemic == pytest.approx(mutual_information((p / len(p)).tolist()), abs=1e-12)
 
 
-def test_of_many_labels_the_mutual_informations_add_up() -> None:
+def test_for_multilabel_the_mutual_informations_of_the_labels_add_up() -> None:
     for seed in range(100):
         p = np.random.default_rng(seed).random((1 + seed % 6, 4)).round(seed % 3)
         total, aleatoric, epistemic = entropies(p, multilabel=True)
@@ -70,6 +70,6 @@ def test_of_many_labels_the_mutual_informations_add_up() -> None:
         assert aleatoric == pytest.approx(total - epistemic, abs=1e-12)
 
 
-def test_certainty_is_zero_whatever_the_number_of_classes() -> None:
+def test_certainty_gives_zero_for_any_number_of_classes() -> None:
     assert entropies(np.array([[0.0, 0.0, 1.0]])) == (0.0, 0.0, 0.0)
     assert entropies(np.array([[0.0, 1.0, 1.0]]), multilabel=True) == (0.0, 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""The manifest: only ``path`` is required, and each mistake names its line."""
+"""The manifest: only ``path`` is required, and the message of a mistake names its line."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_a_file_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
     assert row.label == "normal"
 
 
-def test_columns_of_other_programs_are_left_alone(tmp_path: Path) -> None:
+def test_unknown_columns_are_ignored(tmp_path: Path) -> None:
     (row,) = read_manifest(manifest(tmp_path, "path,age,stain\na.svs,61,HE\n"))
     assert row.slide_id == "a"
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("slide_id,label\na,b\n", "no 'path' column"),
         ("", "no 'path' column"),
@@ -53,25 +53,25 @@ def test_columns_of_other_programs_are_left_alone(tmp_path: Path) -> None:
         ("path,mpp\na.svs,-1\n", "line 2: mpp '-1'"),
         ("path,split\na.svs,training\n", "line 2: split 'training'"),
         ("slide_id,path\nx/y,a.svs\n", "line 2: slide_id 'x/y'"),
-        ("slide_id,path\na,1.svs\nb,2.svs\na,3.svs\n", "'a' stands twice"),
+        ("slide_id,path\na,1.svs\nb,2.svs\na,3.svs\n", "'a' appears twice"),
         ("slide_id,path\na,\n", "line 2: path is empty"),
         ("path,path\na.svs,b.svs\n", "two columns 'path'"),
         ("path,label\na.svs,tumor,extra\n", "more cells than the header"),
         ('slide_id,path\na,"a.svs\nb,b.svs\n', "not a CSV"),
-        ("path\n~nosuchuser/a.svs\n", "is no path"),
+        ("path\n~nosuchuser/a.svs\n", "is not a path"),
         ("path\n" + "x" * 250 + ".svs\n", "too long for a file name"),
         ("path,mpp\na.svs,1e-9\n", "line 2: mpp '1e-9'"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_place(tmp_path: Path, text: str, says: str) -> None:
+def test_a_mistake_is_one_line_that_names_the_place(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_manifest(manifest(tmp_path, text))
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'a' stands twice"):
+    with pytest.raises(ConfigError, match="'a' appears twice"):
         read_manifest(manifest(tmp_path, "path\none/a.svs\ntwo/a.svs\n"))
 
 
@@ -81,7 +81,7 @@ def test_a_written_manifest_reads_back(tmp_path: Path) -> None:
     assert [(r.slide_id, r.path) for r in read_manifest(tmp_path / "m.csv")] == [(r.slide_id, r.path) for r in rows]
 
 
-def test_only_selects_slides_and_refuses_strangers(tmp_path: Path) -> None:
+def test_only_selects_slides_and_refuses_unknown_ones(tmp_path: Path) -> None:
     manifest(tmp_path, "path\na.svs\nb.svs\n")
     config = build_config({"slides": "slides.csv", "out": "run"}, [], base=tmp_path, source="test")
     project = open_project(config, ["b"])

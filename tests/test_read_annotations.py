@@ -1,4 +1,4 @@
-"""What people drew, from QuPath's GeoJSON and ASAP's XML, in level-0 pixels of the full slide."""
+"""Annotations from QuPath's GeoJSON and ASAP's XML, in level-0 pixels of the full slide."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def outline(points: Sequence[tuple[float, float]], group: str, kind: str = "Poly
     ],
     ids=["collection", "feature", "list", "multipolygon"],
 )
-def test_geojson_in_every_dress(tmp_path: Path, data: object) -> None:
+def test_every_form_of_geojson_is_read(tmp_path: Path, data: object) -> None:
     annotation = read_annotation(written(tmp_path, data))
     assert annotation.classes == ("Tumor",)
     assert annotation.area().equals(MultiPolygon([box(0, 0, 10, 10)]))
@@ -83,25 +83,25 @@ def test_holes_stay_holes(tmp_path: Path) -> None:
     assert read_annotation(written(tmp_path, feature([SQUARE, hole]))).area().area == 96
 
 
-def test_qupaths_other_ways_to_write_a_class(tmp_path: Path) -> None:
+def test_qupaths_other_spellings_of_a_class_are_read(tmp_path: Path) -> None:
     plain, derived = feature([SQUARE]), feature([SQUARE])
     plain["properties"]["classification"] = "Stroma"
     derived["properties"]["classification"] = {"names": ["Tumor", "Positive"], "color": [1, 2, 3]}
     assert read_annotation(written(tmp_path, [plain, derived])).classes == ("Stroma", "Tumor: Positive")
 
 
-def test_geojson_counts_from_the_bounds_as_qupath_does(tmp_path: Path) -> None:
+def test_the_origin_of_geojson_is_the_bounds_as_in_qupath(tmp_path: Path) -> None:
     annotation = read_annotation(written(tmp_path, feature([SQUARE])), BOUNDS)
     assert annotation.area().bounds == (100, 200, 110, 210)
 
 
-def test_the_two_frames_undo_each_other() -> None:
+def test_the_conversions_between_the_two_frames_are_inverse() -> None:
     shape = box(150, 260, 170, 280)
     assert to_qupath_frame(shape, BOUNDS).bounds == (50, 60, 70, 80)
     assert from_qupath_frame(to_qupath_frame(shape, BOUNDS), BOUNDS).equals(shape)
 
 
-def test_exclusions_are_subtracted_and_classes_chosen(tmp_path: Path) -> None:
+def test_exclusions_are_subtracted_and_classes_selected(tmp_path: Path) -> None:
     def square(x: float, side: float) -> list[list[float]]:
         return [[x, 0], [x + side, 0], [x + side, side], [x, side], [x, 0]]
 
@@ -122,20 +122,20 @@ def test_exclusions_are_subtracted_and_classes_chosen(tmp_path: Path) -> None:
     assert annotation.area(["Necrosis"]).is_empty
 
 
-def test_a_bow_tie_is_repaired_and_that_is_said(tmp_path: Path) -> None:
+def test_a_self_intersecting_outline_is_repaired_and_noted(tmp_path: Path) -> None:
     bow_tie = [[0, 0], [10, 10], [10, 0], [0, 10], [0, 0]]
     annotation = read_annotation(written(tmp_path, feature([bow_tie], "Tumor")))
     assert annotation.area().area == pytest.approx(50)
     assert annotation.notes == ("region 1 (Tumor): invalid (Self-intersection[5 5]), repaired",)
 
 
-def test_points_and_lines_are_left_out_and_that_is_said(tmp_path: Path) -> None:
+def test_points_and_lines_are_left_out_and_noted(tmp_path: Path) -> None:
     annotation = read_annotation(written(tmp_path, [feature([1, 2], "x", "Point"), feature([SQUARE])]))
     assert annotation.area().area == 100
     assert annotation.notes == ("region 1 (x): a Point without area, left out",)
 
 
-def test_no_features_are_no_regions(tmp_path: Path) -> None:
+def test_without_features_there_are_no_regions(tmp_path: Path) -> None:
     annotation = read_annotation(written(tmp_path, {"type": "FeatureCollection", "features": []}))
     assert annotation.regions == ()
     assert annotation.area().is_empty
@@ -158,13 +158,13 @@ def test_no_features_are_no_regions(tmp_path: Path) -> None:
     ],
     ids=lambda text: text[:60],
 )
-def test_a_bad_geojson_is_one_line(tmp_path: Path, text: str) -> None:
+def test_an_invalid_geojson_is_reported_in_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"a\.geojson") as caught:
         read_annotation(written(tmp_path, text))
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_annotation(tmp_path / "gone.geojson")
 
@@ -175,13 +175,13 @@ CORNERS = [(0.5, 0.5), (10.5, 0.5), (10.5, 10.5), (0.5, 10.5)]
 
 
 @pytest.mark.parametrize("kind", ["Polygon", "Spline", "Rectangle"])
-def test_asap_outlines_in_their_groups(tmp_path: Path, kind: str) -> None:
+def test_asap_outlines_have_their_group_as_class(tmp_path: Path, kind: str) -> None:
     annotation = read_annotation(asap(tmp_path, outline(CORNERS, "_0", kind)))
     assert annotation.classes == ("_0",)
     assert annotation.area().equals(MultiPolygon([Polygon(CORNERS)]))
 
 
-def test_asap_counts_from_the_full_slide(tmp_path: Path) -> None:
+def test_the_origin_of_asap_is_the_full_slides_corner(tmp_path: Path) -> None:
     assert read_annotation(asap(tmp_path, outline(CORNERS, "_0")), BOUNDS).area().bounds == (0.5, 0.5, 10.5, 10.5)
 
 
@@ -193,7 +193,7 @@ def test_camelyons_group_2_is_a_hole(tmp_path: Path) -> None:
         assert annotation.classes == tuple(sorted(("_0", group)))
 
 
-def test_points_come_in_their_order_not_the_files(tmp_path: Path) -> None:
+def test_vertices_follow_their_order_attribute_not_the_file(tmp_path: Path) -> None:
     shuffled = outline(CORNERS, "None").replace('Order="1"', 'Order="x"').replace('Order="2"', 'Order="1"')
     annotation = read_annotation(asap(tmp_path, shuffled.replace('Order="x"', 'Order="2"')))
     assert annotation.classes == ("",)
@@ -225,7 +225,7 @@ def test_dots_rulers_and_stray_clicks_are_left_out(tmp_path: Path) -> None:
         '<!DOCTYPE a [<!ENTITY b "bbbb">]><ASAP_Annotations>&b;</ASAP_Annotations>',
     ],
 )
-def test_a_bad_xml_is_one_line(tmp_path: Path, text: str) -> None:
+def test_an_invalid_xml_is_reported_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.xml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"a\.xml") as caught:
         read_annotation(tmp_path / "a.xml")

@@ -1,4 +1,4 @@
-"""Two hundred spoilt slides: no crash, no hang, and never other pixels than OpenSlide's in silence."""
+"""Two hundred damaged slides: no crash, no hang, and never pixels that differ from OpenSlide's without an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 import pytest
-from damage import spoil
+from damage import damage_file
 from test_read_jpeg import write_slide
 
 from wsi_pipeline.config import ReadConfig
@@ -24,35 +24,35 @@ MOST = 60  # regions a level
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_two_hundred_spoilt_slides(tmp_path: Path) -> None:
+def test_two_hundred_damaged_slides(tmp_path: Path) -> None:
     size = 260, 200
-    whole = [
+    intact = [
         write_slide(tmp_path / "rgb.svs", rgb=True, size=size),
         write_slide(tmp_path / "ycbcr.svs", size=size),
         write_slide(tmp_path / "generic.tif", size=size),
     ]
-    ends: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
     for number in range(SLIDES):
-        source = whole[number // 6 % len(whole)]
+        source = intact[number // 6 % len(intact)]
         path = tmp_path / f"{number}{source.suffix}"
-        spoil(source, path, number)
-        ends[end_of(path)] += 1
+        damage_file(source, path, number)
+        outcomes[outcome_of(path)] += 1
         path.unlink()
-    print(dict(ends))
-    assert sum(ends.values()) == SLIDES
-    assert ends["refused"] >= 40
-    assert ends["in part, jpeg_tiff"] >= 20
-    assert ends["in part, openslide"] >= 20
+    print(dict(outcomes))
+    assert sum(outcomes.values()) == SLIDES
+    assert outcomes["refused"] >= 40
+    assert outcomes["in part, jpeg_tiff"] >= 20
+    assert outcomes["in part, openslide"] >= 20
 
 
-def end_of(path: Path) -> str:
-    """What becomes of a slide; where the fast reader takes it, each region is compared."""
+def outcome_of(path: Path) -> str:
+    """How the reading of a slide ends; if the fast reader opens it, each region is compared with OpenSlide's."""
     try:
         slide = open_slide(path, ReadConfig(mpp=0.25))
     except SlideError:
         return "refused"
     with slide:
-        if max(slide.sizes[0]) < 10_000:  # a spoilt directory may claim any size, and an overview reads it all
+        if max(slide.sizes[0]) < 10_000:  # a damaged directory may state any size, and an overview reads it all
             with contextlib.suppress(SlideError):
                 read_overview(slide, max_px=128)
         fast = bool(tile_levels(slide))
@@ -69,13 +69,13 @@ def end_of(path: Path) -> str:
                     continue
                 if fast and level == 0:
                     compare(path, corner, size, pixels)
-        return f"{'in part' if lost else 'whole'}, {slide.reader}"
+        return f"{'in part' if lost else 'complete'}, {slide.reader}"
 
 
 def compare(path: Path, corner: tuple[int, int], size: tuple[int, int], pixels: np.ndarray) -> None:
-    """A fresh handle each time: after an error OpenSlide gives nothing any more."""
-    with openslide.OpenSlide(path) as said:
-        theirs = said.read_region(corner, 0, size).convert("RGBA")
+    """Opens a new handle each time: after an error an OpenSlide handle reads nothing more."""
+    with openslide.OpenSlide(path) as reference:
+        theirs = reference.read_region(corner, 0, size).convert("RGBA")
     rgba = np.asarray(theirs).astype(int)
     clear = rgba[..., 3:] == 0
     np.testing.assert_array_equal(np.where(clear, 255, rgba[..., :3]), pixels)

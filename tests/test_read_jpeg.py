@@ -1,4 +1,4 @@
-"""The fast reader gives OpenSlide's pixels or steps aside; each tile is decoded once; nothing is made up."""
+"""The fast reader gives OpenSlide's pixels or leaves the file to OpenSlide, and decodes each tile once."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from wsi_pipeline.read.patch_geometry import patch_level, patch_tiles
 from wsi_pipeline.read.slide import tile_levels
 from wsi_pipeline.types import PatchGrid, Slide, UInt8
 
-FAST, PLAIN = ReadConfig(reader="jpeg_tiff", mpp=0.25), ReadConfig(reader="openslide", mpp=0.25)
+FAST, OPENSLIDE = ReadConfig(reader="jpeg_tiff", mpp=0.25), ReadConfig(reader="openslide", mpp=0.25)
 APERIO = "Aperio Image Library v12.0.0 \n{0}x{1} [0,0 {0}x{1}] ({2}x{2}) JPEG/RGB Q=70|AppMag = 40|MPP = 0.25"
 
 
 def texture(height: int, width: int, seed: int = 0) -> UInt8:
-    """Smooth colour with noise on it: what JPEG keeps most of, and what no two tiles share."""
+    """Smooth colour with noise: JPEG preserves most of it, and no two tiles are equal."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(60, 240, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -48,7 +48,7 @@ def write_slide(
 ) -> Path:
     """A pyramid of JPEG tiles: Aperio's if the name ends in .svs, else generic. ``rgb``: stored without a transform.
 
-    ``pixels``, else a texture of ``size``.
+    Without ``pixels``, a texture of ``size``.
     """
     svs = path.suffix == ".svs"
     pixels = texture(size[1], size[0]) if pixels is None else pixels
@@ -107,7 +107,7 @@ def without_tile(path: Path, tile: int, page: int = 0) -> Path:
 
 
 def grid_on(slide: Slide, side_px0: float, side_px: int, origin: tuple[int, int] = (7, 11)) -> PatchGrid:
-    """Patches in rows, off the tiles' corners, some of them reaching out of the slide."""
+    """Patches in rows, not aligned with the tiles, some of them reaching beyond the slide."""
     (width, height) = slide.sizes[0]
     step = int(side_px0)
     xy = [(x, y) for y in range(origin[1], height, step) for x in range(origin[0], width, step)]
@@ -135,10 +135,10 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("name", "rgb", "subsampling"), KINDS)
-def test_the_pixels_are_openslides(tmp_path: Path, name: str, rgb: bool, subsampling: str) -> None:
+def test_the_pixels_equal_openslides(tmp_path: Path, name: str, rgb: bool, subsampling: str) -> None:
     path = write_slide(tmp_path / name, rgb=rgb, subsampling=subsampling)
     rng = np.random.default_rng(0)
-    with open_slide(path, ReadConfig(mpp=0.25)) as fast, open_slide(path, PLAIN) as plain:
+    with open_slide(path, ReadConfig(mpp=0.25)) as fast, open_slide(path, OPENSLIDE) as plain:
         assert (fast.reader, plain.reader) == ("jpeg_tiff", "openslide")
         for fact in ("vendor", "sizes", "downsamples", "bounds_px0"):
             assert getattr(fast, fact) == getattr(plain, fact)
@@ -151,17 +151,17 @@ def test_the_pixels_are_openslides(tmp_path: Path, name: str, rgb: bool, subsamp
             np.testing.assert_array_equal(fast.read(tuple(xy), 0, tuple(size)), plain.read(tuple(xy), 0, tuple(size)))
 
 
-def test_a_real_slides_pixels_are_openslides(shared_data: Path) -> None:
+def test_the_pixels_of_a_real_slide_equal_openslides(shared_data: Path) -> None:
     path = shared_data / "slides" / "cmu-1-small-region.svs"
     with open_slide(path, ReadConfig()) as fast, open_slide(path, ReadConfig(reader="openslide")) as plain:
         assert fast.reader == "jpeg_tiff"
         np.testing.assert_array_equal(fast.read((0, 0), 0, fast.sizes[0]), plain.read((0, 0), 0, plain.sizes[0]))
 
 
-def test_at_a_fractional_downsample_the_stored_pixels_are_given(tmp_path: Path) -> None:
-    """OpenSlide moves them by the fraction; where it moves nothing, at the corner, both agree."""
+def test_at_a_fractional_downsample_the_stored_pixels_are_returned(tmp_path: Path) -> None:
+    """OpenSlide shifts them by the fraction; at the corner, where it shifts nothing, both agree."""
     path = write_slide(tmp_path / "a.tif", size=(502, 411))
-    with open_slide(path, FAST) as fast, open_slide(path, PLAIN) as plain, TiffFile(path) as tiff:
+    with open_slide(path, FAST) as fast, open_slide(path, OPENSLIDE) as plain, TiffFile(path) as tiff:
         assert fast.downsamples[1] != 4
         assert fast.sizes[1] == (126, 103)
         np.testing.assert_array_equal(fast.read((0, 0), 1, (60, 60)), plain.read((0, 0), 1, (60, 60)))
@@ -173,20 +173,20 @@ def test_at_a_fractional_downsample_the_stored_pixels_are_given(tmp_path: Path) 
 
 
 def test_labels_are_never_read(shared_data: Path, tmp_path: Path) -> None:
-    """With rubbish where thumbnail, label and macro image lie, nothing changes."""
+    """Overwriting thumbnail, label and macro image changes nothing."""
     path = shared_data / "slides" / "cmu-1-small-region.svs"
-    spoilt = tmp_path / path.name
-    spoilt.write_bytes(path.read_bytes())
+    damaged = tmp_path / path.name
+    damaged.write_bytes(path.read_bytes())
     with TiffFile(path) as tiff:
         for page in list(tiff.pages)[1:]:
             for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-                overwrite(spoilt, offset, b"\xaa" * count)
-    with open_slide(path, ReadConfig()) as whole, open_slide(spoilt, ReadConfig()) as slide:
+                overwrite(damaged, offset, b"\xaa" * count)
+    with open_slide(path, ReadConfig()) as intact, open_slide(damaged, ReadConfig()) as slide:
         assert slide.reader == "jpeg_tiff"
-        np.testing.assert_array_equal(slide.read((0, 0), 0, slide.sizes[0]), whole.read((0, 0), 0, whole.sizes[0]))
+        np.testing.assert_array_equal(slide.read((0, 0), 0, slide.sizes[0]), intact.read((0, 0), 0, intact.sizes[0]))
 
 
-# --- stepping aside ------------------------------------------------------------------------------------------
+# --- files left to other readers -----------------------------------------------------------------------------
 
 
 def reason(path: Path) -> str:
@@ -197,15 +197,15 @@ def reason(path: Path) -> str:
     return str(caught.value)
 
 
-def test_other_files_are_left_to_others(tmp_path: Path) -> None:
+def test_other_formats_are_left_to_other_readers(tmp_path: Path) -> None:
     png, deflate, strips = tmp_path / "a.png", tmp_path / "b.tif", tmp_path / "c.tif"
     Image.fromarray(texture(40, 40)).save(png)
     with TiffWriter(deflate) as tiff:
         tiff.write(texture(128, 128), tile=(64, 64), compression="deflate", photometric="rgb", metadata=None)
     with TiffWriter(strips) as tiff:
         tiff.write(texture(128, 128), compression="jpeg", photometric="rgb", metadata=None)
-    assert "no TIFF" in reason(png)
-    assert "level 0 is no directory of JPEG tiles" in reason(deflate)
+    assert "not a TIFF" in reason(png)
+    assert "level 0 has no directory of JPEG tiles" in reason(deflate)
     assert reason(strips)
 
 
@@ -220,11 +220,11 @@ def test_jpeg_2000_is_left_to_openslide(tmp_path: Path) -> None:
             metadata=None,
             description=APERIO.format(128, 128, 64),
         )
-    assert "level 0 is no directory of JPEG tiles" in reason(path)
+    assert "level 0 has no directory of JPEG tiles" in reason(path)
 
 
-def test_a_file_that_lies_about_its_colours_is_left_to_openslide(tmp_path: Path) -> None:
-    """Tiles in RGB under a tag that says YCbCr, with a marker of their own: two decoders may believe two things."""
+def test_a_file_with_a_wrong_colour_tag_is_left_to_openslide(tmp_path: Path) -> None:
+    """Tiles in RGB with their own marker, under a tag that states YCbCr: decoders may disagree."""
     path = tmp_path / "a.tif"
     with TiffWriter(path) as tiff:
         tiff.write(
@@ -241,12 +241,12 @@ def test_a_file_that_lies_about_its_colours_is_left_to_openslide(tmp_path: Path)
 
 
 @pytest.mark.parametrize("level", [0, 1])
-def test_what_openslide_redraws_from_finer_levels_is_left_to_it(tmp_path: Path, level: int) -> None:
+def test_levels_that_openslide_recomputes_from_finer_ones_are_left_to_it(tmp_path: Path, level: int) -> None:
     path = without_tile(write_slide(tmp_path / "a.svs"), 0, page=level)
     assert f"level {level} lacks tiles" in reason(path)
 
 
-def test_an_offset_beyond_all_numbers_is_left_to_openslide(tmp_path: Path) -> None:
+def test_an_offset_that_overflows_is_left_to_openslide(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "a.tif", bigtiff=True)
     with TiffFile(path) as tiff:
         place = tiff.pages[0].aspage().tags["TileOffsets"].valueoffset
@@ -254,7 +254,7 @@ def test_an_offset_beyond_all_numbers_is_left_to_openslide(tmp_path: Path) -> No
     assert "directories are damaged" in reason(path)
 
 
-def test_openslide_can_be_asked_for(tmp_path: Path) -> None:
+def test_openslide_can_be_chosen(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "a.tif")
     with open_slide(path, ReadConfig(reader="openslide", mpp=0.25)) as slide:
         assert slide.reader == "openslide"
@@ -267,15 +267,15 @@ def test_openslide_can_be_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "downsamples"), [("a.svs", (1,)), ("a.tif", (1, 4))])
 def test_a_tile_that_is_not_stored_is_white(tmp_path: Path, name: str, downsamples: tuple[int, ...]) -> None:
     path = without_tile(write_slide(tmp_path / name, downsamples=downsamples), 9)  # column 1, row 1 of 8
-    with open_slide(path, FAST) as slide, open_slide(path, PLAIN) as plain:
+    with open_slide(path, FAST) as slide, open_slide(path, OPENSLIDE) as plain:
         assert (slide.read((64, 64), 0, (64, 64)) == 255).all()
         np.testing.assert_array_equal(slide.read((0, 0), 0, slide.sizes[0]), plain.read((0, 0), 0, plain.sizes[0]))
 
 
-SPOILERS: dict[str, Callable[[int, int], tuple[int, bytes]]] = {
+DAMAGE: dict[str, Callable[[int, int], tuple[int, bytes]]] = {
     "zeroed": lambda offset, count: (offset, b"\0" * count),
-    "cut": lambda offset, count: (offset + count // 2, b"\0" * (count - count // 2)),
-    "another picture": lambda offset, count: (
+    "truncated": lambda offset, count: (offset + count // 2, b"\0" * (count - count // 2)),
+    "another image": lambda offset, count: (
         offset,
         bytes(imagecodecs.jpeg8_encode(np.zeros((16, 16, 3), np.uint8))).ljust(count, b"\0")[:count],
     ),
@@ -283,11 +283,11 @@ SPOILERS: dict[str, Callable[[int, int], tuple[int, bytes]]] = {
 
 
 @pytest.mark.parametrize("side_px", [40, 20])
-@pytest.mark.parametrize("how", SPOILERS)
-def test_a_tile_that_cannot_be_decoded_costs_itself(tmp_path: Path, how: str, side_px: int) -> None:
-    whole, path = write_slide(tmp_path / "whole.tif"), write_slide(tmp_path / "a.tif")
-    overwrite(path, *SPOILERS[how](*tile_place(path, 9)))
-    with open_slide(path, FAST) as slide, open_slide(whole, FAST) as good:
+@pytest.mark.parametrize("how", DAMAGE)
+def test_only_the_patches_on_a_damaged_tile_are_lost(tmp_path: Path, how: str, side_px: int) -> None:
+    intact, path = write_slide(tmp_path / "intact.tif"), write_slide(tmp_path / "a.tif")
+    overwrite(path, *DAMAGE[how](*tile_place(path, 9)))
+    with open_slide(path, FAST) as slide, open_slide(intact, FAST) as good:
         with pytest.raises(RegionError, match=r"a\.tif: level 0, the tile in column 1, row 1 cannot be decoded"):
             slide.read((100, 100), 0, (50, 50))
         np.testing.assert_array_equal(slide.read((128, 0), 0, (300, 300)), good.read((128, 0), 0, (300, 300)))
@@ -300,7 +300,7 @@ def test_a_tile_that_cannot_be_decoded_costs_itself(tmp_path: Path, how: str, si
         np.testing.assert_array_equal(np.concatenate([b.pixels for b in batches]), one_by_one(good, grid)[~hit])
 
 
-def test_a_file_that_was_cut_off_costs_the_tiles_behind_the_cut(tmp_path: Path) -> None:
+def test_in_a_truncated_file_only_the_tiles_after_the_cut_are_lost(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "a.tif", downsamples=(1,))
     with open_slide(path, FAST) as slide:
         (level,) = tile_levels(slide)
@@ -316,7 +316,7 @@ def test_a_file_that_was_cut_off_costs_the_tiles_behind_the_cut(tmp_path: Path) 
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("side_px0", "side_px"), [(64.0, 64), (128.0, 64), (100.3, 48), (300.0, 60)])
-def test_batches_are_the_patches_one_by_one(tmp_path: Path, threads: int, side_px0: float, side_px: int) -> None:
+def test_batches_equal_the_patches_read_one_by_one(tmp_path: Path, threads: int, side_px0: float, side_px: int) -> None:
     path = write_slide(tmp_path / "a.svs", rgb=True)
     with open_slide(path, FAST) as slide:
         grid = grid_on(slide, side_px0, side_px)
@@ -330,10 +330,10 @@ def test_batches_are_the_patches_one_by_one(tmp_path: Path, threads: int, side_p
     ("factor", "origin", "in_tiles"),
     [(2, (14, 22), True), (4, (0, 0), True), (16, (32, 16), True), (2, (15, 22), False), (3, (3, 6), False)],
 )
-def test_squares_are_averaged_tile_by_tile_where_none_lies_across_two(
+def test_squares_are_averaged_tile_by_tile_if_none_lies_across_two(
     tmp_path: Path, threads: int, factor: int, origin: tuple[int, int], in_tiles: bool
 ) -> None:
-    path = write_slide(tmp_path / "a.tif", size=(501, 411), downsamples=(1,))  # its edges cut squares
+    path = write_slide(tmp_path / "a.tif", size=(501, 411), downsamples=(1,))  # its edges cross squares
     with open_slide(path, FAST) as slide:
         grid = grid_on(slide, 48.0 * factor, 48, origin)
         tiles = patch_tiles(slide, grid, "exact")
@@ -382,7 +382,7 @@ def test_each_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         np.testing.assert_array_equal(pixels, one_by_one(slide, grid))
 
 
-def test_with_little_memory_tiles_are_decoded_again_and_pixels_stay(
+def test_with_little_memory_tiles_are_decoded_again_and_the_pixels_stay_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_slide(tmp_path / "a.tif", size=(6000, 500), tile=128)  # a row of tiles: 47 x 48 KB
@@ -396,7 +396,7 @@ def test_with_little_memory_tiles_are_decoded_again_and_pixels_stay(
 
 
 @pytest.mark.parametrize("error", [SlideError("the disk is gone"), MemoryError()])
-def test_what_is_no_regions_error_ends_the_reading(
+def test_an_error_that_is_not_a_regions_ends_the_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def decode(self: TileLevel, tile: int, out: UInt8) -> None:
@@ -435,7 +435,7 @@ def test_tiles_are_shrunk_only_as_far_as_they_stay_fine_enough(tmp_path: Path) -
         assert chosen(128.0, "exact") == (0, 1)
 
 
-def test_shrunk_pixels_are_near_the_exact_ones(tmp_path: Path) -> None:
+def test_shrunk_pixels_are_close_to_the_exact_ones(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "a.svs", rgb=True, size=(640, 480))
     with open_slide(path, FAST) as slide:
         grid = grid_on(slide, 128.0, 64, origin=(0, 0))

@@ -1,4 +1,4 @@
-"""Memory that is used again: never while somebody still holds it."""
+"""Memory is used again, and never while it is still referenced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def address(array: UInt8) -> int:
     return int(array.ctypes.data)
 
 
-def test_memory_is_used_again_once_nobody_holds_it() -> None:
+def test_memory_is_used_again_once_it_is_unreferenced() -> None:
     allocate = Recycled()
     first = allocate((4, 8, 8, 3))
     first[:] = 1
@@ -27,7 +27,7 @@ def test_memory_is_used_again_once_nobody_holds_it() -> None:
     assert (address(second), second.shape) == (where, (2, 8, 8, 3))
 
 
-def test_a_view_holds_the_memory_as_the_array_does() -> None:
+def test_a_view_keeps_the_memory_as_the_array_does() -> None:
     allocate = Recycled()
     views = [allocate((4, 8, 8, 3))[1:3, ::2].reshape(-1, 3)[5:] for _ in range(3)]
     for i, view in enumerate(views):
@@ -37,7 +37,7 @@ def test_a_view_holds_the_memory_as_the_array_does() -> None:
     assert [view.min() for view in views] == [view.max() for view in views] == [0, 1, 2]
 
 
-def test_what_is_too_small_is_not_used() -> None:
+def test_memory_that_is_too_small_is_not_used() -> None:
     allocate = Recycled()
     allocate((1, 2, 2, 3))
     gc.collect()
@@ -46,7 +46,7 @@ def test_what_is_too_small_is_not_used() -> None:
     assert large.shape == (5, 2, 2, 3)
 
 
-def test_each_thread_has_a_scratch_of_its_own() -> None:
+def test_each_thread_has_its_own_scratch_memory() -> None:
     scratch = Scratch()
     mine = scratch.array((4, 4, 3))
     assert address(scratch.array((2, 4, 3))) == address(mine)
@@ -56,7 +56,7 @@ def test_each_thread_has_a_scratch_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("side", [1, 16, 128, 240, 256])
-def test_no_tile_begins_where_libjpeg_turbo_would_pass_the_cache_by(side: int) -> None:
+def test_no_tile_begins_where_libjpeg_turbo_would_bypass_the_cache(side: int) -> None:
     tiles = [tile_memory((side, side, 3)) for _ in range(20)]
     assert {address(tile) % 32 for tile in tiles} == {16}
     assert all(tile.flags.c_contiguous and tile.shape == (side, side, 3) for tile in tiles)

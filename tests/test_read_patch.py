@@ -49,7 +49,7 @@ def slow_means(pixels: UInt8, box: tuple[float, float, float, float], size: tupl
     columns=st.integers(1, 9),
     rows=st.integers(1, 9),
 )
-def test_area_mean_is_the_definition(
+def test_area_mean_equals_the_definition(
     seed: int, left: float, top: float, width: float, height: float, columns: int, rows: int
 ) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
@@ -58,7 +58,7 @@ def test_area_mean_is_the_definition(
     assert np.abs(area_mean(pixels, box, (columns, rows)).astype(float) - exact).max() <= 0.502  # half a grey level
 
 
-def test_whole_footprints_take_the_short_way_to_the_same_pixels() -> None:
+def test_whole_pixel_footprints_give_the_same_pixels_by_the_faster_path() -> None:
     pixels = np.random.default_rng(0).integers(200, 256, (56, 56, 3), dtype=np.uint8)
     for fx, fy in ((1, 1), (2, 2), (3, 3), (1, 3), (3, 1), (2, 1), (1, 2), (4, 8), (17, 17), (18, 15)):
         box = (1, 2, 1 + 3 * fx, 2 + 3 * fy)
@@ -93,7 +93,7 @@ def test_a_fractional_footprint_is_its_mean(as_png: SetUp) -> None:
     assert np.abs(patch - exact).max() <= 0.502
 
 
-def test_what_lies_beyond_the_slide_is_white(as_png: SetUp) -> None:
+def test_pixels_beyond_the_slide_are_white(as_png: SetUp) -> None:
     pixels = np.zeros((20, 20, 3), np.uint8)
     with open_slide(as_png(pixels), ReadConfig(mpp=0.5)) as slide:
         patch = read_patch(slide, (15, 0), (10.0, 10.0), 10, 0)
@@ -103,7 +103,7 @@ def test_what_lies_beyond_the_slide_is_white(as_png: SetUp) -> None:
 
 
 def pyramid(path: Path, greys: tuple[int, ...]) -> Path:
-    """Levels of 1024, 512, 256 … px, each of one grey, so that a pixel tells its level."""
+    """Levels of 1024, 512, 256 … px, each of one grey, so that a pixel identifies its level."""
     with TiffWriter(path) as tiff:
         for i, grey in enumerate(greys):
             side = 1024 >> i
@@ -150,7 +150,7 @@ def test_a_patch_comes_from_the_nearest_finer_level(tmp_path: Path, target_mpp: 
     assert patch.min() == patch.max() == greys[level]
 
 
-def test_both_footprints_of_one_place_show_the_same_from_two_levels(tmp_path: Path) -> None:
+def test_a_patch_is_the_same_from_two_levels(tmp_path: Path) -> None:
     """Level 1 is the exact half of level 0, so a patch is the same from either."""
     fine = np.random.default_rng(3).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     coarse = area_mean(fine, (0, 0, 512, 512), (256, 256))
@@ -160,4 +160,4 @@ def test_both_footprints_of_one_place_show_the_same_from_two_levels(tmp_path: Pa
             tiff.write(level, tile=(128, 128), photometric="rgb", compression="deflate", subfiletype=i, metadata=None)
     with open_slide(path, ReadConfig(mpp=0.25)) as slide:
         one, two = (read_patch(slide, (60, 132), (128.0, 128.0), 32, level) for level in (0, 1))
-    assert np.abs(one.astype(int) - two).max() <= 1  # rounded once more on the way
+    assert np.abs(one.astype(int) - two).max() <= 1  # rounded twice

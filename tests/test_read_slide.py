@@ -1,4 +1,4 @@
-"""Slides open or say why not; a bad region costs itself only; white is what lies outside."""
+"""Slides open or fail with a reason; a bad region affects only itself; pixels outside the slide are white."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_tiff(path: Path, pixels: UInt8, compression: str = "deflate") -> Path:
     return path
 
 
-def spoil_tile(path: Path, tile: int) -> Path:
+def damage_tile(path: Path, tile: int) -> Path:
     """Overwrite the bytes of one tile."""
     with TiffFile(path) as tiff:
         page = tiff.pages.first
@@ -54,13 +54,13 @@ def refusal(path: Path, config: ReadConfig = MPP) -> str:
 # --- opening -------------------------------------------------------------------------------------------------
 
 
-def test_the_readers() -> None:
+def test_the_readers_are_known_by_name() -> None:
     assert readers.names() == ["image", "jpeg_tiff", "openslide"]
     with pytest.raises(UnknownNameError, match="openslide"):
         open_slide(Path(__file__), ReadConfig(reader="opensldie"))
 
 
-def test_a_tiled_tiff_is_openslides(tmp_path: Path) -> None:
+def test_a_tiled_tiff_is_read_by_openslide(tmp_path: Path) -> None:
     pixels = noise(150, 200)
     with open_slide(write_tiff(tmp_path / "a.tif", pixels), MPP) as slide:
         assert (slide.reader, slide.vendor) == ("openslide", "generic-tiff")
@@ -71,7 +71,7 @@ def test_a_tiled_tiff_is_openslides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg"])
-def test_a_plain_image_is_one_level(tmp_path: Path, name: str) -> None:
+def test_a_plain_image_has_one_level(tmp_path: Path, name: str) -> None:
     pixels = noise(40, 60)
     Image.fromarray(pixels).save(tmp_path / name)
     with open_slide(tmp_path / name, ReadConfig(), mpp=0.25) as slide:
@@ -83,7 +83,7 @@ def test_a_plain_image_is_one_level(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK"])
-def test_other_pixels_become_rgb(tmp_path: Path, mode: str) -> None:
+def test_other_colour_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "a.tif"
     Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode).save(path)
     with open_slide(path, MPP) as slide:
@@ -97,7 +97,7 @@ def test_transparent_pixels_are_white_and_half_transparent_ones_pale(tmp_path: P
         assert slide.read((0, 0), 0, (3, 1)).tolist() == [[[255, 255, 255], [200, 0, 0], [244, 204, 204]]]
 
 
-def test_a_plain_tiffs_tags_are_believed_where_they_are_a_microscopes(tmp_path: Path) -> None:
+def test_a_plain_tiffs_resolution_tags_are_used_if_they_are_plausible(tmp_path: Path) -> None:
     image = Image.fromarray(noise(8, 8))
     path = tmp_path / "a.tif"
     for unit, per_unit, mpp in ((2, 50_800.0, 0.5), (3, 40_000.0, 0.25)):
@@ -117,7 +117,7 @@ def test_openslides_bounds_are_clipped_to_the_slide() -> None:
     assert _bounds({}, (1000, 2000)) == (0, 0, 1000, 2000)
 
 
-def test_the_real_slide(shared_data: Path) -> None:
+def test_the_real_slide_opens(shared_data: Path) -> None:
     with open_slide(shared_data / "slides" / "cmu-1-small-region.svs", ReadConfig()) as slide:
         assert (slide.vendor, slide.sizes, slide.mpp) == ("aperio", ((2220, 2967),), (0.499, 0.499))
         assert slide.mpp_source == "openslide.mpp-x"
@@ -127,15 +127,15 @@ def test_the_real_slide(shared_data: Path) -> None:
 # --- refusals ------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
-    assert "is not there" in refusal(tmp_path / "gone.svs")
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "gone.svs")
 
 
-def test_a_folder(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     assert "is a folder" in refusal(tmp_path)
 
 
-def test_an_empty_file(tmp_path: Path) -> None:
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.svs").touch()
     assert "is empty (0 bytes)" in refusal(tmp_path / "a.svs")
 
@@ -143,7 +143,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["slide_id,path\n", "<html>naïve", "version https://git-lfs.github.com/spec/v1\n" * 99]
 )
-def test_text_renamed(tmp_path: Path, text: str) -> None:
+def test_a_text_file_is_recognised(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.svs"
     path.write_text(text, encoding="utf-8")
     message = refusal(path)
@@ -153,43 +153,43 @@ def test_text_renamed(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("kept", [100, 3000, -10])
-def test_a_tiff_cut_off_before_its_directories_end(tmp_path: Path, kept: int) -> None:
+def test_a_truncated_tiff_is_recognised(tmp_path: Path, kept: int) -> None:
     with TiffWriter(tmp_path / "a.tif") as tiff:
         for side in (256, 128):
             tiff.write(noise(side, side), tile=(64, 64), photometric="rgb", compression="deflate", metadata=None)
-    path = tmp_path / "cut.tif"
-    whole = (tmp_path / "a.tif").read_bytes()
+    path = tmp_path / "truncated.tif"
+    complete = (tmp_path / "a.tif").read_bytes()
     with TiffFile(tmp_path / "a.tif") as tiff:
         last = tiff.pages[1].offset
-    path.write_bytes(whole[: kept if kept > 0 else last + 20])
-    assert "cut off" in refusal(path)
+    path.write_bytes(complete[: kept if kept > 0 else last + 20])
+    assert "it is truncated" in refusal(path)
 
 
-def test_a_cut_off_picture(tmp_path: Path) -> None:
+def test_a_truncated_image_is_recognised(tmp_path: Path) -> None:
     Image.fromarray(noise(64, 64)).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
-    assert "damaged or cut off" in refusal(tmp_path / "a.png")
+    assert "damaged or truncated" in refusal(tmp_path / "a.png")
 
 
-def test_bytes_of_no_format(tmp_path: Path) -> None:
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.svs").write_bytes(bytes(range(256)) * 40)
-    assert "no reader knows this format" in refusal(tmp_path / "a.svs")
+    assert "no reader supports this format" in refusal(tmp_path / "a.svs")
 
 
-def test_sixteen_bits_are_not_squeezed_into_eight(tmp_path: Path) -> None:
+def test_sixteen_bits_are_not_reduced_to_eight(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "a.png")
     assert "not 8-bit" in refusal(tmp_path / "a.png")
 
 
-def test_a_stack_is_not_a_picture(tmp_path: Path) -> None:
+def test_a_stack_of_images_is_refused(tmp_path: Path) -> None:
     page = Image.fromarray(noise(16, 16))
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
     assert "3 pages" in refusal(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("side", [9_600, 14_000])
-def test_a_picture_too_large_for_memory(tmp_path: Path, side: int) -> None:
+def test_an_image_too_large_for_memory_is_refused(tmp_path: Path, side: int) -> None:
     Image.new("1", (side, side)).save(tmp_path / "a.png")
     assert "vips tiffsave" in refusal(tmp_path / "a.png")
 
@@ -199,7 +199,7 @@ def test_a_picture_too_large_for_memory(tmp_path: Path, side: int) -> None:
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
 @pytest.mark.parametrize("xy", [(-30, 10), (10, -30), (90, 90), (-20, -20), (500, 0), (0, -500), (40, 40)])
-def test_outside_is_white_wholly_or_in_part(tmp_path: Path, name: str, xy: tuple[int, int]) -> None:
+def test_pixels_outside_the_slide_are_white(tmp_path: Path, name: str, xy: tuple[int, int]) -> None:
     pixels = noise(100, 120)
     path = tmp_path / name
     write_tiff(path, pixels) if name == "a.tif" else Image.fromarray(pixels).save(path)
@@ -213,7 +213,7 @@ def test_outside_is_white_wholly_or_in_part(tmp_path: Path, name: str, xy: tuple
         np.testing.assert_array_equal(slide.read(xy, 0, (60, 50)), expected)
 
 
-def test_outside_is_white_on_a_coarse_level(tmp_path: Path) -> None:
+def test_pixels_outside_the_slide_are_white_on_a_coarse_level(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     with TiffWriter(path) as tiff:
         for i in range(2):
@@ -225,19 +225,19 @@ def test_outside_is_white_on_a_coarse_level(tmp_path: Path) -> None:
     assert got[24:].min() == got[:, :10].min() == 255
 
 
-def test_what_is_no_region_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_region_is_refused(tmp_path: Path) -> None:
     with open_slide(write_tiff(tmp_path / "a.tif", noise(64, 64)), MPP) as slide:
         for level, size in ((1, (8, 8)), (-1, (8, 8)), (0, (0, 8))):
-            with pytest.raises(ValueError, match="no region"):
+            with pytest.raises(ValueError, match="invalid region"):
                 slide.read((0, 0), level, size)
     with pytest.raises(ValueError, match="is closed"):
         slide.read((0, 0), 0, (8, 8))
     slide.close()
 
 
-def test_a_spoilt_tile_costs_itself_only(tmp_path: Path) -> None:
+def test_only_the_regions_on_a_damaged_tile_fail(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", np.full((192, 192, 3), 90, np.uint8), "jpeg")
-    with open_slide(spoil_tile(path, 4), OPENSLIDE) as slide:  # columns and rows 64 to 127
+    with open_slide(damage_tile(path, 4), OPENSLIDE) as slide:  # columns and rows 64 to 127
         for _ in range(2):
             with pytest.raises(RegionError, match=r"a\.tif: level 0, 10 x 12 px at \(70, 80\) cannot be decoded"):
                 slide.read((70, 80), 0, (10, 12))
@@ -245,8 +245,8 @@ def test_a_spoilt_tile_costs_itself_only(tmp_path: Path) -> None:
                 assert abs(slide.read(xy, 0, (64, 64)).astype(int) - 90).max() <= 2
 
 
-def test_one_threads_spoilt_tile_is_not_anothers(tmp_path: Path) -> None:
-    path = spoil_tile(write_tiff(tmp_path / "a.tif", np.full((192, 192, 3), 90, np.uint8), "jpeg"), 4)
+def test_a_damaged_tile_affects_only_the_thread_that_reads_it(tmp_path: Path) -> None:
+    path = damage_tile(write_tiff(tmp_path / "a.tif", np.full((192, 192, 3), 90, np.uint8), "jpeg"), 4)
     wrong: list[object] = []
 
     def work(xy: tuple[int, int], bad: bool) -> None:
@@ -270,8 +270,8 @@ def test_one_threads_spoilt_tile_is_not_anothers(tmp_path: Path) -> None:
     assert wrong == []
 
 
-def test_a_slide_that_vanishes_is_told_from_a_bad_region(tmp_path: Path) -> None:
-    path = spoil_tile(write_tiff(tmp_path / "a.tif", np.full((192, 192, 3), 90, np.uint8), "jpeg"), 4)
+def test_a_slide_that_disappears_is_distinguished_from_a_bad_region(tmp_path: Path) -> None:
+    path = damage_tile(write_tiff(tmp_path / "a.tif", np.full((192, 192, 3), 90, np.uint8), "jpeg"), 4)
     with open_slide(path, OPENSLIDE) as slide:
         path.rename(tmp_path / "moved.tif")
         with pytest.raises(SlideError, match="can no longer be opened") as caught:

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, say what made them, and read back what was written."""
+"""Files appear complete or not at all, record how they were made, and read back as they were written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_key_is_the_same_for_the_same_parts_in_any_order() -> None:
     assert artifacts.content_key(a=1) != artifacts.content_key(a=2)
 
 
-def test_a_fingerprint_knows_the_pixels_and_not_the_name(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_the_content_and_not_on_the_name(tmp_path: Path) -> None:
     data = bytes(range(256)) * 10_000
     (tmp_path / "a.svs").write_bytes(data)
     (tmp_path / "b.svs").write_bytes(data)
@@ -50,7 +50,7 @@ def test_a_folder_beside_a_slide_is_not_part_of_it(tmp_path: Path) -> None:
     assert artifacts.fingerprint(tmp_path / "case.tif") == before
 
 
-def test_a_text_whose_writing_is_cut_off_is_not_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_whose_writing_was_interrupted_is_not_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "predictions.csv"
     artifacts.write_text_with_provenance(path, "a", Provenance.of("A", "predict"))
 
@@ -64,13 +64,13 @@ def test_a_text_whose_writing_is_cut_off_is_not_current(tmp_path: Path, monkeypa
     assert not artifacts.is_current(path, "A")
 
 
-def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_a_run_folder_that_cannot_be_created_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot create the folder"):
         artifacts.write_text(tmp_path / "file" / "run" / "config.yaml", "x")
 
 
-def test_a_slide_that_keeps_pixels_in_a_folder_is_known_by_them(tmp_path: Path) -> None:
+def test_the_fingerprint_of_a_slide_includes_its_folder_of_pixels(tmp_path: Path) -> None:
     (tmp_path / "a.mrxs").write_bytes(b"index")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "Data0000.dat").write_bytes(b"1234")
@@ -79,7 +79,7 @@ def test_a_slide_that_keeps_pixels_in_a_folder_is_known_by_them(tmp_path: Path) 
     assert artifacts.fingerprint(tmp_path / "a.mrxs") != before
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "x.txt"
     with pytest.raises(RuntimeError), artifacts.atomic_path(target) as beside:
         beside.write_text("half")
@@ -92,9 +92,9 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_what_a_killed_process_left_is_swept_and_a_living_one_is_left_alone(tmp_path: Path) -> None:
+def test_files_of_a_killed_process_are_removed_and_those_of_a_running_one_are_kept(tmp_path: Path) -> None:
     code = (
-        "import os, pathlib, sys\nfrom wsi_pipeline.files import atomic_path\n"
+        "import os, pathlib, sys\nfrom wsi_pipeline.artifacts import atomic_path\n"
         "with atomic_path(pathlib.Path(sys.argv[1])) as beside:\n    beside.write_text('half')\n    os._exit(1)"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "x.txt"], check=False)
@@ -107,7 +107,7 @@ def test_what_a_killed_process_left_is_swept_and_a_living_one_is_left_alone(tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["y.txt"]
 
 
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     target = tmp_path / "x.ome.zarr"
     for content in ("old", "new"):
         with artifacts.atomic_path(target) as beside:
@@ -124,7 +124,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         OSError("Can't write data (file write failed: errno = 28, ...)"),
     ],
 )
-def test_a_full_disk_is_one_line_that_says_what_to_do(tmp_path: Path, error: OSError) -> None:
+def test_a_full_disk_is_reported_in_one_line_with_a_remedy(tmp_path: Path, error: OSError) -> None:
     with pytest.raises(StorageError, match=r"cannot write .*x\.h5: No space left on device; free some space"):
         with artifacts.atomic_path(tmp_path / "x.h5"):
             raise error
@@ -136,7 +136,7 @@ def test_an_error_of_the_slide_is_not_blamed_on_the_disk(tmp_path: Path) -> None
         raise OSError(errno.EIO, "Input/output error")
 
 
-def test_an_equal_text_is_not_touched(tmp_path: Path) -> None:
+def test_an_unchanged_text_is_not_written_again(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     artifacts.write_text(path, "same\n")
     before = path.stat()
@@ -174,7 +174,7 @@ def test_a_bag_keeps_row_order_and_leaves_unreadable_patches_out(tmp_path: Path)
     assert (bag.encoder, bag.weights_digest) == ("lite0", "abc")
 
 
-def test_a_bag_has_what_other_programs_look_for(tmp_path: Path) -> None:
+def test_a_bag_has_the_attributes_that_other_programs_expect(tmp_path: Path) -> None:
     path = tmp_path / "s1.h5"
     with store.BagWriter(path, grid(), 3, "float16") as writer:
         writer.append(np.zeros((5, 3)))
@@ -190,7 +190,7 @@ def test_a_bag_has_what_other_programs_look_for(tmp_path: Path) -> None:
         assert json.loads(file.attrs["made_by"])["config"] == {"mpp": 0.5}
 
 
-def test_a_bag_that_breaks_off_is_never_seen(tmp_path: Path) -> None:
+def test_an_interrupted_bag_never_appears(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), store.BagWriter(tmp_path / "s1.h5", grid(), 3, "float16") as writer:
         writer.append(np.zeros((2, 3)))
         raise RuntimeError
@@ -222,7 +222,7 @@ def test_explanations_read_back_per_class(tmp_path: Path) -> None:
     assert first.label == "abmil contribution: a"
 
 
-def test_a_text_says_what_made_it_in_a_file_beside(tmp_path: Path) -> None:
+def test_the_provenance_of_a_text_is_in_a_file_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
     path.write_text("x\n")
     assert artifacts.read_key(path) is None
@@ -239,14 +239,14 @@ def test_a_damaged_file_is_not_current_and_a_foreign_schema_is_refused(tmp_path:
     foreign = tmp_path / "b.h5"
     with h5py.File(foreign, "w") as file:
         file.attrs.update({"schema": 99, "key": "k1"})
-    with pytest.raises(ArtifactError, match="schema 99, this version reads 1"):
+    with pytest.raises(ArtifactError, match="schema 99, this version reads 2"):
         artifacts.read_key(foreign)
 
 
 @pytest.mark.parametrize("reader", [store.read_bag, store.read_grid, store.read_explanations])
-def test_a_missing_or_damaged_input_is_one_line(tmp_path: Path, reader: object) -> None:
+def test_a_missing_or_damaged_input_is_reported_in_one_line(tmp_path: Path, reader: object) -> None:
     assert callable(reader)
-    with pytest.raises(ArtifactError, match="is not there; run the stage that makes it"):
+    with pytest.raises(ArtifactError, match="does not exist; run the stage that makes it"):
         reader(tmp_path / "none.h5")
     (tmp_path / "bad.h5").write_bytes(b"no")
     with pytest.raises(ArtifactError, match="is damaged"):

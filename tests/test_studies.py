@@ -1,4 +1,4 @@
-"""A study's plan and its table: which runs there are, what each is told, and mean ± sd over the seeds."""
+"""A study's plan and its summary: which runs there are, the config of each, and mean ± sd over the seeds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_runs_are_encoders_times_models_times_seeds() -> None:
     )
 
 
-def test_each_run_is_told_its_own_model_and_seed_and_shares_the_rest() -> None:
+def test_the_config_of_a_run_has_its_model_and_seed_and_the_common_settings() -> None:
     assert yaml.safe_load(Study.of(STUDY).run_yaml("wide", "gated", 4)) == {
         "slides": "../../slides.csv",
         "out": "seed4",
@@ -50,8 +50,8 @@ def test_each_run_is_told_its_own_model_and_seed_and_shares_the_rest() -> None:
     }
 
 
-def test_bags_are_told_nothing_of_models() -> None:
-    """So that another model never makes an encoder's bags out of date."""
+def test_the_config_of_the_bags_does_not_depend_on_models() -> None:
+    """Therefore another model never makes an encoder's bags out of date."""
     assert yaml.safe_load(Study.of(STUDY).bags_yaml("lite")) == {
         "slides": "../slides.csv",
         "out": "bags",
@@ -67,14 +67,14 @@ def test_bags_are_told_nothing_of_models() -> None:
         ({"encoders": []}, "encoders"),
         ({"seed": [1]}, "seed: Extra inputs"),
         ({"settings": {"train": {"epoch": 3}}}, "unknown key 'train.epoch'"),
-        ({"settings": {"out": "elsewhere"}}, r"settings\.out"),
+        ({"settings": {"out": "another"}}, r"settings\.out"),
         ({"explain_seeds": [9]}, "explain_seeds: 9 is not among"),
         ({"view_seeds": [4]}, "view_seeds: 4 is not among"),
         ({"models": ["max", "max"]}, "same name"),
         ({"encoders": [{"id": "a"}, {"id": "a"}]}, "same id"),
     ],
 )
-def test_a_slip_is_named(change: dict[str, Any], message: str) -> None:
+def test_a_mistake_in_the_study_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Study.of({**STUDY, **change})
 
@@ -82,7 +82,7 @@ def test_a_slip_is_named(change: dict[str, Any], message: str) -> None:
 # --- the table ------------------------------------------------------------------------------------------------
 
 
-def test_maps_count_where_they_are_held_out() -> None:
+def test_only_held_out_maps_are_summarised() -> None:
     metrics = [{"model": "m", "metric": "auroc", "value": "0.9"}, {"model": "m", "metric": "f1", "value": ""}]
     maps = [
         {"model": "m", "method": "instance", "held_out": "true", "auprc": "0.2"},
@@ -92,7 +92,7 @@ def test_maps_count_where_they_are_held_out() -> None:
     assert run_measures(metrics, [], maps) == {("m", "auroc"): 0.9, ("m", "map_auprc:instance"): pytest.approx(0.3)}
 
 
-def test_patients_are_named_where_they_are_not_the_slides_again() -> None:
+def test_values_of_patients_are_listed_if_they_differ_from_the_slides() -> None:
     slides = [{"model": m, "metric": "auroc", "value": "0.9"} for m in ("a", "b")]
     patients = [{"model": "a", "metric": "auroc", "value": "0.8"}, {"model": "b", "metric": "auroc", "value": "0.9"}]
     assert run_measures(slides, patients, []) == {
@@ -112,7 +112,7 @@ def test_the_markdown_shows_headlines_and_the_csv_everything() -> None:
     assert [row[3] for row in summary_rows(measures)] == list(names)
 
 
-def test_mean_and_sample_sd() -> None:
+def test_the_table_has_mean_and_sample_sd() -> None:
     """0.8, 0.9, 1.0: mean 0.9, sd sqrt((0.01 + 0 + 0.01) / 2) = 0.1. One value has no sd."""
     one, other = Design("a", "lite0", "abmil"), Design("b", "lite0", "max")
     measures = {(one, "auroc"): [0.8, 0.9, 1.0], (other, "auroc"): [0.5], (other, "froc"): [0.25]}

@@ -1,4 +1,4 @@
-"""The classic sets: bags from a CSV, accuracy over repeats, and the graph that trains on them."""
+"""The classic data sets: bags from a CSV, accuracy over repeats, and the workflow that trains on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wsi_pipeline.studies.classic_mil import accuracies, accuracy_table, read_ba
 
 
 def planted_set(path: Path, bags: int = 24) -> Path:
-    """Bags of two to five instances in five dimensions; in a positive bag one stands out in the first."""
+    """Bags of two to five instances in five dimensions; in a positive bag one is an outlier in the first."""
     generator = np.random.default_rng(0)
     lines = []
     for bag in range(1, bags + 1):
@@ -27,14 +27,14 @@ def planted_set(path: Path, bags: int = 24) -> Path:
     return path
 
 
-def test_a_csv_becomes_bags_in_standard_units(tmp_path: Path) -> None:
+def test_a_csv_becomes_bags_of_standardised_features(tmp_path: Path) -> None:
     (tmp_path / "toy.csv").write_text("1,7,0,5\n1,7,4,5\n0,2,2,5\n")
     assert write_study(tmp_path / "toy.csv", tmp_path / "run") == 2
     rows = read_manifest(tmp_path / "run" / "slides.csv")
     assert [(r.slide_id, r.label) for r in rows] == [("toy_0002", "negative"), ("toy_0007", "positive")]
     bag = read_bag(tmp_path / "run" / "embed" / "toy_0007.h5")
     spread = float(np.std([0, 4, 2]))
-    np.testing.assert_allclose(bag.features, [[-2 / spread, 0], [2 / spread, 0]], atol=1e-6)  # what never changes is 0
+    np.testing.assert_allclose(bag.features, [[-2 / spread, 0], [2 / spread, 0]], atol=1e-6)  # constant features are 0
     assert bag.grid.xy_px0.tolist() == [[0, 0], [1, 0]]
     assert bag.encoder == "toy"
 
@@ -44,11 +44,11 @@ def test_a_csv_becomes_bags_in_standard_units(tmp_path: Path) -> None:
     [
         ("1,1,2,3\n1,1,2\n", "line 2: 1 features"),
         ("1,1,2,3\n0,1,2,3\n", "line 2: bag 1 has two labels"),
-        ("1,one,2\n", "a cell is no number"),
-        ("", "holds no instance"),
+        ("1,one,2\n", "a cell is not a number"),
+        ("", "has no instances"),
     ],
 )
-def test_what_is_no_such_set_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_set_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_bags(tmp_path / "bad.csv")
@@ -63,7 +63,7 @@ def test_the_real_sets_have_the_published_sizes(shared_data: Path) -> None:
         assert (sum(len(b.features) for b in found), found[0].features.shape[1]) == (instances, dim)
 
 
-def test_accuracy_is_counted_over_all_folds_of_a_repeat(tmp_path: Path) -> None:
+def test_accuracy_is_over_all_folds_of_a_repeat(tmp_path: Path) -> None:
     lines = ["model,seed,fold,slide_id,patient_id,label,part,prob_negative,prob_positive"]
     lines += [f"m,{seed},{fold},s,s,positive,test,0.5,{p}" for seed, fold, p in ((0, 0, 0.5), (0, 1, 0.4), (1, 0, 0.9))]
     lines += ["m,0,0,v,v,negative,val,0.9,0.1"]
@@ -76,7 +76,7 @@ def test_accuracy_is_counted_over_all_folds_of_a_repeat(tmp_path: Path) -> None:
     assert table.splitlines()[2] == "| m | 0.750 ± 0.354 | 0.900 |"
 
 
-def test_the_graph_stands_without_data(tmp_path: Path) -> None:
+def test_the_graph_is_built_without_data(tmp_path: Path) -> None:
     done = snakemake("classic_mil", tmp_path, "-n")
     assert done.returncode == 0, done.stderr
     found = counts(done.stdout + done.stderr)
@@ -84,7 +84,7 @@ def test_the_graph_stands_without_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_miniature_set_is_learnt_whole(tmp_path: Path) -> None:
+def test_a_miniature_set_runs_completely_and_is_learnt(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     planted_set(tmp_path / "data" / "toy.csv")
     config = {

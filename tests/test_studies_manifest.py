@@ -1,4 +1,4 @@
-"""Manifests of public cohorts: what a name says, what is left out and why, and what is refused."""
+"""Manifests of public cohorts: the meaning of names, slides that are left out and why, and refused downloads."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from wsi_pipeline.cli.main import app
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.project import read_manifest
-from wsi_pipeline.studies.camelyon16 import KNOWN, camelyon16_rows, canonical, read_camelyon16, reference_labels
-from wsi_pipeline.studies.manifest import chosen, manifest_text
+from wsi_pipeline.studies.camelyon16 import KNOWN_ISSUES, camelyon16_rows, canonical, read_camelyon16, reference_labels
+from wsi_pipeline.studies.manifest import manifest_text, select_slides
 from wsi_pipeline.studies.tcga import outcomes, tcga_rows
 from wsi_pipeline.types import SlideRow
 
@@ -34,11 +34,11 @@ def paths(*names: str) -> list[Path]:
         ("reference", None),
     ],
 )
-def test_a_slide_is_known_by_its_name(name: str, slide: str | None) -> None:
+def test_a_slide_is_identified_by_its_name(name: str, slide: str | None) -> None:
     assert canonical(name) == slide
 
 
-def test_the_folders_of_the_challenge() -> None:
+def test_the_folders_of_the_challenge_are_read() -> None:
     files = paths(
         "training/normal/normal_001.tif",
         "training/tumor/tumor_001.tif",
@@ -58,7 +58,7 @@ def test_the_folders_of_the_challenge() -> None:
     ]
 
 
-def test_the_folders_on_aws_say_the_same() -> None:
+def test_the_folders_on_aws_give_the_same() -> None:
     files = paths("images/test_001.tif", "images/normal_001.tif", "annotations/test_001.xml")
     rows = camelyon16_rows(files, {"test_001": "tumor"})
     assert [(r.slide_id, r.label, r.split) for r in rows] == [
@@ -67,8 +67,8 @@ def test_the_folders_on_aws_say_the_same() -> None:
     ]
 
 
-def test_known_bad_slides_are_left_out_and_unmarked_tumour_is_not_measured() -> None:
-    """normal_86 was mislabelled, test_049 is a duplicate; test_114 and 20 training slides are outlined in part."""
+def test_slides_with_known_issues_are_left_out_or_lose_their_incomplete_annotation() -> None:
+    """normal_86 was mislabelled, test_049 is a duplicate; test_114 and 20 training slides are annotated in part."""
     files = paths("normal_086.tif", "test_049.tif", "test_114.tif", "test_114.xml", "tumor_010.tif", "tumor_010.xml")
     rows = camelyon16_rows(files, {"test_049": "tumor", "test_114": "tumor"})
     assert [(r.slide_id, r.label, r.annotation) for r in rows] == [
@@ -77,28 +77,28 @@ def test_known_bad_slides_are_left_out_and_unmarked_tumour_is_not_measured() -> 
     ]
 
 
-def test_the_table_of_known_slides_is_whole() -> None:
-    assert [entry.slide for entry in KNOWN if entry.action == "leave out"] == ["normal_086", "test_049"]
-    partly = [entry.slide for entry in KNOWN if entry.action == "no annotation"]
+def test_the_table_of_known_issues_is_complete() -> None:
+    assert [entry.slide for entry in KNOWN_ISSUES if entry.action == "leave out"] == ["normal_086", "test_049"]
+    partly = [entry.slide for entry in KNOWN_ISSUES if entry.action == "no annotation"]
     assert len(partly) == len(set(partly)) == 21
-    assert all(canonical(entry.slide) == entry.slide and entry.reason for entry in KNOWN)
+    assert all(canonical(entry.slide) == entry.slide and entry.reason for entry in KNOWN_ISSUES)
 
 
 @pytest.mark.parametrize(
     ("files", "reference", "message"),
     [
         (["tumor_001.tif"], {}, "there is no tumor_001.xml"),
-        (["test_001.tif"], {}, "does not say what test_001 is"),
+        (["test_001.tif"], {}, "does not list test_001"),
         (["normal_001.tif"], {"test_001": "normal"}, "there is no test_001.tif"),
-        (["a/normal_001.tif", "b/normal_001.tif"], {}, "normal_001 stands twice"),
+        (["a/normal_001.tif", "b/normal_001.tif"], {}, "normal_001 appears twice"),
     ],
 )
-def test_half_a_download_is_refused(files: list[str], reference: dict[str, str], message: str) -> None:
+def test_an_incomplete_download_is_refused(files: list[str], reference: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         camelyon16_rows(paths(*files), reference)
 
 
-def test_reference_csv_as_it_is_given_out() -> None:
+def test_the_published_reference_csv_is_read() -> None:
     lines = [["test_001", "Tumor", "IDC", "Macro"], ["Test_2.tif", "Normal", "None", "None"], []]
     assert reference_labels(lines) == {"test_001": "tumor", "test_002": "normal"}
     with pytest.raises(ConfigError, match="'Tumour'; it must be Normal or Tumor"):
@@ -106,14 +106,14 @@ def test_reference_csv_as_it_is_given_out() -> None:
 
 
 def test_a_folder_without_the_challenge_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no slide of CAMELYON16"):
+    with pytest.raises(ConfigError, match="has no slide of CAMELYON16"):
         read_camelyon16(tmp_path)
     (tmp_path / "normal_001.tif").touch()
     with pytest.raises(ConfigError, match=r"no reference\.csv"):
         read_camelyon16(tmp_path)
 
 
-def test_the_command_writes_a_manifest_that_a_run_reads(tmp_path: Path) -> None:
+def test_the_command_writes_a_valid_manifest(tmp_path: Path) -> None:
     for name in ("normal_001.tif", "normal_002.tif", "test_001.tif", "test_001.xml"):
         (tmp_path / name).touch()
     (tmp_path / "reference.csv").write_text("test_001,Tumor,IDC,Micro\n")
@@ -137,7 +137,7 @@ def line(name: str, project: str) -> dict[str, str]:
     return {"File ID": "x", "File Name": name, "Project ID": project, "Case ID": name[:12]}
 
 
-def test_a_barcode_tells_patient_and_site() -> None:
+def test_a_barcode_gives_patient_and_site() -> None:
     files = {LUNG: Path("id1") / LUNG, SQUAMOUS: Path("id2") / SQUAMOUS}
     rows = tcga_rows([line(SQUAMOUS, "TCGA-LUSC"), line(LUNG, "TCGA-LUAD")], files)
     assert manifest_text(rows).splitlines() == [
@@ -147,7 +147,7 @@ def test_a_barcode_tells_patient_and_site() -> None:
     ]
 
 
-def test_only_diagnostic_slides_of_the_wanted_projects() -> None:
+def test_only_diagnostic_slides_of_the_given_projects_are_listed() -> None:
     frozen = "TCGA-05-4244-01A-01-TS1.1234.svs"
     second = "TCGA-05-4244-01Z-00-DX2.99.svs"
     sheet = [line(frozen, "TCGA-LUAD"), line(LUNG, "TCGA-LUAD"), line(SQUAMOUS, "TCGA-LUSC"), line(second, "TCGA-LUAD")]
@@ -164,12 +164,12 @@ def test_a_sheet_that_does_not_fit_the_download_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no diagnostic slide .* of TCGA-KICH"):
         tcga_rows([line(LUNG, "TCGA-LUAD")], {LUNG: Path(LUNG)}, ["TCGA-KICH", "TCGA-LUAD"])
     two = [line(LUNG, "TCGA-LUAD"), line(LUNG, "TCGA-LUSC")]
-    with pytest.raises(ConfigError, match="TCGA-05-4244 stands in LUAD and in TCGA-LUSC"):
+    with pytest.raises(ConfigError, match="TCGA-05-4244 is in LUAD and in TCGA-LUSC"):
         tcga_rows(two, {LUNG: Path(LUNG)})
 
 
-def test_outcomes_from_the_older_and_the_newer_clinical_table() -> None:
-    """The latest follow-up counts; who died without a date, or has none at all, is not followed."""
+def test_outcomes_are_read_from_the_older_and_the_newer_clinical_table() -> None:
+    """The latest follow-up is used; patients who died without a date, or without any, are left out."""
     columns = ("case_submitter_id", "vital_status", "days_to_death", "days_to_last_follow_up")
     lines = [
         ("TCGA-AA-0001", "Dead", "300", "'--"),
@@ -191,7 +191,7 @@ def test_outcomes_from_the_older_and_the_newer_clinical_table() -> None:
     assert outcomes(newer) == {"TCGA-AA-0005": (7.0, True)}
 
 
-def test_outcomes_stand_in_the_manifest(tmp_path: Path) -> None:
+def test_outcomes_are_in_the_manifest(tmp_path: Path) -> None:
     rows = tcga_rows(
         [line(LUNG, "TCGA-LUAD"), line(SQUAMOUS, "TCGA-LUSC")],
         {LUNG: Path(LUNG), SQUAMOUS: Path(SQUAMOUS)},
@@ -203,7 +203,7 @@ def test_outcomes_stand_in_the_manifest(tmp_path: Path) -> None:
     assert (second.time, second.event) == (None, None)
 
 
-def test_the_tcga_command(tmp_path: Path) -> None:
+def test_the_tcga_command_writes_a_manifest(tmp_path: Path) -> None:
     (tmp_path / "id1").mkdir()
     (tmp_path / "id1" / LUNG).touch()
     sheet = tmp_path / "sheet.tsv"
@@ -221,10 +221,10 @@ def test_the_tcga_command(tmp_path: Path) -> None:
 # --- both -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_left_out_by_hand_must_be_there_and_the_count_must_fit() -> None:
+def test_a_slide_to_leave_out_must_exist_and_the_count_must_match() -> None:
     rows = [SlideRow("a", Path("a.tif")), SlideRow("b", Path("b.tif"))]
-    assert [r.slide_id for r in chosen(rows, ["a"], 1)] == ["b"]
+    assert [r.slide_id for r in select_slides(rows, ["a"], 1)] == ["b"]
     with pytest.raises(ConfigError, match="no such slide"):
-        chosen(rows, ["c"])
+        select_slides(rows, ["c"])
     with pytest.raises(ConfigError, match="2 slides were found, but the study expects 3"):
-        chosen(rows, count=3)
+        select_slides(rows, count=3)

@@ -1,4 +1,4 @@
-"""Masks become outlines that QuPath opens, and the same masks again."""
+"""Masks become outlines that QuPath opens, and outlines become the same masks."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def blobs(seed: int, shape: tuple[int, int] = (60, 80)) -> Bool:
 
 @settings(max_examples=150, deadline=None)
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_any_mask_comes_back(tissue: Bool) -> None:
+def test_any_mask_is_preserved(tissue: Bool) -> None:
     outlines = mask_polygons(TissueMask(tissue, SIDE))
     assert outlines.is_valid
     np.testing.assert_array_equal(rasterise(outlines, tissue.shape, SIDE), tissue)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_tissue_like_mask_comes_back_and_its_area_is_kept(seed: int) -> None:
+def test_a_tissue_like_mask_and_its_area_are_preserved(seed: int) -> None:
     tissue = blobs(seed)
     outlines = mask_polygons(TissueMask(tissue, SIDE))
     np.testing.assert_array_equal(rasterise(outlines, tissue.shape, SIDE), tissue)
     assert outlines.area == pytest.approx(tissue.sum() * SIDE[0] * SIDE[1], rel=0.02)
 
 
-def test_a_block_with_a_hole() -> None:
+def test_a_block_with_a_hole_has_two_outlines() -> None:
     tissue = np.zeros((8, 10), bool)
     tissue[1:7, 1:9] = True
     tissue[3:5, 4:6] = False
@@ -54,11 +54,11 @@ def test_a_block_with_a_hole() -> None:
     assert [Polygon(hole).bounds for hole in piece.interiors] == [(40, 60, 60, 100)]
 
 
-def test_a_mask_full_of_tissue_reaches_the_edge() -> None:
+def test_the_outline_of_a_mask_full_of_tissue_reaches_the_edge() -> None:
     assert mask_polygons(TissueMask(np.ones((3, 4), bool), (10.0, 10.0))).bounds == (0, 0, 40, 30)
 
 
-def test_no_tissue_has_no_outline() -> None:
+def test_without_tissue_there_is_no_outline() -> None:
     outlines = mask_polygons(TissueMask(np.zeros((3, 4), bool), SIDE))
     assert outlines.is_empty
     assert not rasterise(outlines, (3, 4), SIDE).any()
@@ -71,7 +71,7 @@ def test_rasterise_takes_the_pixels_whose_centres_are_inside() -> None:
     np.testing.assert_array_equal(rasterise(area, (25, 30), (7.0, 5.0)), expected)
 
 
-def test_the_geojson_is_what_qupath_takes(tmp_path: Path) -> None:
+def test_the_geojson_is_valid_for_qupath(tmp_path: Path) -> None:
     outlines = mask_polygons(TissueMask(blobs(1), SIDE))
     data = json.loads(tissue_geojson(outlines, "slide_1", (0, 0, 1000, 1000)))
     assert data["type"] == "FeatureCollection"
@@ -90,14 +90,14 @@ def test_the_geojson_is_what_qupath_takes(tmp_path: Path) -> None:
     assert len({feature["id"] for feature in data["features"]}) == len(data["features"])
 
 
-def test_the_geojson_is_the_same_each_time_and_another_for_another_slide() -> None:
+def test_the_geojson_is_reproducible_and_specific_to_the_slide() -> None:
     outlines = mask_polygons(TissueMask(blobs(2), SIDE))
     once, again = (tissue_geojson(outlines, "a", (0, 0, 9, 9)) for _ in range(2))
     assert once == again
     assert once != tissue_geojson(outlines, "b", (0, 0, 9, 9))
 
 
-def test_the_geojson_counts_from_the_bounds_and_is_read_back(tmp_path: Path) -> None:
+def test_the_geojson_is_in_qupaths_frame_and_is_read_back(tmp_path: Path) -> None:
     tissue, bounds = blobs(3), (120, 340, 5000, 5000)
     outlines = mask_polygons(TissueMask(tissue, SIDE))
     path = tmp_path / "a.geojson"
@@ -111,7 +111,7 @@ def test_the_geojson_counts_from_the_bounds_and_is_read_back(tmp_path: Path) -> 
     np.testing.assert_array_equal(rasterise(annotation.area(), tissue.shape, SIDE), tissue)
 
 
-def test_an_empty_geojson_is_one_too() -> None:
+def test_without_tissue_the_geojson_is_an_empty_collection() -> None:
     assert json.loads(tissue_geojson(MultiPolygon(), "a", (0, 0, 9, 9))) == {
         "type": "FeatureCollection",
         "features": [],

@@ -1,4 +1,4 @@
-"""The grid meets the target mpp exactly, and the covered fraction is an exact one."""
+"""The grid meets the target mpp exactly, and the covered fraction is exact."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ def test_the_target_mpp_is_met_exactly(mpp: float, side: float, first_columns: l
     assert (grid.target_mpp, grid.mpp, grid.slide_size_px0) == (0.5, (mpp, mpp), (2000, 1200))
 
 
-def test_x_and_y_may_differ() -> None:
+def test_the_resolution_of_x_and_y_may_differ() -> None:
     slide = SlideFacts("s", (2000, 1200), (0.25, 0.5), (0, 0, 2000, 1200))
     assert patch_grid(slide, full(), TileConfig(mpp=0.5, side_px=100)).side_px0 == (200.0, 100.0)
 
 
-def test_patches_stand_row_by_row() -> None:
+def test_patches_are_in_row_major_order() -> None:
     grid = patch_grid(facts(0.5, (300, 200)), full((300, 200)), TileConfig(side_px=100))
     assert grid.xy_px0.tolist() == [[0, 0], [100, 0], [200, 0], [0, 100], [100, 100], [200, 100]]
     assert grid.xy_px0.dtype == np.int64
 
 
-def test_the_last_patch_may_reach_over_the_edge() -> None:
-    """By less than half: beyond, it would be mostly outside."""
+def test_the_last_patch_may_extend_beyond_the_edge() -> None:
+    """By less than half of its side."""
     config = TileConfig(side_px=100, min_tissue=0.5)
     assert patch_grid(facts(0.5, (160, 100)), full((160, 100)), config).xy_px0.tolist() == [[0, 0], [100, 0]]
     assert patch_grid(facts(0.5, (140, 100)), full((140, 100)), config).xy_px0.tolist() == [[0, 0]]
 
 
-def test_overlap_is_a_share_of_the_side() -> None:
+def test_overlap_is_a_fraction_of_the_side() -> None:
     grid = patch_grid(facts(0.5, (400, 100)), full((400, 100)), TileConfig(side_px=100, overlap=0.25))
     assert grid.stride_px0 == (75.0, 75.0)
     assert grid.xy_px0[grid.xy_px0[:, 1] == 0][:, 0].tolist() == [0, 75, 150, 225, 300]
@@ -86,15 +86,16 @@ def test_the_covered_fraction_is_exact() -> None:
     assert 0 < np.mean(expected) < 1
 
 
-def test_min_tissue_is_a_least_share() -> None:
+def test_min_tissue_is_a_lower_bound_of_the_covered_fraction() -> None:
     tissue = np.zeros((5, 20), bool)  # of 20 px0: patches of 100 px0 are 5 x 5 mask pixels
     tissue[:, 0:5] = True  # 25 of 25
     tissue[:, 5:7] = True  # 10 of 25
     tissue[0, 10] = True  # 1 of 25
     mask, slide = TissueMask(tissue, (20.0, 20.0)), facts(0.5, (400, 100))
 
-    def kept(share: float) -> list[int]:
-        columns: list[int] = patch_grid(slide, mask, TileConfig(side_px=100, min_tissue=share)).xy_px0[:, 0].tolist()
+    def kept(fraction: float) -> list[int]:
+        config = TileConfig(side_px=100, min_tissue=fraction)
+        columns: list[int] = patch_grid(slide, mask, config).xy_px0[:, 0].tolist()
         return columns
 
     assert kept(1.0) == [0]
@@ -116,10 +117,10 @@ def test_a_slide_coarser_than_the_target_is_refused() -> None:
         "slide_1 has 1 µm/px, coarser than the 0.5 µm/px of tile.mpp: its patches would be enlarged; "
         "--set tile.mpp=1, or leave the slide out"
     )
-    assert len(patch_grid(facts(0.504), full(), TileConfig(mpp=0.5)))  # within the tolerance of a scan
+    assert len(patch_grid(facts(0.504), full(), TileConfig(mpp=0.5)))  # within the tolerance
 
 
-def test_an_empty_slide_says_what_was_found() -> None:
+def test_the_error_of_an_empty_slide_states_what_was_found() -> None:
     config = TileConfig(side_px=100)
     nothing = TissueMask(np.zeros((10, 10), bool), (20.0, 20.0))
     grid = patch_grid(facts(0.5, (200, 200)), nothing, config)
@@ -127,5 +128,5 @@ def test_an_empty_slide_says_what_was_found() -> None:
     with pytest.raises(EmptySlideError, match=r"slide_1 has no tissue; look at tile/quality/slide_1\.jpg"):
         require_patches(grid, nothing, config)
     speck = TissueMask(np.eye(10, dtype=bool), (20.0, 20.0))
-    with pytest.raises(EmptySlideError, match=r"tissue covers 10 % of the slide, but no patch holds 50%"):
+    with pytest.raises(EmptySlideError, match=r"tissue covers 10 % of the slide, but no patch is covered to 50%"):
         require_patches(patch_grid(facts(0.5, (200, 200)), speck, config), speck, config)

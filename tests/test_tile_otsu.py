@@ -44,7 +44,7 @@ def disk(centre: tuple[int, int], radius: int, shape: tuple[int, int] = (120, 16
 
 
 def painted(rgb: UInt8, where: Bool, colour: tuple[int, int, int]) -> UInt8:
-    """The colour over the picture as dyes do: the light that both let through."""
+    """The colour over the image as dyes do: the light that both transmit."""
     through = rgb[where].astype(float) * np.asarray(colour) / 245
     rgb[where] = np.clip(through + np.random.default_rng(1).normal(0, 3, through.shape), 0, 255)
     return rgb
@@ -61,12 +61,12 @@ def test_tissue_of_every_stain_is_found(stain: str) -> None:
 
 
 @pytest.mark.parametrize("stain", STAINS)
-def test_no_stain_is_ink(stain: str) -> None:
+def test_no_stain_is_taken_for_ink(stain: str) -> None:
     assert not ink(painted(glass(), disk((60, 60), 35), STAINS[stain]), MPP).any()
 
 
 @pytest.mark.parametrize("colour", INKS)
-def test_pen_marks_are_no_tissue_even_over_it(colour: str) -> None:
+def test_pen_marks_are_not_tissue_even_on_top_of_it(colour: str) -> None:
     where = disk((60, 60), 35)
     stroke = np.zeros_like(where)
     stroke[85:100, 20:150] = True
@@ -79,13 +79,13 @@ def test_pen_marks_are_no_tissue_even_over_it(colour: str) -> None:
     assert not found[:, 110:].any()
 
 
-def test_a_pen_that_is_not_asked_for_is_left() -> None:
+def test_a_pen_colour_that_is_not_listed_is_not_removed() -> None:
     rgb = painted(glass(), disk((60, 60), 35), INKS["red"])
     assert detectors.build("otsu", pen=["blue", "green", "black"])(rgb, MPP).mean() > 0.15
     assert detectors.build("otsu", pen="red")(rgb, MPP).mean() == 0
 
 
-def test_a_small_spot_of_ink_does_not_cost_its_surroundings() -> None:
+def test_a_small_spot_of_ink_does_not_remove_its_surroundings() -> None:
     where = disk((60, 60), 35)
     rgb = painted(painted(glass(), where, STAINS["stroma"]), disk((60, 60), 4), INKS["black"])
     assert overlap(detectors.build("otsu")(rgb, MPP), where) > 0.93
@@ -94,19 +94,19 @@ def test_a_small_spot_of_ink_does_not_cost_its_surroundings() -> None:
 @pytest.mark.parametrize("colour", [(255, 255, 255), (240, 240, 240), (245, 240, 228), (200, 200, 200), (60, 60, 60)])
 @pytest.mark.parametrize("faint", [False, True])
 def test_a_slide_without_tissue_is_empty(colour: tuple[int, int, int], faint: bool) -> None:
-    """Otsu alone would cut the noise of the glass in two."""
+    """Otsu alone would divide the noise of the glass."""
     assert not detectors.build("otsu", faint=faint)(glass(colour=colour), MPP).any()
 
 
-def test_one_even_colour_is_no_tissue() -> None:
+def test_a_uniform_image_has_no_tissue() -> None:
     assert not detectors.build("otsu")(np.full((9, 9, 3), 255, np.uint8), MPP).any()
 
 
-def test_a_slide_full_of_tissue_is_full() -> None:
+def test_a_slide_full_of_tissue_is_found_entirely() -> None:
     assert detectors.build("otsu")(glass(colour=STAINS["stroma"]), MPP).all()
 
 
-def test_grey_shadows_at_the_edge_are_no_tissue() -> None:
+def test_grey_shadows_at_the_edge_are_not_tissue() -> None:
     rgb = painted(glass(), disk((60, 80), 30), STAINS["stroma"])
     rgb[:, :12] = np.linspace(60, 230, 12)[None, :, None] + np.random.default_rng(2).normal(0, 2, (120, 12, 3))
     found = detectors.build("otsu")(rgb, MPP)
@@ -114,23 +114,23 @@ def test_grey_shadows_at_the_edge_are_no_tissue() -> None:
     assert overlap(found, disk((60, 80), 30)) > 0.93
 
 
-def test_fat_is_no_tissue_though_its_threads_are_stained() -> None:
+def test_fat_is_not_tissue_although_its_strands_are_stained() -> None:
     where = np.zeros((120, 160), bool)
-    where[::9, :70] = where[:108, :70:9] = True  # threads of 8 µm round cells of 64 µm
+    where[::9, :70] = where[:108, :70:9] = True  # strands of 8 µm around cells of 64 µm
     where |= (body := disk((60, 115), 35))
     found = detectors.build("otsu")(painted(glass(), where, STAINS["stroma"]), MPP)
     assert overlap(found, body) > 0.9
 
 
 @pytest.mark.parametrize("colour", [(232, 233, 239), (222, 225, 236), (238, 232, 226)])
-def test_faint_tissue_is_found_when_asked_for(colour: tuple[int, int, int]) -> None:
+def test_faint_tissue_is_found_with_the_option(colour: tuple[int, int, int]) -> None:
     where = disk((60, 60), 35)
     rgb = painted(glass(), where, colour)
     assert not detectors.build("otsu")(rgb, MPP).any()
     assert overlap(detectors.build("otsu", faint=True)(rgb, MPP), where) > 0.9
 
 
-def test_faint_tissue_is_found_beside_strong() -> None:
+def test_faint_tissue_is_found_beside_strongly_stained_tissue() -> None:
     pale, strong = disk((60, 50), 30), disk((60, 120), 25)
     rgb = painted(painted(glass(), pale, (228, 230, 238)), strong, STAINS["DAB"])
     assert overlap(detectors.build("otsu", faint=True)(rgb, MPP), pale | strong) > 0.9
@@ -150,8 +150,8 @@ def test_specks_and_holes_are_measured_in_um2() -> None:
     assert not found(min_hole_um2=6_000)[60, 60]
 
 
-def test_the_raster_does_not_decide() -> None:
-    """The same glass at 4 and at 8 µm per pixel."""
+def test_the_result_does_not_depend_on_the_raster() -> None:
+    """The same slide at 4 and at 8 µm per pixel."""
     where = disk((60, 60), 35)
     rgb = painted(glass(), where, STAINS["stroma"])
     fine = np.kron(rgb, np.ones((2, 2, 1), np.uint8))
@@ -168,7 +168,7 @@ def test_the_raster_does_not_decide() -> None:
         ({"treshold": 3}, "it takes: faint"),
     ],
 )
-def test_bad_options_are_named(options: dict[str, object], message: str) -> None:
+def test_invalid_options_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         detectors.build("otsu", **options)(glass(), MPP)
 
@@ -176,7 +176,7 @@ def test_bad_options_are_named(options: dict[str, object], message: str) -> None
 # --- cleaning ------------------------------------------------------------------------------------------------
 
 
-def test_cleaning_by_area() -> None:
+def test_small_pieces_and_holes_are_removed_by_area() -> None:
     mask = np.zeros((7, 9), bool)
     mask[1:6, 1:6] = True
     mask[3, 3] = False
@@ -187,13 +187,13 @@ def test_cleaning_by_area() -> None:
     assert fill_small(mask, 1).sum() == 25
 
 
-def test_holes_at_the_border_are_no_holes() -> None:
+def test_background_at_the_border_is_not_a_hole() -> None:
     mask = np.ones((5, 5), bool)
     mask[0, 2] = False
     np.testing.assert_array_equal(fill_small(mask, 100), mask)
 
 
-def test_dilation_by_an_ellipse() -> None:
+def test_the_dilation_is_by_an_ellipse() -> None:
     mask = np.zeros((7, 9), bool)
     mask[3, 4] = True
     grown = dilate(mask, (3.0, 1.0))
@@ -205,7 +205,7 @@ def test_dilation_by_an_ellipse() -> None:
 
 
 @pytest.mark.parametrize("pen", ["blue", "green", "red", "black", None])
-def test_a_drawn_slide(tmp_path: Path, pen: str | None) -> None:
+def test_on_a_drawn_slide_pen_marks_change_little(tmp_path: Path, pen: str | None) -> None:
     with_pen, without = tmp_path / "with.tif", tmp_path / "without.tif"
     draw_slide(without, seed=4, side_px=1500)
     draw_slide(with_pen, seed=4, side_px=1500, pen=pen)
@@ -223,8 +223,8 @@ def test_a_drawn_slide(tmp_path: Path, pen: str | None) -> None:
     assert (clean != marked)[away].mean() < 0.02
 
 
-def test_the_real_slide(shared_data: Path) -> None:
-    """Looked at: the biopsy and its strand, not the glass, nor the loose green-inked shreds to its right."""
+def test_the_tissue_of_the_real_slide_is_found(shared_data: Path) -> None:
+    """Checked by eye: the biopsy and its strand, neither the glass nor the loose green-inked shreds to its right."""
     with open_slide(shared_data / "slides" / "cmu-1-small-region.svs", ReadConfig()) as slide:
         overview = read_overview(slide, mpp=8.0)
     found = detectors.build("otsu")(overview.rgb, MPP)

@@ -1,4 +1,4 @@
-"""The stage as a user meets it: what it leaves, what it redoes, and whose outlines count."""
+"""The stage as a user sees it: what it writes, what it repeats, and whose outlines are used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import shapely
 from PIL import Image
 from shapely.geometry import box
-from test_read_slide import spoil_tile
+from test_read_slide import damage_tile
 
 from wsi_pipeline import artifacts, store
 from wsi_pipeline.config import Config, TileConfig
@@ -20,6 +20,7 @@ from wsi_pipeline.demo import draw_slide
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import SlideError, WsiError
 from wsi_pipeline.geometry import box_fractions
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import Project, RunFolder
 from wsi_pipeline.read import open_slide
 from wsi_pipeline.tile import stage
@@ -45,12 +46,12 @@ def tile(out: Path, slides: Iterable[Path], **options: Any) -> list[Failure]:
     config = Config(slides=out / "none.csv", out=out, tile=TileConfig(**{**BASE, **options}))
     rows = tuple(SlideRow(path.stem, path) for path in slides)
     with Engine(config.engine, out) as engine:
-        stage.run(Project(config, rows, rows), engine)
+        run_stage("tile", Project(config, rows, rows), engine)
     return engine.failures
 
 
 def listing(out: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Name -> (inode, time of writing, bytes) of every file."""
+    """Name -> (inode, modification time, bytes) of every file."""
     return {
         str(p.relative_to(out)): (p.stat().st_ino, p.stat().st_mtime_ns, p.read_bytes())
         for p in sorted(out.rglob("*"))
@@ -80,7 +81,7 @@ def square(x: float, y: float, side: float, name: str = "Tissue") -> str:
     return json.dumps({"type": "FeatureCollection", "features": [feature]})
 
 
-def test_what_it_leaves(drawn: Path, out: Path) -> None:
+def test_it_writes_grid_outlines_and_image(drawn: Path, out: Path) -> None:
     assert tile(out, [drawn]) == []
     assert [name for name in contents(out) if ".made" not in name] == [
         "tile/quality/slide_1.jpg",
@@ -102,20 +103,20 @@ def test_what_it_leaves(drawn: Path, out: Path) -> None:
     assert ((green[..., 1] > 120) & (green[..., 0] < 60) & (green[..., 2] < 60)).sum() > 1000  # outlines are drawn
 
 
-def test_a_second_run_touches_no_file(drawn: Path, out: Path) -> None:
+def test_a_second_run_changes_no_file(drawn: Path, out: Path) -> None:
     tile(out, [drawn])
     before = listing(out)
     tile(out, [drawn])
     assert listing(out) == before
 
 
-def test_the_same_bytes_in_another_folder(drawn: Path, tmp_path: Path) -> None:
+def test_another_folder_gets_the_same_bytes(drawn: Path, tmp_path: Path) -> None:
     tile(tmp_path / "a", [drawn])
     tile(tmp_path / "b", [drawn])
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_a_deleted_outline_or_picture_comes_back(drawn: Path, out: Path) -> None:
+def test_a_deleted_outline_or_image_is_written_again(drawn: Path, out: Path) -> None:
     tile(out, [drawn])
     before = contents(out)
     for path in (RunFolder(out).tissue("slide_1"), RunFolder(out).quality("slide_1")):
@@ -139,7 +140,7 @@ def test_an_option_changes_the_key_and_the_outlines(drawn: Path, out: Path) -> N
 # --- edited outlines -----------------------------------------------------------------------------------------
 
 
-def test_edited_outlines_are_the_tissue_and_stay(drawn: Path, out: Path) -> None:
+def test_edited_outlines_are_used_as_tissue_and_kept(drawn: Path, out: Path) -> None:
     tile(out, [drawn])
     before = contents(out)
     path = RunFolder(out).tissue("slide_1")
@@ -158,7 +159,7 @@ def test_edited_outlines_are_the_tissue_and_stay(drawn: Path, out: Path) -> None
     assert contents(out) == before
 
 
-def test_outlines_drawn_before_the_first_run_count(drawn: Path, out: Path) -> None:
+def test_outlines_drawn_before_the_first_run_are_used(drawn: Path, out: Path) -> None:
     path = RunFolder(out).tissue("slide_1")
     path.parent.mkdir(parents=True)
     path.write_text(square(0, 0, 480), encoding="utf-8")
@@ -175,7 +176,7 @@ def test_a_repair_of_the_users_outlines_is_noted(drawn: Path, out: Path) -> None
     assert "Self-intersection" in made_by(out)["notes"][0]
 
 
-def test_broken_outlines_stop_the_run_and_stay(drawn: Path, out: Path) -> None:
+def test_invalid_outlines_stop_the_run_and_are_kept(drawn: Path, out: Path) -> None:
     tile(out, [drawn])
     path = RunFolder(out).tissue("slide_1")
     path.write_text('{"type": "FeatureCollection"', encoding="utf-8")
@@ -185,18 +186,18 @@ def test_broken_outlines_stop_the_run_and_stay(drawn: Path, out: Path) -> None:
         assert path.read_text(encoding="utf-8") == '{"type": "FeatureCollection"'
 
 
-def test_a_run_killed_in_the_middle_takes_nothing_for_the_users(tmp_path: Path) -> None:
+def test_after_a_killed_run_no_outlines_are_mistaken_for_the_users(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     write_outlines(path, "first", "key")
     old = artifacts.file_digest(path)
-    note = artifacts.Provenance.of("key", "tile", written=["the new digest", old])
-    artifacts.write_provenance(path, note)  # the note is written, then the program is killed
+    record = artifacts.Provenance.of("key", "tile", written=["the new digest", old])
+    artifacts.write_provenance(path, record)  # the record is written, then the program is killed
     assert edited_digest(path) is None
     write_outlines(path, "second", "key")
     assert path.read_text(encoding="utf-8") == "second"
     assert edited_digest(path) is None
     path.write_text("first", encoding="utf-8")
-    assert edited_digest(path) == old  # what an earlier run wrote and the user put back is the user's
+    assert edited_digest(path) == old  # outlines of an earlier run that the user restored are the user's
 
 
 def test_outlines_edited_during_the_run_are_not_overwritten(tmp_path: Path) -> None:
@@ -208,7 +209,9 @@ def test_outlines_edited_during_the_run_are_not_overwritten(tmp_path: Path) -> N
     assert path.read_text(encoding="utf-8") == "theirs"
 
 
-def test_outlines_are_in_qupaths_frame_both_ways(drawn: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outlines_are_written_and_read_in_qupaths_frame(
+    drawn: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tile(out, [drawn])
     path = RunFolder(out).tissue("slide_1")
     plain = shapely.from_geojson(path.read_text(encoding="utf-8"))
@@ -231,7 +234,7 @@ def test_outlines_are_in_qupaths_frame_both_ways(drawn: Path, out: Path, monkeyp
 # --- region of interest --------------------------------------------------------------------------------------
 
 
-def test_a_region_of_interest_keeps_what_is_in_it(drawn: Path, out: Path, tmp_path: Path) -> None:
+def test_only_patches_in_the_region_of_interest_are_kept(drawn: Path, out: Path, tmp_path: Path) -> None:
     tile(out, [drawn])
     whole, tissue = store.read_grid(RunFolder(out).grid("slide_1"))
     roi = tmp_path / "roi.geojson"
@@ -247,7 +250,7 @@ def test_a_region_of_interest_keeps_what_is_in_it(drawn: Path, out: Path, tmp_pa
         assert box(x, y, x + 100, y + 100).intersection(box(300, 300, 940, 940)).area >= 0.45 * 100 * 100
 
 
-def test_the_regions_content_is_in_the_key_and_not_its_place(drawn: Path, out: Path, tmp_path: Path) -> None:
+def test_the_key_depends_on_the_regions_content_and_not_on_its_path(drawn: Path, out: Path, tmp_path: Path) -> None:
     keys = []
     for name, x in (("a", 300), ("b", 300), ("b", 400)):
         roi = tmp_path / f"{name}.geojson"
@@ -257,25 +260,25 @@ def test_the_regions_content_is_in_the_key_and_not_its_place(drawn: Path, out: P
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_a_folder_of_regions_must_have_one_for_the_slide(drawn: Path, out: Path, tmp_path: Path) -> None:
+def test_a_folder_of_regions_must_contain_one_for_the_slide(drawn: Path, out: Path, tmp_path: Path) -> None:
     folder = tmp_path / "rois"
     folder.mkdir()
     (failure,) = tile(out, [drawn], roi=folder)
     assert (failure.slide_id, failure.error) == ("slide_1", "SlideError")
-    assert "slide_1.geojson is not there" in failure.message
+    assert "slide_1.geojson does not exist" in failure.message
     (folder / "slide_1.geojson").write_text(square(300, 300, 640), encoding="utf-8")
     assert tile(out, [drawn], roi=folder) == []
 
 
-def test_a_class_that_the_region_does_not_have(drawn: Path, out: Path, tmp_path: Path) -> None:
+def test_a_class_without_a_region_is_reported(drawn: Path, out: Path, tmp_path: Path) -> None:
     roi = tmp_path / "roi.geojson"
     roi.write_text(square(300, 300, 640, "Tumor"), encoding="utf-8")
     (failure,) = tile(out, [drawn], roi=roi, roi_class="Necrosis")
-    assert "holds no region of class 'Necrosis' (tile.roi_class); its classes are: 'Tumor'" in failure.message
+    assert "has no region of class 'Necrosis' (tile.roi_class); its classes are: 'Tumor'" in failure.message
     assert tile(out, [drawn], roi=roi, roi_class="tumor") == []
 
 
-def test_a_region_file_that_is_not_there_stops_the_run(drawn: Path, out: Path, tmp_path: Path) -> None:
+def test_a_missing_region_file_stops_the_run(drawn: Path, out: Path, tmp_path: Path) -> None:
     with pytest.raises(WsiError, match=r"gone\.geojson"):
         tile(out, [drawn], roi=tmp_path / "gone.geojson")
 
@@ -289,7 +292,7 @@ def glass(path: Path) -> Path:
     return path
 
 
-def test_an_empty_slide_is_listed_and_the_rest_go_on(drawn: Path, out: Path, tmp_path: Path) -> None:
+def test_an_empty_slide_is_listed_and_the_others_are_tiled(drawn: Path, out: Path, tmp_path: Path) -> None:
     empty = glass(tmp_path / "empty.tif")
     (failure,) = tile(out, [empty, drawn])
     assert (failure.slide_id, failure.error) == ("empty", "EmptySlideError")
@@ -300,19 +303,19 @@ def test_an_empty_slide_is_listed_and_the_rest_go_on(drawn: Path, out: Path, tmp
     before = listing(out)
     tile(out, [empty, drawn])
     assert listing(out) == before
-    RunFolder(out).tissue("empty").write_text(square(100, 100, 300), encoding="utf-8")  # the user knows better
+    RunFolder(out).tissue("empty").write_text(square(100, 100, 300), encoding="utf-8")  # the user's correction
     assert tile(out, [empty, drawn]) == []
     assert len(store.read_grid(RunFolder(out).grid("empty"))[0]) > 0
 
 
-def test_a_missing_slide_fails_in_its_job(drawn: Path, out: Path, tmp_path: Path) -> None:
+def test_a_missing_slide_fails_and_the_others_are_tiled(drawn: Path, out: Path, tmp_path: Path) -> None:
     (failure,) = tile(out, [tmp_path / "gone.svs", drawn])
     assert (failure.slide_id, failure.error) == ("gone", "SlideError")
-    assert "is not there" in failure.message
+    assert "does not exist" in failure.message
     assert RunFolder(out).grid("slide_1").exists()
 
 
-def test_a_slide_coarser_than_the_target(drawn: Path, out: Path) -> None:
+def test_a_slide_coarser_than_the_target_fails(drawn: Path, out: Path) -> None:
     (failure,) = tile(out, [drawn], mpp=0.25)
     assert (failure.error, RunFolder(out).grid("slide_1").exists()) == ("SlideError", False)
     assert "--set tile.mpp=0.5" in failure.message
@@ -321,14 +324,14 @@ def test_a_slide_coarser_than_the_target(drawn: Path, out: Path) -> None:
 def test_patches_on_an_unreadable_region_are_left_out(drawn: Path, out: Path, tmp_path: Path) -> None:
     tile(out, [drawn])
     whole, _ = store.read_grid(RunFolder(out).grid("slide_1"))
-    spoilt = tmp_path / "spoilt.tif"
-    spoilt.write_bytes(drawn.read_bytes())
-    spoil_tile(spoilt, 14)  # of level 0: columns 512 to 767, rows 512 to 767
-    with open_slide(spoilt, Config(slides=out, out=out).read) as slide:
+    damaged = tmp_path / "damaged.tif"
+    damaged.write_bytes(drawn.read_bytes())
+    damage_tile(damaged, 14)  # of level 0: columns 512 to 767, rows 512 to 767
+    with open_slide(damaged, Config(slides=out, out=out).read) as slide:
         assert slide.sizes[0] == (1500, 1500)
         levels = len(slide.sizes)
-    assert tile(out, [spoilt], tissue_mpp=0.9) == []  # level 0, so that the spoilt tile is met
-    grid, mask = store.read_grid(RunFolder(out).grid("spoilt"))
+    assert tile(out, [damaged], tissue_mpp=0.9) == []  # level 0, so that the damaged tile is read
+    grid, mask = store.read_grid(RunFolder(out).grid("damaged"))
     assert levels > 1
     assert mask.unreadable_px0
     lost = shapely.union_all([box(x, y, x + w, y + h) for x, y, w, h in mask.unreadable_px0])
@@ -338,10 +341,10 @@ def test_patches_on_an_unreadable_region_are_left_out(drawn: Path, out: Path, tm
     assert len(grid) < len(whole)
 
 
-def test_a_detector_from_outside(drawn: Path, out: Path) -> None:
+def test_a_detector_of_another_package_is_used(drawn: Path, out: Path) -> None:
     assert tile(out, [drawn], detector=f"{__name__}:everything") == []
     assert store.read_grid(RunFolder(out).grid("slide_1"))[1].tissue.all()
-    with pytest.raises(WsiError, match="one value a pixel"):
+    with pytest.raises(WsiError, match="one value per pixel"):
         tile(out, [drawn], detector=f"{__name__}:everything", detector_options={"one": True})
     with pytest.raises(WsiError, match="'otsu' has no option 'treshold'"):
         tile(out, [drawn], detector_options={"treshold": 3})

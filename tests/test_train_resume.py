@@ -1,4 +1,4 @@
-"""A training run that was killed goes on where it was and ends with the same weights as an undisturbed one."""
+"""A training run that was killed resumes where it stopped and ends with the weights of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wsi_pipeline.project import Project
 from wsi_pipeline.train.fold_job import STATE
 from wsi_pipeline.train.resume import state_of
 
-# Every slide's label is in its name, so that the process which is killed needs no manifest of ours.
+# Labels follow from the slides' names, so that the process to be killed needs no manifest.
 CHILD = """
 import sys, time
 from pathlib import Path
@@ -31,7 +31,7 @@ from test_train_stage import train
 
 def slowly(self, trainer, module):
     print(trainer.current_epoch, flush=True)
-    time.sleep(0.05)  # so that the kill falls inside the epoch that was named
+    time.sleep(0.05)  # so that the process is killed inside the epoch that it printed
 resume.SaveState.on_train_epoch_start = slowly
 from test_train_resume import project
 train(project(Path(sys.argv[1]), sys.argv[2]))
@@ -39,7 +39,7 @@ train(project(Path(sys.argv[1]), sys.argv[2]))
 
 
 def project(out: Path, optimizer: str) -> Project:
-    """Two folds of a model with dropout; the state is kept after every epoch."""
+    """Two folds of a model with dropout; the state is saved after every epoch."""
     return planted_project(
         out,
         12,
@@ -49,7 +49,7 @@ def project(out: Path, optimizer: str) -> Project:
 
 
 def killed_in_epoch(out: Path, epoch: int, optimizer: str) -> None:
-    """Train in a process of its own, and kill it when it says that it is in ``epoch`` (from 0) of the first fold."""
+    """Train in another process, and kill it once it prints that it is in ``epoch`` (from 0) of the first fold."""
     code = CHILD.format(tests=str(Path(__file__).parent))
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(out), optimizer],
@@ -68,7 +68,7 @@ def killed_in_epoch(out: Path, epoch: int, optimizer: str) -> None:
 
 
 @pytest.mark.parametrize(("optimizer", "epoch"), [("adamw", random.Random(7).randrange(1, 9)), ("lookahead_radam", 4)])
-def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path, optimizer: str, epoch: int) -> None:
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path, optimizer: str, epoch: int) -> None:
     whole, stopped = project(tmp_path / "whole", optimizer), project(tmp_path / "stopped", optimizer)
     assert train(whole)[1] == []
     killed_in_epoch(stopped.config.out, epoch, optimizer)
@@ -82,7 +82,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path
     assert not list(stopped.folder.train.rglob(STATE))
 
 
-def test_a_state_of_other_settings_or_a_damaged_one_is_not_gone_on_from(
+def test_a_state_of_other_settings_or_a_damaged_one_is_not_resumed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / STATE

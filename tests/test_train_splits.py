@@ -1,4 +1,4 @@
-"""Splits: no patient on two sides, every slide tested once, and a line that says what to do where that cannot be."""
+"""Splits: no patient in two parts, every slide tested once, and an error with a remedy where that is impossible."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def cohorts(draw: st.DrawFn) -> list[SlideRow]:
 
 @settings(max_examples=40, deadline=None)
 @given(cohorts(), st.integers(2, 4), st.floats(0.05, 0.9), st.integers(-5, 5))
-def test_no_patient_is_on_two_sides_and_every_slide_is_tested_once(
+def test_no_patient_is_in_two_parts_and_every_slide_is_tested_once(
     rows: list[SlideRow], folds: int, val_fraction: float, seed: int
 ) -> None:
     patient = {r.slide_id: r.patient_id for r in rows}
@@ -62,8 +62,8 @@ def test_no_patient_is_on_two_sides_and_every_slide_is_tested_once(
     assert sorted(slide_id for s in splits for slide_id in s.test) == sorted(patient)
     for split in splits:
         assert sorted(split.train + split.val + split.test) == sorted(patient)
-        sides = [{patient[s] for s in ids} for ids in parts(split).values()]
-        assert sum(map(len, sides)) == len(set.union(*sides))
+        patients = [{patient[s] for s in ids} for ids in parts(split).values()]
+        assert sum(map(len, patients)) == len(set.union(*patients))
         assert {label[s] for s in split.train} == set(label.values())
         assert split.val
 
@@ -77,19 +77,19 @@ def test_folds_and_validation_are_stratified() -> None:
         assert count == {"train": (6, 6), "val": (2, 2), "test": (2, 2)}
 
 
-def test_every_class_is_in_validation_where_it_has_a_patient_to_spare() -> None:
+def test_every_class_with_several_patients_is_in_validation() -> None:
     rows = cohort(3) + [row(f"a_more{i}", f"a_more{i}", "a") for i in range(30)]
     for split in make_splits(rows, TrainConfig(folds=3, val_fraction=0.01), seed=0):
         assert {s[0] for s in split.val} == {"a", "b"}
 
 
-def test_one_seed_gives_one_split_in_any_order_of_the_manifest_and_another_seed_another() -> None:
+def test_the_split_depends_on_the_seed_but_not_on_the_order_of_the_manifest() -> None:
     rows, config = cohort(8), TrainConfig(folds=4)
     assert make_splits(rows, config, 1) == make_splits(rows[::-1], config, 1)
     assert make_splits(rows, config, 1) != make_splits(rows, config, 2)
 
 
-def test_splits_of_the_manifest_are_taken_as_they_are() -> None:
+def test_splits_of_the_manifest_are_used_unchanged() -> None:
     given_parts = {"train": "a1 b1", "val": "a2 b2", "test": "a3 b3"}
     rows = [row(s, s, s[0], split) for split, ids in given_parts.items() for s in ids.split()]
     (split,) = make_splits(rows, TrainConfig(), seed=0)
@@ -123,13 +123,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("rows", "message"), REFUSED)
-def test_what_cannot_be_split_is_refused_with_one_line(rows: list[SlideRow], message: str) -> None:
+def test_slides_that_cannot_be_split_give_an_error_of_one_line(rows: list[SlideRow], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         make_splits(rows, TrainConfig(), seed=0)
     assert "\n" not in str(error.value)
 
 
-def test_two_patients_of_a_class_and_two_folds_leave_none_for_validation() -> None:
+def test_two_patients_per_class_in_two_folds_leave_none_for_validation() -> None:
     with pytest.raises(ConfigError, match=r"no patient is left for validation; set fewer train\.folds, or label"):
         make_splits(cohort(2), TrainConfig(folds=2), seed=0)
 
@@ -139,7 +139,7 @@ def test_unlabelled_slides_are_left_out() -> None:
     assert [r.slide_id for r in labelled(rows)] == ["s2"]
 
 
-def test_a_slide_to_learn_from_needs_a_label() -> None:
+def test_a_training_slide_needs_a_label() -> None:
     with pytest.raises(ConfigError, match="slide 's1' has split train but no label"):
         labelled([row("s1", "p", None, "train"), row("s2", "p", "a", "test")])
 
@@ -149,7 +149,7 @@ def test_without_labels_there_is_nothing_to_train() -> None:
         labelled([row("s1", "p", None)])
 
 
-def test_classes_are_the_labels_sorted_or_those_of_the_config() -> None:
+def test_classes_are_the_sorted_labels_or_those_of_the_config() -> None:
     rows = [row("1", "1", "tumour"), row("2", "2", "normal")]
     assert class_order(rows, None) == ("normal", "tumour")
     assert class_order(rows, ("tumour", "normal")) == ("tumour", "normal")
@@ -161,11 +161,11 @@ def test_classes_are_the_labels_sorted_or_those_of_the_config() -> None:
     [
         ("ab", ("a", "c"), r"slide 'b1' has label 'b', which is not in train.classes \(a, c\)"),
         ("aa", None, "training needs two classes, but every label is 'a'"),
-        ("ab", ("a", "b", "a"), "train.classes names a class twice"),
-        ("ab", ("a", "b", "a;b"), "class 'a;b' has a ';'"),
+        ("ab", ("a", "b", "a"), "train.classes lists a class twice"),
+        ("ab", ("a", "b", "a;b"), "class 'a;b' contains ';'"),
     ],
 )
-def test_labels_that_do_not_fit_the_classes_are_refused(
+def test_labels_that_do_not_fit_the_classes_are_rejected(
     labels: str, classes: tuple[str, ...] | None, message: str
 ) -> None:
     rows = [row(f"{label}{i}", f"p{i}", label) for i, label in enumerate(labels)]

@@ -1,4 +1,4 @@
-"""Training: it learns what is planted, gives the same bytes again, and does nothing that is done."""
+"""The training stage: it learns planted evidence, is reproducible to the byte, and repeats no finished work."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from wsi_pipeline.config import build_config
 from wsi_pipeline.csvtable import read_csv
 from wsi_pipeline.engine import Engine, Failure, Job, Result
 from wsi_pipeline.errors import ConfigError, WsiError
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import read_bag
 from wsi_pipeline.train import stage
@@ -30,7 +31,7 @@ from wsi_pipeline.train.optimizer import lr_factor
 
 
 class Watcher:
-    """Notes which jobs were done."""
+    """Records which jobs were run."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -46,10 +47,10 @@ class Watcher:
 
 
 def train(project: Project) -> tuple[list[str], list[Failure]]:
-    """Names of the jobs that were done, and what failed."""
+    """Names of the jobs that were run, and the failures."""
     watcher = Watcher()
     with Engine(project.config.engine, project.config.out, watcher) as engine:
-        stage.run(project, engine)
+        run_stage("train", project, engine)
     return watcher.done, engine.failures
 
 
@@ -60,13 +61,13 @@ def changed(project: Project, *overrides: str) -> Project:
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Time and content of every file below ``folder``."""
+    """Modification time and content of every file below ``folder``."""
     found = (p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
 
 
 def auroc(scores: list[tuple[str, float]]) -> float:
-    """Share of (tumour, normal) pairs in the right order, ties half, pair by pair."""
+    """Fraction of (tumour, normal) pairs in the right order, ties half, pair by pair."""
     wins = [
         1.0 if t > n else 0.5 if t == n else 0.0
         for label, t in scores
@@ -78,7 +79,7 @@ def auroc(scores: list[tuple[str, float]]) -> float:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Forty bags, two folds; s39 has lost its label and is not trained on."""
+    """Forty bags, two folds; s39 has no label and is not trained on."""
     project = planted_project(tmp_path_factory.mktemp("run"), 40)
     rows = (*project.slides[:-1], type(project.slides[0])("s39", Path("s39.svs"), "p39"))
     project = Project(project.config, rows, rows)
@@ -91,13 +92,13 @@ def predictions(project: Project) -> list[dict[str, str]]:
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def test_held_out_slides_are_told_apart(trained: Project) -> None:
+def test_held_out_slides_are_classified(trained: Project) -> None:
     test = [row for row in predictions(trained) if row["part"] == "test"]
     assert sorted(row["slide_id"] for row in test) == [f"s{i:02d}" for i in range(39)]
     assert auroc([(row["label"], float(row["prob_tumour"])) for row in test]) >= 0.95
 
 
-def test_the_table_of_predictions_names_model_seed_fold_part_and_every_class(trained: Project) -> None:
+def test_the_prediction_table_has_model_seed_fold_part_and_every_class(trained: Project) -> None:
     header, rows = read_csv(trained.folder.train / "predictions.csv")
     columns = "model seed fold slide_id patient_id label part prob_normal prob_tumour"
     assert header == columns.split()
@@ -107,7 +108,7 @@ def test_the_table_of_predictions_names_model_seed_fold_part_and_every_class(tra
 
 
 @pytest.mark.parametrize("fold", [0, 1])
-def test_the_card_says_what_the_model_is_and_whom_it_has_seen(trained: Project, fold: int) -> None:
+def test_the_card_describes_the_model_and_the_patients_it_was_trained_on(trained: Project, fold: int) -> None:
     folder = trained.folder.fold("abmil", 0, fold)
     card = load_card(folder)
     assert (card.model, card.options, card.classes) == ("abmil", MODEL["options"], ("normal", "tumour"))
@@ -147,20 +148,20 @@ def test_a_second_run_touches_no_file(trained: Project) -> None:
     before = files(trained.config.out)
     assert train(trained) == ([], [])
     assert files(trained.config.out) == before
-    assert {name.split("/")[0] for name in before} == {"embed", "train"}  # and nothing lies about
+    assert {name.split("/")[0] for name in before} == {"embed", "train"}  # no stray files
 
 
-def test_one_more_seed_trains_that_seed_only(trained: Project) -> None:
+def test_an_additional_seed_trains_that_seed_only(trained: Project) -> None:
     before = files(trained.folder.fold("abmil", 0, 0))
     done, _ = train(changed(trained, "train.seeds=[0, 5]"))
     assert done == ["abmil_seed5_fold0", "abmil_seed5_fold1", "cohort"]
     assert files(trained.folder.fold("abmil", 0, 0)) == before
-    assert train(trained)[0] == ["cohort"]  # back to one seed: the table loses the rows, the folders stay
+    assert train(trained)[0] == ["cohort"]  # back to one seed: the table loses the rows, the folders remain
     assert {row["seed"] for row in predictions(trained)} == {"0"}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_same_seed_gives_the_same_bytes_whatever_the_process_was_doing(
+def test_the_same_seed_gives_the_same_bytes_whatever_the_state_of_the_process(
     trained: Project, tmp_path: Path, threads: int
 ) -> None:
     again = planted_project(tmp_path, 40)
@@ -188,7 +189,7 @@ def test_other_seeds_and_folds_give_other_weights(trained: Project) -> None:
     train(trained)
 
 
-def test_training_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_training_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train(planted_project(tmp_path, 12, train={"epochs": 1}))[1] == []
     assert capfd.readouterr() == ("", "")
 
@@ -226,7 +227,7 @@ def test_three_classes_have_no_threshold(tmp_path: Path) -> None:
     assert "prob_c" in predictions(project)[0]
 
 
-def test_training_ends_when_validation_stops_getting_better(tmp_path: Path) -> None:
+def test_training_stops_early_when_validation_no_longer_improves(tmp_path: Path) -> None:
     project = planted_project(tmp_path, 12, train={"epochs": 60, "patience": 2, "lr": 0.05, "max_patches": 3})
     assert train(project)[1] == []
     for fold in (0, 1):
@@ -236,19 +237,19 @@ def test_training_ends_when_validation_stops_getting_better(tmp_path: Path) -> N
 
 
 def test_every_epoch_has_its_own_bags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    whole = FoldData.training
+    epochs: list[int] = []
+    original = FoldData.training
 
-    def noted(data: FoldData, epoch: int, **options: Any) -> Any:
-        asked.append(epoch)
-        return whole(data, epoch, **options)
+    def recorded(data: FoldData, epoch: int, **options: Any) -> Any:
+        epochs.append(epoch)
+        return original(data, epoch, **options)
 
-    monkeypatch.setattr(FoldData, "training", noted)
+    monkeypatch.setattr(FoldData, "training", recorded)
     assert train(planted_project(tmp_path, 12, train={"epochs": 3}))[1] == []
-    assert asked == [0, 1, 2, 0, 1, 2]
+    assert epochs == [0, 1, 2, 0, 1, 2]
 
 
-def test_asking_whether_folds_are_current_loads_no_torch() -> None:
+def test_checking_whether_folds_are_current_loads_no_torch() -> None:
     code = "import sys, wsi_pipeline.train.stage; print({'torch', 'lightning'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
@@ -258,12 +259,12 @@ def test_accumulated_sampled_bf16_training_runs(tmp_path: Path) -> None:
     assert train(planted_project(tmp_path, 12, train=options))[1] == []
 
 
-def test_tensorboard_logs_are_written_when_asked_for(tmp_path: Path) -> None:
+def test_tensorboard_logs_are_written_when_configured(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     project = planted_project(tmp_path, 12, train={"epochs": 2})
     train(project)
     before = read_key(project.folder.fold("abmil", 0, 0) / "model.json")
-    assert train(changed(project, "train.tensorboard=true"))[0] == []  # no result changes, so nothing is trained
+    assert train(changed(project, "train.tensorboard=true"))[0] == []  # it changes no result, so nothing is trained
     (project.folder.fold("abmil", 0, 0) / "model.json").unlink()
     assert train(changed(project, "train.tensorboard=true"))[1] == []
     assert list((project.folder.fold("abmil", 0, 0) / "tensorboard").glob("events*"))
@@ -278,26 +279,26 @@ def test_tensorboard_logs_are_written_when_asked_for(tmp_path: Path) -> None:
         ({"aggregate": {"models": ["abnil"]}}, "did you mean 'abmil'"),
     ],
 )
-def test_what_the_user_must_fix_stops_the_run(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_configuration_errors_stop_the_run(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(WsiError, match=message):
         train(planted_project(tmp_path, 12, **options))
 
 
-def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tensorboard_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
     with pytest.raises(WsiError, match=r"needs the package tensorboard; pip install 'wsi-pipeline\[tensorboard\]'"):
         train(planted_project(tmp_path, 12, train={"tensorboard": True}))
 
 
-def test_without_labels_training_is_refused(tmp_path: Path) -> None:
+def test_training_without_labels_is_an_error(tmp_path: Path) -> None:
     project = planted_project(tmp_path, 4)
     rows = tuple(type(s)(s.slide_id, s.path, s.patient_id) for s in project.slides)
     with pytest.raises(ConfigError, match="no labelled slide"):
         train(Project(project.config, rows, rows))
 
 
-def test_a_slide_without_bag_is_listed_and_left_out(tmp_path: Path) -> None:
+def test_a_slide_without_a_bag_is_reported_and_left_out(tmp_path: Path) -> None:
     project = planted_project(tmp_path, 13, train={"epochs": 1})
     project.folder.bag("s12").unlink()
     _, failures = train(project)
@@ -305,31 +306,33 @@ def test_a_slide_without_bag_is_listed_and_left_out(tmp_path: Path) -> None:
     assert "s12" not in {row["slide_id"] for row in predictions(project)}
 
 
-def test_a_fold_that_breaks_is_listed_and_no_table_hides_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_fold_is_reported_and_no_incomplete_table_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = planted_project(tmp_path, 12, train={"epochs": 1})
     train(project)
-    whole = stage.train_fold
+    original = stage.train_fold
 
-    def breaks(task: Any, folder: Path, key: str) -> int:
-        if task.split.fold == 1:
+    def fails(job: Any, **given: Any) -> int:
+        if job.split.fold == 1:
             raise RuntimeError("out of memory")
-        return whole(task, folder, key)
+        return original(job, **given)
 
-    monkeypatch.setattr(stage, "train_fold", breaks)
+    monkeypatch.setattr(stage, "train_fold", fails)
     done, failures = train(changed(project, "train.lr=0.001"))
     assert done == ["abmil_seed0_fold0", "abmil_seed0_fold1"]
     assert [(f.slide_id, f.message) for f in failures] == [("abmil_seed0_fold1", "unforeseen: out of memory")]
     assert not (project.folder.train / "predictions.csv").exists()
 
 
-def test_the_learning_rate_rises_and_then_follows_half_a_cosine() -> None:
+def test_the_learning_rate_warms_up_and_then_follows_a_half_cosine() -> None:
     factors = [lr_factor(epoch, warmup=2, epochs=6) for epoch in range(6)]
     cosines = [(1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)]
     assert factors == pytest.approx([1 / 3, 2 / 3, *cosines])
     assert lr_factor(0, warmup=5, epochs=3) == pytest.approx(1 / 6)
 
 
-def test_validation_auroc_is_the_share_of_pairs_in_order() -> None:
+def test_validation_auroc_is_the_fraction_of_pairs_in_order() -> None:
     labels = np.array([0, 1, 1, 0], np.int64)
     scores = np.array([0.2, 0.9, 0.3, 0.3])
     assert macro_auroc(labels, np.stack([1 - scores, scores], axis=1)) == 3.5 / 4
@@ -338,13 +341,13 @@ def test_validation_auroc_is_the_share_of_pairs_in_order() -> None:
     assert math.isnan(macro_auroc(np.array([0, 0], np.int64), np.array([[0.5, 0.5], [0.4, 0.6]])))
 
 
-def test_models_carry_no_time_and_no_path(trained: Project) -> None:
+def test_models_contain_neither_times_nor_paths(trained: Project) -> None:
     text = (trained.folder.fold("abmil", 0, 0) / "model.json").read_text()
     assert str(trained.config.out) not in text
     assert set(json.loads(text)["made_by"]) == {"program", "version", "stage"}
 
 
-def test_the_last_epochs_weights_are_kept_when_asked_for(tmp_path: Path) -> None:
+def test_the_last_epochs_weights_are_kept_when_configured(tmp_path: Path) -> None:
     project = planted_project(tmp_path, 12, train={"epochs": 6, "patience": 1, "lr": 0.05, "keep": "last"})
     assert train(project)[1] == []
     for fold in (0, 1):

@@ -1,4 +1,4 @@
-"""Every task learns what is planted; losses and scores are those of their definitions, written as loops."""
+"""Every task learns planted evidence; losses and scores equal their definitions, written as loops."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def slow_concordance(risk: Any, time: Any, event: Any) -> float:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_cox_and_concordance_are_their_definitions_ties_included(seed: int) -> None:
+def test_cox_loss_and_concordance_equal_their_definitions_ties_included(seed: int) -> None:
     generator = np.random.default_rng(seed)
     time, event = generator.integers(1, 6, 12).astype(float), generator.random(12) < 0.6
     risk = generator.integers(-2, 3, 12).astype(float)
@@ -64,7 +64,7 @@ def test_cox_and_concordance_are_their_definitions_ties_included(seed: int) -> N
     assert concordance(time, event, risk) == pytest.approx(slow_concordance(risk, time, event), nan_ok=True)
 
 
-def test_a_risk_set_without_an_event_teaches_nothing() -> None:
+def test_a_risk_set_without_an_event_has_no_gradient() -> None:
     risk = torch.randn(4, requires_grad=True)
     cox_loss(risk, torch.arange(4.0), torch.zeros(4)).backward()
     assert risk.grad is not None
@@ -72,7 +72,7 @@ def test_a_risk_set_without_an_event_teaches_nothing() -> None:
     assert math.isnan(concordance(np.arange(3.0), np.zeros(3, bool), np.zeros(3)))
 
 
-def test_symmetric_cross_entropy_is_both_directions_with_log_zero_cut_at_minus_four() -> None:
+def test_symmetric_cross_entropy_is_both_directions_with_log_zero_replaced_by_minus_four() -> None:
     logits, label = torch.tensor([[1.0, -0.5, 0.2]]), 2
     p = logits.softmax(1)[0].tolist()
     forward = -math.log(p[label])
@@ -80,7 +80,7 @@ def test_symmetric_cross_entropy_is_both_directions_with_log_zero_cut_at_minus_f
     assert float(symmetric_cross_entropy(logits, torch.tensor([label]))) == pytest.approx(0.1 * forward + reverse)
 
 
-def test_weights_are_one_on_average_and_by_inverse_frequency() -> None:
+def test_class_weights_are_by_inverse_frequency_with_mean_one() -> None:
     targets = torch.tensor([[0.0]] * 9 + [[1.0]] * 3)
     weights = class_weights(TrainConfig(), targets, 2)
     assert weights.tolist() == pytest.approx([12 / 18, 12 / 6])
@@ -90,14 +90,14 @@ def test_weights_are_one_on_average_and_by_inverse_frequency() -> None:
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "weighted"])
-def test_a_bag_alone_weighs_as_much_as_among_others(loss: Any) -> None:
+def test_a_bag_has_the_same_weight_alone_as_in_a_group(loss: Any) -> None:
     targets, logits = torch.tensor([[0.0], [1.0], [0.0]]), torch.randn(3, 2)
     of = task_loss(TrainConfig(loss=loss), targets, 2)
     alone = [float(of(logits[i : i + 1], targets[i : i + 1])) for i in range(3)]
     assert float(of(logits, targets)) == pytest.approx(np.mean(alone), rel=1e-6)
 
 
-def test_scores_of_the_tasks() -> None:
+def test_validation_scores_of_the_tasks() -> None:
     assert score("regression", np.array([[1.0], [2.0]]), np.array([[1.0], [2.0]])) == 1.0
     assert score("regression", np.array([[1.5], [1.5]]), np.array([[1.0], [2.0]])) == 0.0
     assert score("survival", np.array([[3.0], [2.0], [1.0]]), np.array([[1.0, 1], [2, 1], [3, 0]])) == 1.0
@@ -112,17 +112,17 @@ def row(i: int, **facts: Any) -> SlideRow:
     return SlideRow(**{"slide_id": f"s{i:02d}", "path": Path(f"s{i:02d}.svs"), "patient_id": f"p{i:02d}", **facts})
 
 
-def test_a_multilabel_slide_names_its_classes_and_a_dash_is_none() -> None:
+def test_a_multilabel_slide_lists_its_classes_and_a_dash_means_none() -> None:
     rows = [row(0, label="a; b"), row(1, label="-"), row(2, label="c")]
     assert outputs(rows, TrainConfig(task="multilabel")) == ("a", "b", "c")
 
 
-def test_a_regression_needs_numbers() -> None:
+def test_regression_needs_numeric_labels() -> None:
     with pytest.raises(ConfigError, match=r"slide 's00' has label 'high'; train.task=regression needs a number"):
         outputs([row(0, label="high")], TrainConfig(task="regression"))
 
 
-def test_a_tcga_barcode_names_its_site_and_any_other_patient_must_be_told() -> None:
+def test_the_site_is_in_a_tcga_barcode_and_else_must_be_given() -> None:
     assert site_of(row(0, patient_id="TCGA-05-4244")) == "05"
     assert site_of(row(0, patient_id="TCGA-05-4244", site="Leeds")) == "Leeds"
     with pytest.raises(ConfigError, match="has no site"):
@@ -141,7 +141,7 @@ def test_site_preserving_folds_keep_each_site_whole() -> None:
 
 
 @pytest.mark.parametrize("task", ["regression", "multilabel", "survival"])
-def test_folds_of_every_task_test_each_slide_once_and_part_no_patient(task: Any) -> None:
+def test_folds_of_every_task_test_each_slide_once_and_split_no_patient(task: Any) -> None:
     several = ["a", "b", "a;b", "-", "c", "c", "c"]
     labels = {"regression": [str(i * 0.5) for i in range(40)], "multilabel": [several[i % 7] for i in range(40)]}
     rows = [
@@ -158,14 +158,14 @@ def test_folds_of_every_task_test_each_slide_once_and_part_no_patient(task: Any)
     assert set(strata(rows, config)) == {r.slide_id for r in rows}
     splits = make_splits(rows, config, seed=1)
     assert sorted(s for split in splits for s in split.test) == [r.slide_id for r in rows]
-    whose = {r.slide_id: r.patient_id for r in rows}
+    patient = {r.slide_id: r.patient_id for r in rows}
     for split in splits:
-        parts = [{whose[s] for s in part} for part in (split.train, split.val, split.test)]
+        parts = [{patient[s] for s in part} for part in (split.train, split.val, split.test)]
         assert not parts[0] & parts[1]
         assert not (parts[0] | parts[1]) & parts[2]
 
 
-def test_slides_of_one_bag_must_teach_the_same() -> None:
+def test_slides_of_one_bag_must_have_the_same_label() -> None:
     with pytest.raises(ConfigError, match=r"slides of patient 'p' have different labels; .* train.bag=slide"):
         units([row(0, patient_id="p", label="a"), row(1, patient_id="p", label="b")], "patient")
 
@@ -174,7 +174,7 @@ def test_slides_of_one_bag_must_teach_the_same() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_stands_where_the_user_sets_nothing(name: str) -> None:
+def test_a_recipe_gives_the_values_that_the_user_does_not_set(name: str) -> None:
     config = TrainConfig(recipe=name, lr=0.5)
     assert config.lr == 0.5
     assert all(getattr(config, key) == value for key, value in RECIPES[name].items() if key != "lr")
@@ -185,29 +185,29 @@ def test_a_recipe_stands_where_the_user_sets_nothing(name: str) -> None:
     assert (parameter < 1).all()
 
 
-def test_a_model_may_train_by_its_own_recipe() -> None:
+def test_a_model_may_have_its_own_recipe() -> None:
     section = TrainConfig(epochs=7, weight_decay=0.3)
     own = train_of(section, ModelChoice(name="dsmil", train={"recipe": "dsmil", "epochs": 9}))
     assert (own.epochs, own.betas, own.weight_decay, own.optimizer) == (9, (0.5, 0.9), 1e-3, "adam")
     assert train_of(section, ModelChoice(name="abmil")) == section
-    with pytest.raises(ConfigError, match=r"train\.folds is one for all models"):
+    with pytest.raises(ConfigError, match=r"train\.folds is the same for all models"):
         train_of(section, ModelChoice(name="abmil", train={"folds": 3}))
     with pytest.raises(ConfigError, match="train: unknown key 'lrr'"):
         train_of(section, ModelChoice(name="abmil", train={"lrr": 3}))
 
 
-def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="there is no recipe 'clamm'; known: house, transmil, clam, dsmil, dtfd"):
+def test_the_error_for_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="there is no recipe 'clamm'; known: default, transmil, clam, dsmil, dtfd"):
         TrainConfig(recipe="clamm")
 
 
-# --- whole trainings ---------------------------------------------------------------------------------------------
+# --- complete training runs --------------------------------------------------------------------------------------
 
 
 def project_of(
     out: Path, task: str, strength: list[tuple[float, float]], epochs: int = 15, **facts: list[Any]
 ) -> Project:
-    """One slide a pair of strengths; two groups of four channels of the first four patches carry them."""
+    """One slide per pair of strengths, which are planted in two groups of four channels of the first four patches."""
     train_section = {"task": task, "folds": 2, "epochs": epochs, "feature_drop": 0.05, "risk_set": 8}
     project = planted_project(out, 2, train=train_section)
     rows = []
@@ -221,17 +221,17 @@ def project_of(
     return Project(project.config, tuple(rows), tuple(rows))
 
 
-def test_multilabel_training_tells_each_class(tmp_path: Path) -> None:
+def test_multilabel_training_learns_each_class(tmp_path: Path) -> None:
     has = [(float(i % 2), float(i // 2 % 2)) for i in range(40)]
     labels = [";".join(n for n, h in zip("ab", pair, strict=True) if h) or "-" for pair in has]
     project = project_of(tmp_path, "multilabel", has, label=labels)
     assert train(project)[1] == []
     test = [r for r in predictions(project) if r["part"] == "test"]
     for name in "ab":
-        said = {True: [], False: []}  # type: dict[bool, list[float]]
+        probabilities: dict[bool, list[float]] = {True: [], False: []}
         for r in test:
-            said[name in r["label"]].append(float(r[f"prob_{name}"]))
-        assert np.mean([t > f for t in said[True] for f in said[False]]) > 0.9
+            probabilities[name in r["label"]].append(float(r[f"prob_{name}"]))
+        assert np.mean([t > f for t in probabilities[True] for f in probabilities[False]]) > 0.9
     card = load_card(project.folder.fold("abmil", 0, 0))
     assert (card.task, card.classes, card.threshold, card.calibration) == ("multilabel", ("a", "b"), None, ())
 
@@ -242,15 +242,15 @@ def test_regression_training_predicts_in_the_labels_unit(tmp_path: Path) -> None
     project = project_of(tmp_path, "regression", [(2 * a, 0.0) for a in amount], label=labels)
     assert train(project)[1] == []
     test = [r for r in predictions(project) if r["part"] == "test"]
-    truth, said = (np.array([float(r[k]) for r in test]) for k in ("label", "value"))
-    assert np.corrcoef(truth, said)[0, 1] > 0.8
-    assert 450 < said.mean() < 750
+    truth, predicted = (np.array([float(r[k]) for r in test]) for k in ("label", "value"))
+    assert np.corrcoef(truth, predicted)[0, 1] > 0.8
+    assert 450 < predicted.mean() < 750
     card = load_card(project.folder.fold("abmil", 0, 0))
     assert card.scale[0] == pytest.approx(600, abs=40)
     assert (card.task, card.temperature) == ("regression", None)
 
 
-def test_survival_training_ranks_who_has_the_event_first(tmp_path: Path) -> None:
+def test_survival_training_ranks_patients_by_time_to_event(tmp_path: Path) -> None:
     generator = np.random.default_rng(2)
     hazard = generator.random(60)
     time = generator.exponential(np.exp(-8 * hazard))
@@ -260,7 +260,7 @@ def test_survival_training_ranks_who_has_the_event_first(tmp_path: Path) -> None
     assert train(project)[1] == []
     test = [r for r in predictions(project) if r["part"] == "test"]
     found = []
-    for fold in "01":  # risks are relative: those of two models are not compared
+    for fold in "01":  # risks are relative: those of two models are not comparable
         own = [r for r in test if r["fold"] == fold]
         risk, times, events = (np.array([float(r[k]) for r in own]) for k in ("risk", "time", "event"))
         found.append(concordance(times, events > 0, risk))
@@ -268,7 +268,7 @@ def test_survival_training_ranks_who_has_the_event_first(tmp_path: Path) -> None
     assert load_card(project.folder.fold("abmil", 0, 0)).classes == ("risk",)
 
 
-def test_a_patients_slides_can_be_one_bag(tmp_path: Path) -> None:
+def test_the_slides_of_a_patient_can_form_one_bag(tmp_path: Path) -> None:
     project = planted_project(tmp_path, 24, train={"bag": "patient", "epochs": 12})
     rows = tuple(replace(s, patient_id=f"p{i // 4}_{i % 2}") for i, s in enumerate(project.slides))
     project = Project(project.config, rows, rows)

@@ -1,4 +1,4 @@
-"""The temperature is the one that makes what was seen likeliest; it changes how sure, never what."""
+"""The temperature maximises the likelihood; it changes the confidence, never the predicted class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wsi_pipeline.types import Float64, Int64
 
 
 def drawn(seed: int, count: int, classes: int, spread: float = 2.0) -> tuple[Float64, Int64]:
-    """Logits that are exactly right about how sure they are, and classes drawn from them."""
+    """Perfectly calibrated logits, and classes drawn from them."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, spread, (count, classes))
     return logits, (logits + rng.gumbel(size=logits.shape)).argmax(1)
@@ -30,20 +30,20 @@ def multilabel_loss(logits: Float64, truth: Float64, temperature: float) -> floa
 
 
 @pytest.mark.parametrize("true", [0.3, 1.0, 2.5, 8.0])
-def test_recovers_the_temperature_that_was_put_in(true: float) -> None:
+def test_the_temperature_of_a_softmax_is_recovered(true: float) -> None:
     logits, truth = drawn(1, 20_000, 3)
     assert fit_temperature(logits * true, truth) == pytest.approx(true, rel=0.03)
 
 
 @pytest.mark.parametrize("true", [0.3, 1.0, 2.5, 8.0])
-def test_recovers_the_temperature_of_sigmoids(true: float) -> None:
+def test_the_temperature_of_sigmoids_is_recovered(true: float) -> None:
     rng = np.random.default_rng(2)
     logits = rng.normal(0, 2, (8_000, 3))
     truth = (rng.random(logits.shape) < expit(logits)).astype(np.float64)
     assert fit_temperature(logits * true, truth) == pytest.approx(true, rel=0.03)
 
 
-def test_no_other_temperature_is_better_and_the_class_stays() -> None:
+def test_no_other_temperature_is_better_and_the_predicted_class_stays() -> None:
     for seed in range(30):
         logits, truth = drawn(seed, 40, 2 + seed % 3)
         logits *= 4  # over-confident
@@ -65,7 +65,7 @@ def test_no_other_temperature_of_sigmoids_is_better() -> None:
         assert all(best <= multilabel_loss(logits, truth, t) + 1e-12 for t in fitted * np.geomspace(0.5, 2, 41))
 
 
-def test_two_classes_are_one_sigmoid_of_their_difference() -> None:
+def test_a_softmax_of_two_classes_equals_a_sigmoid_of_their_difference() -> None:
     logits, truth = drawn(5, 200, 2)
     difference = logits[:, 1:] - logits[:, :1]
     assert fit_temperature(logits, truth) == pytest.approx(fit_temperature(difference, truth[:, None].astype(float)))
@@ -76,19 +76,19 @@ def test_two_classes_are_one_sigmoid_of_their_difference() -> None:
     [
         (np.zeros((0, 2)), np.zeros(0, np.int64)),
         (np.array([[1.0, 3.0], [2.0, 1.0]]), np.array([1, 1])),  # one class
-        (np.array([[1.0, 3.0], [2.0, 1.0]]), np.array([1, 0])),  # all right: T = 0 would be likeliest
-        (np.array([[1.0, 1.0], [1.0, 1.0]]), np.array([1, 0])),  # says nothing at any T
+        (np.array([[1.0, 3.0], [2.0, 1.0]]), np.array([1, 0])),  # all correct: the likelihood grows as T goes to 0
+        (np.array([[1.0, 1.0], [1.0, 1.0]]), np.array([1, 0])),  # the likelihood does not depend on T
         (np.array([[np.inf, 1.0], [1.0, 2.0]]), np.array([1, 0])),
         (np.zeros((0, 3)), np.zeros((0, 3))),
-        (np.array([[2.0, -1.0], [-3.0, 4.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])),  # all right
+        (np.array([[2.0, -1.0], [-3.0, 4.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])),  # all correct
         (np.array([[2.0, -1.0], [-3.0, 4.0]]), np.zeros((2, 2))),  # no positive
     ],
 )
-def test_bags_that_say_nothing_of_it_leave_the_model_as_it_is(logits: Float64, truth: Int64) -> None:
+def test_bags_that_do_not_determine_the_temperature_leave_it_at_one(logits: Float64, truth: Int64) -> None:
     assert fit_temperature(logits, truth) == 1.0
 
 
-def test_what_is_worse_than_chance_is_made_as_unsure_as_may_be() -> None:
+def test_logits_worse_than_chance_get_the_highest_temperature() -> None:
     assert fit_temperature(np.array([[5.0, 0.0], [0.0, 5.0], [0.0, 1.0]]), np.array([1, 0, 1])) == HIGHEST
 
 
@@ -98,7 +98,7 @@ def test_huge_logits_do_not_overflow() -> None:
     assert 20 < fit_temperature(logits * 40, truth) < 80
 
 
-def test_a_shift_of_a_bags_logits_changes_nothing() -> None:
+def test_adding_a_constant_to_the_logits_of_a_bag_changes_nothing() -> None:
     logits, truth = drawn(8, 100, 3)
     shifted = logits + np.arange(100)[:, None]
     assert fit_temperature(shifted, truth) == pytest.approx(fit_temperature(logits, truth))

@@ -1,4 +1,4 @@
-"""The files for QuPath: every rule that its importer imposes, and where the tiles lie."""
+"""The files for QuPath: the rules that its importer imposes, and the positions of the tiles."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import shapely
 from shapely.geometry import MultiPolygon, Polygon, shape
 
+from wsi_pipeline.artifacts import Provenance
 from wsi_pipeline.read.annotations import read_annotation
 from wsi_pipeline.types import Explanation, PatchGrid, SlideRow
 from wsi_pipeline.view.groovy import loader_text, slides_text, write_loader
@@ -34,12 +35,12 @@ def explanations_of(n: int = 6, slide_id: str = "s1", side: float = 32.25) -> li
 
 
 def parse(path: Path) -> dict[str, Any]:
-    """Strict JSON: NaN and Infinity are not part of it."""
+    """Strict JSON, which does not include NaN and Infinity."""
 
-    def refuse(name: str) -> float:
+    def reject(name: str) -> float:
         raise AssertionError(f"{name} in {path}")
 
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=reject)
     return data
 
 
@@ -66,7 +67,7 @@ def written(tmp_path: Path) -> list[dict[str, Any]]:
     return features
 
 
-# --- rules: one feature that breaks one of them makes QuPath reject the whole file -------------------------------
+# --- rules: one feature that violates one of them makes QuPath reject the whole file -----------------------------
 
 
 def test_every_feature_has_its_own_id_and_closed_rings(written: list[dict[str, Any]]) -> None:
@@ -84,7 +85,7 @@ def test_nothing_is_null(written: list[dict[str, Any]]) -> None:
     assert None not in list(values(written))
 
 
-def test_a_classification_has_a_name_and_a_colour_or_is_not_there(written: list[dict[str, Any]]) -> None:
+def test_every_classification_has_a_name_and_a_colour(written: list[dict[str, Any]]) -> None:
     classified = [f["properties"]["classification"] for f in written if "classification" in f["properties"]]
     assert classified == [{"name": "Tissue", "color": [0, 160, 0]}]
 
@@ -105,7 +106,7 @@ def test_objects_are_locked_tiles_and_one_locked_annotation(written: list[dict[s
     assert kinds == [("annotation", True)] + [("tile", True)] * 6
 
 
-def test_a_score_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+def test_scores_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     explanations = explanations_of()
     explanations[0].scores[2], explanations[0].scores[3] = np.nan, np.inf
     write_tiles(tmp_path / "a.geojson", explanations, 1, 100, MultiPolygon())
@@ -116,7 +117,7 @@ def test_a_score_that_is_no_number_is_left_out(tmp_path: Path) -> None:
 # --- values ------------------------------------------------------------------------------------------------------
 
 
-def test_coordinates_begin_at_the_slides_bounds(written: list[dict[str, Any]]) -> None:
+def test_coordinates_start_at_the_slides_bounds(written: list[dict[str, Any]]) -> None:
     assert rings(written[1]) == [[[0, 0], [32.25, 0], [32.25, 32.25], [0, 32.25], [0, 0]]]
     assert rings(written[6]) == [[[80, 40], [112.25, 40], [112.25, 72.25], [80, 72.25], [80, 40]]]
 
@@ -141,11 +142,11 @@ def test_the_same_patch_keeps_its_id_and_another_slides_patch_has_another(tmp_pa
         ids[name] = [f["id"] for f in parse(tmp_path / name)["features"]]
     assert ids["a"] == ids["b"]
     assert not set(ids["a"]) & set(ids["c"])
-    assert {uuid.UUID(i).version for i in ids["a"]} == {5}  # by which the script knows them
+    assert {uuid.UUID(i).version for i in ids["a"]} == {5}  # by which the script recognises them
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_too_many_tiles_leave_the_largest_scores_of_the_first_channel_and_the_file_says_so(tmp_path: Path) -> None:
+def test_of_too_many_tiles_those_with_the_largest_scores_are_kept_and_the_file_states_it(tmp_path: Path) -> None:
     explanations = explanations_of()
     explanations[1].scores[:] = [0.1, -5.0, 0.2, 3.0, 0.0, -0.3]
     assert write_tiles(tmp_path / "a", explanations, 1, 3, TISSUE) == 3
@@ -158,14 +159,14 @@ def test_too_many_tiles_leave_the_largest_scores_of_the_first_channel_and_the_fi
 def test_kept_tiles_by_definition() -> None:
     scores = np.array([1.0, -2.0, 2.0, 0.5, -2.0])
     np.testing.assert_array_equal(kept_tiles(scores, 9), [0, 1, 2, 3, 4])
-    np.testing.assert_array_equal(kept_tiles(scores, 2), [1, 2])  # equal ones: the first in the grid
+    np.testing.assert_array_equal(kept_tiles(scores, 2), [1, 2])  # ties: the first in the grid
     np.testing.assert_array_equal(kept_tiles(scores, 4), [0, 1, 2, 4])
 
 
 # --- the loader --------------------------------------------------------------------------------------------------
 
 
-def test_the_script_replaces_its_own_objects_loads_the_file_and_tells_quPath() -> None:
+def test_the_script_replaces_its_own_objects_loads_the_file_and_updates_qupath() -> None:
     text = loader_text()
     calls = ["removeObjects(", "importObjectsFromFile(", "fireHierarchyUpdate()"]
     assert [text.count(call) for call in calls] == [1, 1, 1]
@@ -176,12 +177,15 @@ def test_the_script_replaces_its_own_objects_loads_the_file_and_tells_quPath() -
         assert text.count(pair[0]) == text.count(pair[1])
 
 
-def test_the_list_knows_slides_by_file_names_that_belong_to_one_slide(tmp_path: Path) -> None:
+def test_the_list_has_the_file_names_that_belong_to_one_slide(tmp_path: Path) -> None:
     rows = [
         SlideRow("one", Path("/a/case 1.svs")),
         SlideRow("two", Path("/a/same.svs")),
         SlideRow("three", Path("/b/same.svs")),
     ]
     assert json.loads(slides_text(rows)) == {"case 1.svs": "one"}
-    assert write_loader(tmp_path / "view" / "load_into_qupath.groovy", rows, "k") == 3
+    assert (
+        write_loader(rows, output=tmp_path / "view" / "load_into_qupath.groovy", provenance=Provenance.of("k", "view"))
+        == 3
+    )
     assert (tmp_path / "view" / "slides.json").read_text(encoding="utf-8") == slides_text(rows)

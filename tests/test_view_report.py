@@ -1,4 +1,4 @@
-"""The report: one page that holds each slide once, needs nothing from outside, and believes no file."""
+"""The report: one self-contained page with each slide once, in which everything from files is escaped."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from wsi_pipeline.artifacts import Provenance
 from wsi_pipeline.config import Config
 from wsi_pipeline.engine import Engine, Failure
 from wsi_pipeline.errors import ArtifactError
-from wsi_pipeline.heatmap import stage as heatmap_stage
+from wsi_pipeline.pipeline import run_stage
 from wsi_pipeline.project import Project
 from wsi_pipeline.store import write_explanations, write_grid
-from wsi_pipeline.types import Explanation, PatchGrid, SlideRow, TissueMask
-from wsi_pipeline.view import report as report_room
+from wsi_pipeline.types import Explanation, PatchGrid, SlideRow, TissueMask, Unit
+from wsi_pipeline.view import report as report_module
 from wsi_pipeline.view import stage as view_stage
-from wsi_pipeline.view.numbers import Verdicts, read_metrics, read_verdicts
-from wsi_pipeline.view.panel import svg_path, top_rows
+from wsi_pipeline.view.numbers import PredictionTable, read_metrics, read_slide_predictions
+from wsi_pipeline.view.panel import sign_meaning, svg_path, top_rows
 from wsi_pipeline.view.pictures import crop, map_uri, palette
 
 SIZE = (480, 320)
@@ -46,12 +46,19 @@ def opened(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_a_map_has_its_colours_at_the_ends_of_its_window_and_none_where_there_is_no_patch() -> None:
+def test_a_map_is_coloured_within_its_window_and_transparent_where_there_is_no_patch() -> None:
     values = np.array([[NAN, -9.0, 0.0, 5.0, 10.0, 99.0]], np.float32)
     rgba = np.asarray(opened(map_uri(values, (0.0, 10.0), False)).convert("RGBA"))[0]
     assert rgba[:, 3].tolist() == [0, 255, 255, 255, 255, 255]
     low, middle, high = (palette(False)[i].tolist() for i in (0, 127, 254))
     assert rgba[1:, :3].tolist() == [low, low, middle, high, high]
+
+
+def test_a_constant_map_is_grey() -> None:
+    values = np.array([[NAN, 1.0, 1.0]], np.float32)
+    rgba = np.asarray(opened(map_uri(values, (0.0, 1.0), False, constant=True)).convert("RGBA"))[0]
+    assert rgba[:, 3].tolist() == [0, 255, 255]
+    assert np.ptp(rgba[1:, :3]) == 0
 
 
 def test_signed_colours_are_lightest_at_zero_and_differ_in_hue_on_either_side() -> None:
@@ -67,20 +74,20 @@ def test_lightness_of_unsigned_colours_rises_evenly() -> None:
     assert (np.diff(np.cbrt(luminance)) > 0).mean() > 0.97
 
 
-def test_a_crop_says_where_it_lies() -> None:
+def test_a_crop_comes_with_its_position() -> None:
     rgb = np.arange(10 * 20 * 3, dtype=np.uint8).reshape(10, 20, 3)
     part, frame = crop(rgb, (8.0, 8.0), (17, 8, 30, 24))
     np.testing.assert_array_equal(part, rgb[1:4, 2:6])
     assert frame == (16.0, 8.0, 32.0, 24.0)
 
 
-def test_outlines_have_their_holes() -> None:
+def test_outlines_include_holes() -> None:
     area = MultiPolygon([Polygon([(0, 0), (9, 0), (9, 9)], [[(6, 2), (8, 2), (8, 4)]])])
     assert svg_path(area) == "M0 0L9 0L9 9ZM6 2L8 2L8 4Z"
     assert svg_path(MultiPolygon()) == ""
 
 
-def test_the_highest_scores_come_first_and_equal_ones_in_the_grids_order() -> None:
+def test_the_highest_scores_come_first_and_ties_in_grid_order() -> None:
     assert top_rows(np.array([0.1, 0.9, -3.0, 0.9, 0.5], np.float32), 3).tolist() == [1, 3, 4]
 
 
@@ -89,61 +96,86 @@ def test_the_highest_scores_come_first_and_equal_ones_in_the_grids_order() -> No
 HEADER = "slide_id,patient_id,label,split,model,task,members,weights,held_out,threshold,predicted,"
 
 
-def verdicts_of(path: Path, columns: str, *rows: str) -> Verdicts:
+def predictions_of(path: Path, columns: str, *rows: str) -> PredictionTable:
     path.write_text("".join(f"{line}\n" for line in (HEADER + columns, *rows)))
-    return read_verdicts(path)
+    return read_slide_predictions(path)
 
 
-def test_of_two_classes_the_last_ones_probability_is_shown(tmp_path: Path) -> None:
+def test_of_two_classes_the_probability_of_the_last_is_shown(tmp_path: Path) -> None:
     row = "s,p,a,,abmil,classification,5,w,true,0.25,b,0.600000,0.400000,0.6,0.4,a;b"
-    found = verdicts_of(tmp_path / "p.csv", "prob_a,prob_b,calibrated_a,calibrated_b,set", row)
-    assert found.models == ("abmil",)
-    said = found.get("s", "abmil")
-    assert said is not None
-    assert (said.predicted, said.right, said.of, said.probability) == ("b", False, "b", "0.400")
-    assert (said.percent, said.threshold_percent, said.held_out) == (40.0, 25.0, True)
+    found = predictions_of(tmp_path / "p.csv", "prob_a,prob_b,calibrated_a,calibrated_b,set", row)
+    assert (found.models, found.task) == (("abmil",), "classification")
+    one = found.get("s", "abmil")
+    assert one is not None
+    assert (one.predicted, one.correct, one.held_out) == ("b", False, True)
+    (outcome,) = one.outcomes
+    assert (outcome.name, outcome.text, outcome.percent, outcome.threshold_percent) == ("b", "0.400", 40.0, 25.0)
+    assert (one.summary, one.sort_value) == ("b (b 0.400)", "0.400")
     assert found.note.startswith("Probability of b,")
     assert found.get("t", "abmil") is None
 
 
-def test_of_more_classes_the_likeliest_ones_probability_is_shown(tmp_path: Path) -> None:
+def test_of_more_classes_the_probability_of_the_most_probable_is_shown(tmp_path: Path) -> None:
     columns = "prob_a,prob_b,prob_c,calibrated_a,calibrated_b,calibrated_c,set"
     row = "s,p,,,abmil,classification,5,w,false,,b,0.2,0.5,0.3,0.2,0.5,0.3,b"
-    said = verdicts_of(tmp_path / "p.csv", columns, row).get("s", "abmil")
-    assert said is not None
-    assert (said.right, said.held_out, said.probability, said.threshold_percent) == (None, False, "0.500", None)
+    one = predictions_of(tmp_path / "p.csv", columns, row).get("s", "abmil")
+    assert one is not None
+    assert (one.correct, one.held_out, one.summary) == (None, False, "b (b 0.500)")
+    assert one.outcomes[0].threshold_percent is None
 
 
-def test_a_model_that_abstains_is_neither_right_nor_wrong_and_says_between_what(tmp_path: Path) -> None:
+def test_an_abstention_is_neither_correct_nor_incorrect_and_lists_the_prediction_set(tmp_path: Path) -> None:
     columns = "prob_a,prob_b,calibrated_a,calibrated_b,set"
     rows = [
         f"{s},p,a,,abmil,classification,5,w,true,0.5,abstain,0.5,0.5,0.5,0.5,{names}"
         for s, names in (("s", "a;b"), ("t", ""))
     ]
-    found = verdicts_of(tmp_path / "p.csv", columns, *rows)
+    found = predictions_of(tmp_path / "p.csv", columns, *rows)
     both, none = found.get("s", "abmil"), found.get("t", "abmil")
     assert both is not None
     assert none is not None
-    assert (both.predicted, both.right) == ("abstain (a, b)", None)
-    assert none.predicted == "abstain (no class fits)"
+    assert (both.predicted, both.correct) == ("abstain (a, b)", None)
+    assert none.predicted == "abstain (no class conforms)"
 
 
-def test_other_tasks_show_their_own_number(tmp_path: Path) -> None:
+def test_multilabel_shows_the_probability_of_each_label(tmp_path: Path) -> None:
     rows = ["s,p,b;a,,m,multilabel,5,w,true,,a;b,0.7,0.9,0.7,0.9", "t,p,-,,m,multilabel,5,w,true,,a,0.7,0.1,0.7,0.1"]
-    found = verdicts_of(tmp_path / "p.csv", "prob_a,prob_b,calibrated_a,calibrated_b", *rows)
-    shown = [v for s in "st" if (v := found.get(s, "m"))]
-    assert [(v.predicted, v.right, v.of, v.probability) for v in shown] == [
-        ("a;b", True, "b", "0.900"),
-        ("a", False, "a", "0.700"),
+    found = predictions_of(tmp_path / "p.csv", "prob_a,prob_b,calibrated_a,calibrated_b", *rows)
+    shown = [one for s in "st" if (one := found.get(s, "m"))]
+    assert [(one.correct, one.summary, one.sort_value) for one in shown] == [
+        (True, "a;b (a 0.700, b 0.900)", "0.900"),
+        (False, "a (a 0.700, b 0.100)", "0.700"),
     ]
-    found = verdicts_of(tmp_path / "p.csv", "value,epistemic", "s,p,12.5,,m,regression,5,w,true,,,13.25,0.1")
-    value = found.get("s", "m")
-    assert value is not None
-    assert (found.outcome, value.predicted, value.right, value.of) == ("Value", "", None, "value")
-    assert (value.probability, value.percent, value.threshold_percent) == ("13.2", None, None)
+    assert [[outcome.percent for outcome in one.outcomes] for one in shown] == [[70.0, 90.0], [70.0, 10.0]]
+    assert found.note.startswith("Probability of each label,")
 
 
-def test_metrics_without_a_number_are_a_dash_and_patients_follow_where_they_are_not_the_slides(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "columns", "row", "title", "summary"),
+    [
+        ("regression", "value,epistemic", "s,p,12.5,,m,regression,5,w,true,,,13.25,0.1", "Value", "value 13.2"),
+        (
+            "survival",
+            "risk,epistemic,time,event",
+            "s,p,,,m,survival,5,w,true,,,-0.75,0.1,3,1",
+            "Risk",
+            "risk -0.750",
+        ),
+    ],
+)
+def test_regression_and_survival_show_their_own_number(
+    tmp_path: Path, task: str, columns: str, row: str, title: str, summary: str
+) -> None:
+    found = predictions_of(tmp_path / "p.csv", columns, row)
+    one = found.get("s", "m")
+    assert one is not None
+    assert (found.task, found.outcome, one.summary) == (task, title, summary)
+    assert (one.predicted, one.correct) == ("", None)
+    assert [(outcome.percent, outcome.threshold_percent) for outcome in one.outcomes] == [(None, None)]
+    assert "probability" not in found.note.lower()
+
+
+def test_undefined_metrics_are_a_dash_and_patients_have_a_table_where_some_have_several_slides(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     none = {"value": None, "low": None, "high": None}
     some = {"value": 0.91234, "low": 0.8, "high": 1.0, "delong": [0.81, 0.99]}
@@ -162,7 +194,7 @@ def test_metrics_without_a_number_are_a_dash_and_patients_follow_where_they_are_
     assert [table.lines[-1].name for table in read_metrics(path).tables] == ["Slides", "Patients"]
 
 
-def test_damaged_tables_are_named(tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_table_names_it(tmp_path: Path) -> None:
     for name, text in (("report.json", '{"models": 3}'), ("report.json", "{")):
         (tmp_path / name).write_text(text)
         with pytest.raises(ArtifactError, match=r"report\.json cannot be read .* run `wsi evaluate` again"):
@@ -171,7 +203,7 @@ def test_damaged_tables_are_named(tmp_path: Path) -> None:
         HEADER + "prob_a,calibrated_a,set\ns,p,a,,abmil,classification,5,w,true,x,b,0.6,0.4,a\n"
     )
     with pytest.raises(ArtifactError, match=r"p\.csv cannot be read .* run `wsi predict` again"):
-        read_verdicts(tmp_path / "p.csv")
+        read_slide_predictions(tmp_path / "p.csv")
 
 
 # --- the stage ---------------------------------------------------------------------------------------------------
@@ -186,7 +218,7 @@ def slide_file(folder: Path) -> Path:
 
 
 def make_project(folder: Path, ids: tuple[str, ...] = ("a", "b", EVIL), **sections: Any) -> Project:
-    """Slides with a grid each; all but "b" have explanations and a heatmap. "a" has an annotation, too."""
+    """Slides with a grid each; all but "b" have explanations and a heatmap. "a" also has an annotation."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = folder / "a.geojson"
     drawn.write_text(json.dumps({"type": "Polygon", "coordinates": [[[10, 10], [200, 10], [200, 150], [10, 10]]]}))
@@ -213,14 +245,14 @@ def make_project(folder: Path, ids: tuple[str, ...] = ("a", "b", EVIL), **sectio
 
 def paint(project: Project) -> None:
     with Engine(project.config.engine, project.config.out) as engine:
-        heatmap_stage.run(project, engine)
+        run_stage("heatmap", project, engine)
 
 
 def explain(project: Project, grid: PatchGrid, key: str = "e", sign: int = 1, selected: str = "") -> None:
     scores = sign * np.linspace(-1, 1, len(grid)).astype(np.float32)
     for method, unit, signed in (("attention", "attention", False), ("contribution", "attribution", True)):
-        picked = method == selected
-        found = Explanation(grid, scores, method, "abmil", EVIL, unit, signed, selected=picked)  # type: ignore[arg-type]
+        is_selected = method == selected
+        found = Explanation(grid, scores, method, "abmil", EVIL, unit, signed, selected=is_selected)  # type: ignore[arg-type]
         path = project.folder.explanation("abmil", method, grid.slide_id)
         write_explanations(path, [found], Provenance.of(key, "explain"))
 
@@ -233,15 +265,15 @@ def predict(project: Project, probability: float) -> None:
         names = [f"{kind}_{name}" for kind in ("prob", "calibrated") for name in ("normal", "tumour")]
         table.writerow([*HEADER.rstrip(",").split(","), *names, "set"])
         for row in project.cohort:
-            said = "tumour" if probability >= 0.5 else "normal"
+            predicted = "tumour" if probability >= 0.5 else "normal"
             numbers = [f"{1 - probability:.6f}", f"{probability:.6f}"]
-            who = [row.slide_id, row.patient_id, "tumour", "", "abmil", "classification", 5, "w", "true"]
-            table.writerow([*who, "0.5", said, *numbers, *numbers, said])
+            case = [row.slide_id, row.patient_id, "tumour", "", "abmil", "classification", 5, "w", "true"]
+            table.writerow([*case, "0.5", predicted, *numbers, *numbers, predicted])
 
 
 def view(project: Project, earlier: tuple[Failure, ...] = ()) -> list[Failure]:
     with Engine(project.config.engine, project.config.out, earlier=earlier) as engine:
-        view_stage.run(project, engine)
+        run_stage("view", project, engine)
         return engine.failures
 
 
@@ -250,9 +282,9 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 class Page(HTMLParser):
-    """Checks that tags close in order; collects attributes and the text of each kind of element."""
+    """Checks that tags are closed in order; collects attributes and the text of each kind of element."""
 
-    VOID = frozenset({"meta", "img", "input", "image", "rect", "path", "use", "line"})
+    VOID = frozenset({"meta", "img", "input", "image", "rect", "path", "use", "line", "br"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -292,7 +324,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Page, str]:
     return project, Page(text), text
 
 
-def test_each_slide_stands_in_the_report_once(made: tuple[Project, Page, str]) -> None:
+def test_each_slide_is_in_the_report_once(made: tuple[Project, Page, str]) -> None:
     project, page, _ = made
     assert page.tags["article"] == 3
     heads = [h.split(" label:")[0].strip() for h in page.text["h3"]]
@@ -303,7 +335,7 @@ def test_each_slide_stands_in_the_report_once(made: tuple[Project, Page, str]) -
     assert anchors <= set(ids)
 
 
-def test_the_page_asks_for_nothing_from_outside(made: tuple[Project, Page, str]) -> None:
+def test_the_page_loads_nothing_from_outside(made: tuple[Project, Page, str]) -> None:
     _, page, text = made
     written = re.sub(r"base64,[A-Za-z0-9+/=]*", "", text)
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!\"data:)", written)
@@ -325,7 +357,7 @@ def test_only_our_own_style_and_script_may_run(made: tuple[Project, Page, str]) 
     assert not [n for _, n, _ in page.attributes if n == "style" or n.startswith("on")]
 
 
-def test_what_comes_from_files_is_escaped(made: tuple[Project, Page, str]) -> None:
+def test_everything_from_files_is_escaped(made: tuple[Project, Page, str]) -> None:
     _, page, text = made
     assert page.tags["script"] == 1
     assert EVIL not in text
@@ -334,9 +366,9 @@ def test_what_comes_from_files_is_escaped(made: tuple[Project, Page, str]) -> No
     assert f"abmil contribution: {EVIL}" in page.text["span"]
 
 
-def test_the_map_lies_on_the_slide_in_its_own_pixels(made: tuple[Project, Page, str]) -> None:
+def test_the_map_is_placed_on_the_slide_in_level_0_pixels(made: tuple[Project, Page, str]) -> None:
     _, _, text = made
-    assert text.count('viewBox="0 0 480 320"') == 5  # two a slide, one for the slide without a map
+    assert text.count('viewBox="0 0 480 320"') == 5  # two per slide, one for the slide without a map
     maps = re.findall(r'<image class="map"[^>]*? x="0" y="0" width="(\d+)" height="(\d+)"', text)
     assert maps == [("480", "320")] * 4  # 15 x 10 cells of 32 pixels, for two slides with two maps each
     shown = re.findall(r'<image class="map" data-key="([^"]+)" x=', text)
@@ -346,7 +378,51 @@ def test_the_map_lies_on_the_slide_in_its_own_pixels(made: tuple[Project, Page, 
 def test_signed_and_unsigned_maps_have_legends_with_numbers(made: tuple[Project, Page, str]) -> None:
     _, page, _ = made
     legends = [d for d in page.text["div"] if "attribution" in d or "attention" in d]
-    assert any(re.search(r"-1\s+1\s+attribution: above 0 speaks for", d) for d in legends)
+    assert any(re.search(r"-1\s+1\s+attribution: above 0 is evidence for", d) for d in legends)
+
+
+def test_the_sign_is_explained_for_classes_values_and_risks() -> None:
+    assert sign_meaning("tumour") == "above 0 is evidence for tumour, below against it"
+    assert sign_meaning("value") == "above 0 raises the predicted value, below lowers it"
+    assert sign_meaning("risk") == "above 0 raises the predicted risk, below lowers it"
+
+
+@pytest.mark.parametrize(
+    ("unit", "legend"),
+    [("value", "predicted value, in the unit of the label"), ("risk", "risk (log hazard)"), ("fraction", "fraction")],
+)
+def test_legends_name_the_unit(tmp_path: Path, unit: Unit, legend: str) -> None:
+    project = make_project(tmp_path, ("a",))
+    explain_alone(project, np.linspace(3, 7, 35), unit)
+    paint(project)
+    assert view(project) == []
+    page = Page(project.folder.report.read_text(encoding="utf-8"))
+    assert [d for d in page.text["div"] if f"abmil instance: {unit}" in d and legend in d]
+
+
+@pytest.mark.parametrize("unit", ["probability", "risk"])
+def test_a_constant_map_is_not_shown_as_evidence(tmp_path: Path, unit: Unit) -> None:
+    project = make_project(tmp_path, ("a",))
+    explain_alone(project, np.full(35, 0.9), unit)
+    paint(project)
+    assert view(project) == []
+    text = project.folder.report.read_text(encoding="utf-8")
+    page = Page(text)
+    assert [d for d in page.text["div"] if "the same for all patches, which is no evidence for any of them" in d]
+    assert [p for p in page.text["p"] if "so it ranks none above the others" in p]
+    assert 'class="mark"' not in text  # no patch is shown among the highest
+    (uri,) = re.findall(r'<image class="map"[^>]*href="([^"]+)"', text)
+    pixels = np.asarray(opened(uri).convert("RGBA")).reshape(-1, 4)
+    assert len({tuple(pixel[:3]) for pixel in pixels.tolist() if pixel[3]}) == 1
+
+
+def explain_alone(project: Project, scores: np.ndarray, unit: Unit) -> None:
+    """Only a map of the method instance for slide a, with these scores."""
+    grid = grid_of(project, "a")
+    for method in ("attention", "contribution"):
+        project.folder.explanation("abmil", method, "a").unlink()
+    found = Explanation(grid, scores.astype(np.float32), "instance", "abmil", unit, unit, False)
+    write_explanations(project.folder.explanation("abmil", "instance", "a"), [found], Provenance.of("i", "explain"))
 
 
 def test_the_annotation_is_outlined_where_there_is_one(made: tuple[Project, Page, str]) -> None:
@@ -361,11 +437,11 @@ def test_the_annotation_is_outlined_where_there_is_one(made: tuple[Project, Page
 def test_top_patches_are_the_pixels_of_the_slide(made: tuple[Project, Page, str]) -> None:
     _, page, _ = made
     sources = [v for t, n, v in page.attributes if (t, n) == ("img", "src")]
-    assert len(sources) == 16  # eight a slide with an explanation; evaluate was not run, so no ROC
+    assert len(sources) == 16  # eight per slide with an explanation; evaluate was not run, so no ROC
     assert all(opened(s).size == (64, 64) for s in sources)
 
 
-def test_pictures_of_evaluate_are_shown_with_its_report_and_not_without(tmp_path: Path) -> None:
+def test_plots_of_evaluate_are_shown_only_with_its_report(tmp_path: Path) -> None:
     project = make_project(tmp_path, ("b",))
     folder = project.folder.evaluate
     folder.mkdir()
@@ -376,24 +452,25 @@ def test_pictures_of_evaluate_are_shown_with_its_report_and_not_without(tmp_path
     (folder / "report.json").write_text(json.dumps({"models": {}, "maps": [], "notes": ["few slides"]}))
     assert view(project) == []
     page = Page(project.folder.report.read_text(encoding="utf-8"))
-    assert [t for t in page.text["figcaption"] if t in ("ROC curves", "Reliability")] == ["ROC curves", "Reliability"]
+    captions = ["ROC curves", "Reliability diagrams"]
+    assert [t for t in page.text["figcaption"] if t in captions] == captions
 
 
-def test_the_method_that_was_picked_is_shown_first_and_its_measure_stands_in_the_report(tmp_path: Path) -> None:
+def test_the_selected_method_is_shown_first_and_its_measure_is_in_the_report(tmp_path: Path) -> None:
     project = make_project(tmp_path, ("a",), explain={"methods": ["contribution", "auto"]})
-    choice = {"method": "attention", "aupc": {"attention": 0.25, "contribution": 0.5}, "random": 0.75, "slides": 3}
-    project.folder.selection("abmil").write_text(json.dumps(choice))
+    selection = {"method": "attention", "aupc": {"attention": 0.25, "contribution": 0.5}, "random": 0.75, "slides": 3}
+    project.folder.selection("abmil").write_text(json.dumps(selection))
     explain(project, grid_of(project, "a"), "e2", selected="attention")
     paint(project)
     assert view(project) == []
     text = project.folder.report.read_text(encoding="utf-8")
     assert re.findall(r'<image class="map" data-key="([^"]+)" x=', text) == ["abmil · attention"]
     rows = [re.sub(r"<[^>]+>|\s+", " ", row).split() for row in re.findall(r"<tr>.*?</tr>", text, re.DOTALL)]
-    assert ["attention", "0.250", "picked"] in rows
+    assert ["attention", "0.250", "selected"] in rows
     assert ["random", "scores", "0.750"] in rows
 
 
-def test_a_second_run_touches_nothing(tmp_path: Path) -> None:
+def test_a_second_run_touches_no_file(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     view(project)
     before = stamps(project.folder.root)
@@ -402,7 +479,7 @@ def test_a_second_run_touches_nothing(tmp_path: Path) -> None:
     assert stamps(project.folder.root) == before
 
 
-def test_new_predictions_rebuild_the_report_alone_and_new_scores_their_slide(tmp_path: Path) -> None:
+def test_new_predictions_rebuild_only_the_report_and_new_scores_only_their_slide(tmp_path: Path) -> None:
     def changed() -> set[str]:
         before = stamps(project.folder.root)
         assert view(project) == []
@@ -435,7 +512,7 @@ def test_equal_input_gives_equal_bytes_in_another_folder(tmp_path: Path) -> None
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_a_slide_that_cannot_be_opened_costs_only_its_pictures(tmp_path: Path) -> None:
+def test_a_slide_that_cannot_be_opened_lacks_only_its_pictures(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     lost = tmp_path / "lost.png"
     lost.write_bytes(b"")
@@ -445,18 +522,18 @@ def test_a_slide_that_cannot_be_opened_costs_only_its_pictures(tmp_path: Path) -
     page = Page(project.folder.report.read_text(encoding="utf-8"))
     assert page.tags["article"] == 3
     assert ["failed in view: " in a for a in page.text["article"]] == [True, False, False]
-    assert page.tags["svg"] == 6  # of the other two, and one bar for each prediction
+    assert page.tags["svg"] == 6  # those of the other two, and one bar per prediction
     assert (project.folder.view / "a.geojson").exists()
 
 
-def test_a_slide_that_failed_on_the_way_shows_its_thumbnail_and_no_map_of_an_earlier_run(tmp_path: Path) -> None:
+def test_a_slide_that_failed_before_has_its_thumbnail_but_no_map_of_an_earlier_run(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     failed = Failure("a", "embed", "SlideError", "too few patches")
     assert view(project, (failed,)) == [failed]
     page = Page(project.folder.report.read_text(encoding="utf-8"))
     article = page.text["article"][0]
     assert "failed in embed: too few patches" in article
-    assert "No map of this run yet" in article
+    assert "This run has no map yet" in article
     assert not (project.folder.view / "a.geojson").exists()
 
 
@@ -467,7 +544,7 @@ def test_a_heatmap_of_other_scores_is_not_shown(tmp_path: Path) -> None:
     assert 'class="map"' not in project.folder.report.read_text(encoding="utf-8")
 
 
-def test_one_slide_alone_leaves_the_others_in_the_report(tmp_path: Path) -> None:
+def test_viewing_one_slide_keeps_the_others_in_the_report(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     view(project)
     view(Project(project.config, project.slides[:1], project.cohort))
@@ -475,9 +552,11 @@ def test_one_slide_alone_leaves_the_others_in_the_report(tmp_path: Path) -> None
     assert page.tags["image"] == 1 + 3 * 2  # thumbnails and maps as before
 
 
-def test_a_long_manifest_shows_its_first_slides_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in (view_stage, report_room):
-        monkeypatch.setattr(room, "MOST_PICTURED", 2)
+def test_of_a_long_manifest_the_first_slides_are_shown_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (view_stage, report_module):
+        monkeypatch.setattr(module, "MOST_PICTURED", 2)
     project = make_project(tmp_path)
     assert view(project) == []
     text = project.folder.report.read_text(encoding="utf-8")
@@ -487,7 +566,7 @@ def test_a_long_manifest_shows_its_first_slides_and_says_so(tmp_path: Path, monk
     assert len(list(project.folder.view.glob("*.geojson"))) == 2  # both slides with an explanation
 
 
-def test_an_annotation_that_cannot_be_read_is_said_and_costs_nothing(tmp_path: Path) -> None:
+def test_an_unreadable_annotation_gives_a_note(tmp_path: Path) -> None:
     project = make_project(tmp_path, ("a",))
     assert project.slides[0].annotation is not None
     project.slides[0].annotation.write_text("no annotation")
@@ -495,7 +574,7 @@ def test_an_annotation_that_cannot_be_read_is_said_and_costs_nothing(tmp_path: P
     assert "no outline: the annotation" in project.folder.report.read_text(encoding="utf-8")
 
 
-def test_fewer_tiles_than_patches_are_said_in_the_report(tmp_path: Path) -> None:
+def test_the_report_notes_where_there_are_fewer_tiles_than_patches(tmp_path: Path) -> None:
     project = make_project(tmp_path, ("a",), view={"max_tiles": 10})
     assert view(project) == []
     assert "QuPath tiles: the 10 of 35 with the largest |scores| only" in project.folder.report.read_text("utf-8")
@@ -504,7 +583,7 @@ def test_fewer_tiles_than_patches_are_said_in_the_report(tmp_path: Path) -> None
 
 
 def test_a_noisy_slide_with_four_maps_stays_small_enough_for_24_of_them(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (640, 640, 3)).astype(np.uint8)  # as large as JPEG can get
+    noise = np.random.default_rng(0).integers(0, 255, (640, 640, 3)).astype(np.uint8)  # the largest possible JPEG
     Image.fromarray(noise).save(tmp_path / "slide.png")
     project = make_project(tmp_path, ("a",))
     assert view(project) == []

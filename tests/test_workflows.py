@@ -1,4 +1,4 @@
-"""The studies' graphs stand without data, and run whole on miniature cohorts laid out like the real ones."""
+"""The studies' workflows are built without data, and run completely on miniature cohorts with the real folders."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def snakemake(study: str, folder: Path, *arguments: object) -> subprocess.Comple
 
 
 def counts(text: str) -> dict[str, int]:
-    """Rule -> jobs, from what snakemake prints of a graph."""
+    """Rule -> number of jobs, from snakemake's output."""
     return {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
 
 
@@ -56,7 +56,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def run(study: str, folder: Path, **own: Any) -> Path:
-    """The whole study in ``folder``; returns its OUT. Where it fails, the logs are shown."""
+    """Run a whole study in ``folder``; returns its OUT. If it fails, the logs are shown."""
     settings = {**MINIATURE["settings"], **own.get("settings", {})}
     (folder / "mini.yaml").write_text(yaml.safe_dump({**MINIATURE, **own, "settings": settings}))
     done = snakemake(study, folder, "--configfile", "mini.yaml", "--cores", 2)
@@ -67,7 +67,7 @@ def run(study: str, folder: Path, **own: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """normal_0 … normal_3 and tumor_0 … tumor_3, the latter with their outlines."""
+    """normal_0 … normal_3 and tumor_0 … tumor_3, the latter with their annotations."""
     folder = tmp_path_factory.mktemp("drawn")
     for i in range(4):
         draw_slide(folder / f"normal_{i}.tif", side_px=900, seed=i)
@@ -83,7 +83,7 @@ def place(source: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize(("study", "explained"), [("camelyon16", 60), ("tcga_nsclc", 12), ("tcga_rcc", 12)])
-def test_the_graph_stands_without_data(study: str, explained: int, tmp_path: Path) -> None:
+def test_the_graph_is_built_without_data(study: str, explained: int, tmp_path: Path) -> None:
     """Two encoders, six models, five seeds: embedded twice, trained sixty times."""
     done = snakemake(study, tmp_path, "-n")
     assert done.returncode == 0, done.stderr
@@ -104,27 +104,27 @@ def test_the_graph_stands_without_data(study: str, explained: int, tmp_path: Pat
     assert not (tmp_path / "studies").exists()
 
 
-def test_a_slip_in_a_study_is_found_before_anything_runs(tmp_path: Path) -> None:
-    (tmp_path / "slip.yaml").write_text("settings: {train: {epoch: 3}}\n")
-    done = snakemake("camelyon16", tmp_path, "-n", "--configfile", "slip.yaml")
+def test_a_mistake_in_a_study_is_found_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "mistake.yaml").write_text("settings: {train: {epoch: 3}}\n")
+    done = snakemake("camelyon16", tmp_path, "-n", "--configfile", "mistake.yaml")
     assert done.returncode != 0
     assert "unknown key 'train.epoch'" in done.stdout + done.stderr
 
 
-def test_slurm_jobs_ask_for_what_the_profile_says(tmp_path: Path) -> None:
+def test_slurm_jobs_request_the_resources_of_the_profile(tmp_path: Path) -> None:
     done = snakemake("camelyon16", tmp_path, "-n", "--profile", WORKFLOWS / "profiles" / "slurm")
     assert done.returncode == 0, done.stderr
     jobs = re.split(r"\n(?:local)?rule ", done.stdout + done.stderr)
     gpus = defaultdict(set)
     for job in jobs[1:]:
         gpus[job.split(":")[0]].add("gpu=1" in job)
-    assert {rule for rule, asks in gpus.items() if asks == {True}} == {"bags", "train", "explain"}
-    assert {rule for rule, asks in gpus.items() if asks == {False}} >= {"predict", "evaluate", "view", "manifest"}
+    assert {rule for rule, found in gpus.items() if found == {True}} == {"bags", "train", "explain"}
+    assert {rule for rule, found in gpus.items() if found == {False}} >= {"predict", "evaluate", "view", "manifest"}
 
 
 @pytest.mark.slow
 def test_camelyon16_in_miniature(drawn: Path, tmp_path: Path) -> None:
-    """The challenge's folders, with a slide that must not be used and one whose outline must not."""
+    """The challenge's folders, with a slide that must not be used and one whose annotation must not."""
     data = tmp_path / "data"
     for i in range(3):
         place(drawn / f"normal_{i}.tif", data / "training" / "normal" / f"normal_00{i + 1}.tif")
@@ -182,7 +182,7 @@ def tcga(drawn: Path, data: Path, projects: tuple[str, ...]) -> None:
     [("tcga_nsclc", ("TCGA-LUAD", "TCGA-LUSC")), ("tcga_rcc", ("TCGA-KIRC", "TCGA-KIRP", "TCGA-KICH"))],
 )
 def test_tcga_in_miniature(study: str, projects: tuple[str, ...], drawn: Path, tmp_path: Path) -> None:
-    """No site stands in two folds, and frozen sections are not asked for."""
+    """No site is in two folds, and frozen sections are not needed."""
     tcga(drawn, tmp_path / "data", projects)
     manifest = {"sheet": "data/sheet.tsv", "clinical": "data/clinical.tsv", "count": 4 * len(projects)}
     out = run(study, tmp_path, manifest=manifest, seeds=[0], explain_seeds=[], view_seeds=[])

@@ -1,17 +1,18 @@
-"""The graph that all studies share: encoders x models x seeds, as `wsi` commands.
+"""The workflow common to all studies: encoders x models x seeds, as `wsi` commands.
 
-A study's Snakefile names its config, includes this file, and writes the rules `all` (RESULTS) and `manifest`. Nothing here looks at the
-slides: the manifest is a file like any other, so the whole graph stands before a byte is downloaded (`snakemake -n`).
+A study's Snakefile names its config, includes this file, and defines the rules `all` (RESULTS) and `manifest`. The
+manifest is a file like any other, and no rule depends on the slides, so the whole graph can be built before anything is
+downloaded (`snakemake -n`).
 
-How runs share what is expensive and do not get in each other's way: an encoder's patches are embedded once, in
-OUT/<encoder>/bags. Each (encoder, model, seed) has a run folder of its own, whose tile/ and embed/ are links into bags.
-The verbs that follow (train, predict, explain, evaluate, heatmap, view) only read these two and write to the rest, so
-any number of runs may go on at once, on one machine or on many with one file system. A run folder is a whole one: any
-`wsi` command can be called on it by hand, and `wsi summary` reads the seeds of one design as its neighbours.
+How runs reuse expensive results without interfering: an encoder's patches are embedded once, in OUT/<encoder>/bags.
+Each (encoder, model, seed) has its own run folder, whose tile/ and embed/ are links into bags. The later stages (train,
+predict, explain, evaluate, heatmap, view) only read these two folders and write to the others, so any number of runs
+can execute in parallel, on one machine or on several with a common file system. A run folder is complete: any `wsi`
+command can be called on it by hand, and `wsi summary` finds the seeds of one design in neighbouring folders.
 
-Snakemake knows a run by its last file only; within a run `wsi` itself knows what is current, so a job that was stopped
-goes on where it was. A slide that fails ends its rule (exit code 1): a study over fewer slides than it says is none.
-Look at failures.csv, then repair the slide or name it under manifest.leave_out.
+Snakemake tracks a run by its last file only; within a run `wsi` itself determines what is current, so a job that was
+interrupted continues. A slide that fails stops its rule (exit code 1), because the results would otherwise be over
+fewer slides than stated. See failures.csv, then repair the slide or add it to manifest.leave_out.
 """
 
 import shlex
@@ -21,7 +22,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from wsi_pipeline.errors import WsiError
-from wsi_pipeline.studies.plan import Study
+from wsi_pipeline.studies.study_plan import Study
 
 try:
     STUDY = Study.of(config)
@@ -36,13 +37,13 @@ WSI = f"{shlex.quote(sys.executable)} -m wsi_pipeline"
 
 
 def runs(pattern, seeds=None):
-    """The pattern for every run, or for those with one of the seeds."""
+    """The pattern filled in for every run, or for those with one of the seeds."""
     found = [run for run in STUDY.runs if seeds is None or run[2] in seeds]
     return [pattern.format(encoder=e, model=m, seed=s) for e, m, s in found]
 
 
 def manifest_options():
-    """The study's `manifest:` as options of `wsi manifest`; of a list, one for each element."""
+    """The study's `manifest:` as options of `wsi manifest`; a list becomes one option per element."""
     options = []
     for name, value in STUDY.config.manifest.items():
         for item in value if isinstance(value, list) else [value]:

@@ -1,9 +1,9 @@
-"""The demo study on several cohorts: each seed draws other slides and trains from another start.
+"""The demo study on several cohorts: each seed draws different slides and trains from a different initialisation.
 
     python workflows/demo_study.py --seeds 0 1 2 --out studies/demo
 
-Prints one Markdown table, mean ± sd over the seeds, and leaves it in OUT/results.md. A cohort that is there is not
-drawn again, a run that is finished is not done again.
+Prints one Markdown table, mean ± sd over the seeds, and writes it to OUT/results.md. Existing cohorts are not drawn
+again, and finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Values = dict[tuple[str, str], list[float]]
 
 
 def run_seed(out: Path, seed: int, overrides: list[str], console: Console) -> RunFolder:
-    """Draw one cohort and take it the whole way."""
+    """Draw one cohort and run all stages on it."""
     folder = out / f"seed{seed}"
     draw_cohort(folder, seed=seed)
     config = demo_config(folder, [f"train.seeds=[{seed}]", *overrides])
@@ -42,7 +42,7 @@ def run_seed(out: Path, seed: int, overrides: list[str], console: Console) -> Ru
 
 
 def collect(folder: RunFolder, values: Values) -> None:
-    """Add one run's figures: (model, measure) -> one value a seed."""
+    """Add one run's results: (model, measure) -> one value per seed."""
     for row in _rows(folder.evaluate / "metrics.csv"):
         if row["value"]:
             values[row["model"], row["metric"]].append(float(row["value"]))

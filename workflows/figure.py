@@ -1,4 +1,4 @@
-"""The README's picture: a slide of a finished run, and one map over it.
+"""The README's figure: a slide of a finished run, and one map over it.
 
 python workflows/figure.py demo/run slide_03 docs/images/heatmap.jpg
 """

@@ -1,4 +1,4 @@
-"""A config for a lab that only applies a model: everything follows from the model's card."""
+"""The config for applying a given model to slides: everything follows from the model's card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .embed.weights import RANDOM
 from .errors import ConfigError
 from .project import slides_from_paths, write_manifest
 
-# Endings that OpenSlide's formats and plain images have; used only where a folder is given.
+# Suffixes of OpenSlide's formats and of plain images; used only where a folder is given.
 _SLIDE_SUFFIXES = {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"}
 _SLIDE_SUFFIXES |= {".czi", ".dcm", ".png", ".jpg", ".jpeg"}
 
@@ -22,7 +22,7 @@ def apply_config(model: Path, slides: Sequence[str], out: Path, overrides: list[
     """The config of ``wsi predict --model --slides --out``; writes the manifest into ``out``.
 
     Patch size, resolution and encoder are the model's. Raises ``ConfigError`` where no slide matches, and
-    ``ArtifactError`` where ``model`` holds no model.
+    ``ArtifactError`` where ``model`` contains no model.
     """
     card = load_card(model_folders(model)[0])
     rows = slides_from_paths(find_slides(slides))
@@ -45,7 +45,7 @@ def apply_config(model: Path, slides: Sequence[str], out: Path, overrides: list[
 
 
 def find_slides(patterns: Sequence[str]) -> list[Path]:
-    """The files that paths, folders and patterns name, each once."""
+    """The files that paths, folders and patterns name, each once. Raises ``ConfigError`` where one names none."""
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()

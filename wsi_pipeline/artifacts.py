@@ -1,8 +1,8 @@
-"""Files of the run folder: written beside and renamed, each saying its schema, its key and what made it.
+"""Files of the run folder: written beside and renamed, each with its schema, its key and what made it.
 
-HDF5 and Zarr files carry the three as attributes; a model its ``model.json``; anything else a small JSON of the
-same name in the folder ``.made`` beside it. A file is current when its key is the key that is asked for: its mere
-existence says nothing.
+HDF5 and Zarr files carry the three as attributes; a model in its ``model.json``; any other file in a small JSON of
+the same name in the folder ``.made`` beside it. A file is current when its key equals the expected key; its mere
+existence means nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import platform
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,15 @@ def file_digest(path: Path) -> str:
 
 
 def digest_or_none(path: Path | None) -> str | None:
-    """``file_digest`` of a file that may be missing, or that nobody named."""
+    """``file_digest`` of a file that may be missing, or that is not given at all."""
     return file_digest(path) if path is not None and path.is_file() else None
 
 
 def fingerprint(path: Path, samples: int = 16, sample_bytes: int = 65_536) -> str:
     """Identity of a large file from its size and evenly spaced samples, first and last bytes included.
 
-    Independent of its name, folder and time, so a slide that moves is not computed again. MIRAX keeps its pixels in
-    a folder beside the file: the names and sizes found there count too.
+    Independent of its name, folder and time, so a slide that moves is not processed again. MIRAX keeps its pixels in
+    a folder beside the file: the names and sizes of the files there count too.
     """
     digest = hashlib.sha256()
     size = path.stat().st_size
@@ -74,7 +74,10 @@ def fingerprint(path: Path, samples: int = 16, sample_bytes: int = 65_536) -> st
 
 @dataclass(frozen=True)
 class Provenance:
-    """What every file says of itself. ``made_by`` holds no time and no host: same input, same bytes."""
+    """What is stored with every file: its schema, its key, and what made it.
+
+    ``made_by`` holds neither time nor host, so the same input gives the same bytes.
+    """
 
     key: str
     made_by: Mapping[str, Any]
@@ -82,8 +85,12 @@ class Provenance:
 
     @classmethod
     def of(cls, key: str, stage: str, **facts: Any) -> Provenance:
-        """For a file that ``stage`` makes; ``facts``: its config section, input fingerprints and the like."""
+        """Of a file that ``stage`` makes; ``facts``: its config section, input fingerprints and the like."""
         return cls(key, {"program": "wsi_pipeline", "version": __version__, "stage": stage, **facts})
+
+    def with_facts(self, **facts: Any) -> Provenance:
+        """The same with more in ``made_by``: what is only known when the file is written."""
+        return replace(self, made_by={**self.made_by, **facts})
 
     def attributes(self) -> dict[str, Any]:
         """As HDF5 or Zarr attributes."""
@@ -111,12 +118,12 @@ def read_key(path: Path) -> str | None:
 
 
 def is_current(path: Path, key: str) -> bool:
-    """Whether ``path`` was made from exactly what ``key`` stands for."""
+    """Whether ``path`` was made from exactly the inputs that ``key`` identifies."""
     return read_key(path) == key
 
 
 def read_made_by(path: Path) -> Mapping[str, Any]:
-    """What a file says of how it was made; empty where it says nothing."""
+    """How a file was made, as stored with it; empty where nothing is stored."""
     try:
         return _mapping(json.loads((_read_attributes(path) or {}).get("made_by", "{}"))) or {}
     except (ValueError, TypeError):
@@ -124,7 +131,7 @@ def read_made_by(path: Path) -> Mapping[str, Any]:
 
 
 def provenance_path(path: Path) -> Path:
-    """Where the provenance of a file without room for attributes stands."""
+    """The path of the provenance of a file that cannot have attributes."""
     return path.parent / ".made" / f"{path.name}.json"
 
 
@@ -159,13 +166,13 @@ def _mapping(value: object) -> Mapping[str, Any] | None:
 def storage_error(error: OSError, path: Path) -> StorageError | None:
     """``error`` as one line for the user where the disk, and not the slide, is at fault; else None."""
     code = error.errno
-    if code is None:  # HDF5 gives the number in words only
+    if code is None:  # HDF5 has the number in its message only
         code = next((c for c in _FULL if f"errno = {c}," in str(error)), None)
     if code not in _FULL:
         return None
     return StorageError(
         f"cannot write {path}: {os.strerror(code)}; free some space or give another out: folder, "
-        f"then start again, what is finished stays"
+        f"then start again: finished work is kept"
     )
 
 
@@ -173,8 +180,8 @@ def storage_error(error: OSError, path: Path) -> StorageError | None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a path beside ``path`` to write a file or folder at; flushed and renamed at the end, removed on error.
 
-    The last suffix is kept, so that libraries that look at it are content. Raises ``StorageError`` on a full or
-    forbidden disk.
+    The last suffix is kept, for libraries that look at it. Raises ``StorageError`` where the disk is full or not
+    writable.
     """
     beside = _beside(path)
     try:
@@ -205,7 +212,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what processes of this machine that were killed left half-written in ``folder``."""
+    """Remove what killed processes of this machine left half-written in ``folder``."""
     for left in folder.glob(".writing-*"):
         _, _, owner = left.name.removeprefix(".writing-").partition("-")
         pid, _, host = owner.partition("-")
@@ -214,7 +221,7 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def remove_partial(path: Path) -> None:
-    """Remove what any process of any machine left of ``path``, half-written. For who alone may write it now."""
+    """Remove what any process of any machine left half-written of ``path``. The caller must hold the claim."""
     for left in path.parent.glob(".writing-*"):
         if (left / path.name).exists():
             shutil.rmtree(left, ignore_errors=True)
@@ -222,7 +229,7 @@ def remove_partial(path: Path) -> None:
 
 @functools.cache
 def machine() -> str:
-    """Where a process id means something: the host's name, and in a container its own space of ids."""
+    """The scope of a process id: the host's name, and in a container its own id namespace."""
     try:
         space = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
@@ -231,7 +238,7 @@ def machine() -> str:
 
 
 def _beside(path: Path) -> Path:
-    """A name of its own beside ``path``, which says who writes there."""
+    """A unique path beside ``path``, with the writing process in its name."""
     return path.parent / f".writing-{uuid.uuid4().hex}-{os.getpid()}-{machine()}" / path.name
 
 
@@ -247,7 +254,7 @@ def _fsync(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a small file whole; a file that already holds ``data`` is not touched."""
+    """Write a small file atomically; a file that already has this content is not touched."""
     if path.exists() and path.read_bytes() == data:
         return
     with atomic_path(path) as beside:
@@ -260,12 +267,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_provenance(path: Path, provenance: Provenance) -> None:
-    """Give a text or picture its provenance; called last, when the payload stands."""
+    """Give a text or picture its provenance; called last, when the file itself is written."""
     write_text(provenance_path(path), json.dumps(provenance.attributes(), indent=1) + "\n")
 
 
 def write_text_with_provenance(path: Path, text: str, provenance: Provenance) -> None:
-    """A text with its provenance. The old provenance goes first: killed in between, the file is not current."""
+    """Write a text with its provenance. The old provenance goes first: killed in between, the file is not current."""
     if read_key(path) != provenance.key:
         provenance_path(path).unlink(missing_ok=True)
     write_text(path, text)
@@ -273,7 +280,7 @@ def write_text_with_provenance(path: Path, text: str, provenance: Provenance) ->
 
 
 def discard(path: Path) -> None:
-    """Remove an output that no longer belongs to the config, with its provenance. A folder goes at once or not."""
+    """Remove an output that no longer fits the config, with its provenance; a folder all at once or not at all."""
     if path.is_dir():
         beside = _beside(path)
         beside.parent.mkdir()

@@ -1,4 +1,4 @@
-"""Tables as text: one spelling of CSV and of numbers, so that equal results are equal bytes."""
+"""CSV tables: one format for rows and numbers, so that equal results are equal bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,25 @@ from .errors import ArtifactError
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """The text of a CSV; commas and quotes in class names and slide ids are quoted."""
+    r"""Format a table as CSV, with commas and quotes in cells quoted.
+
+    Parameters
+    ----------
+    header : sequence of str
+        Column names.
+    rows : iterable of sequences
+        Cells of each row.
+
+    Returns
+    -------
+    str
+        The text, lines ending in a line feed.
+
+    Examples
+    --------
+    >>> csv_text(("slide_id", "label"), [("slide_1", "a, b")])
+    'slide_id,label\nslide_1,"a, b"\n'
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -20,7 +38,25 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV that ``csv_text`` made."""
+    """Read a CSV that ``csv_text`` made.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    header : list of str
+        Column names.
+    rows : list of list of str
+        Cells of each row.
+
+    Raises
+    ------
+    ArtifactError
+        The file does not exist or is damaged.
+    """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
@@ -32,5 +68,11 @@ def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def format_number(value: float | None) -> str:
-    """Six decimals; empty where there is no number (None, NaN)."""
+    """Format a number with six decimals; empty for None and NaN.
+
+    Examples
+    --------
+    >>> format_number(0.5), format_number(None)
+    ('0.500000', '')
+    """
     return "" if value is None or value != value else f"{value:.6f}"

@@ -1,4 +1,4 @@
-"""Which device computes, and which precision it can compute in."""
+"""Choice of the compute device, and of the precision it supports."""
 
 from __future__ import annotations
 
@@ -10,9 +10,22 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+    """Choose a torch device.
 
-    Raises ``ConfigError`` for a device that this machine or this torch does not have.
+    Parameters
+    ----------
+    name : str
+        ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+
+    Returns
+    -------
+    torch.device
+        The device.
+
+    Raises
+    ------
+    ConfigError
+        This machine, or the installed torch, does not have the device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
@@ -25,7 +38,7 @@ def pick_device(name: str) -> torch.device:
     elif device.type == "mps":
         if not _has_mps():
             raise ConfigError(
-                "device 'mps' is not here: it needs an Apple GPU and macOS 12.3 or later; use auto or cpu"
+                "device 'mps' is not available: it needs an Apple GPU and macOS 12.3 or later; use auto or cpu"
             )
     elif device.type != "cpu":
         raise ConfigError(f"device {name!r} is not supported; use auto, cpu, cuda, cuda:1 or mps")
@@ -33,36 +46,53 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """The type that ``precision`` (fp32, bf16, fp16) computes in under autocast; None: no autocast.
+    """Data type of torch's autocast for a precision.
 
-    Raises ``ConfigError`` where the device cannot: autocast by itself would warn and compute in fp32.
+    Parameters
+    ----------
+    precision : {"fp32", "bf16", "fp16"}
+        The configured precision.
+    device : torch.device
+        Where the computation runs.
+
+    Returns
+    -------
+    torch.dtype or None
+        None for fp32: no autocast.
+
+    Raises
+    ------
+    ConfigError
+        The device does not support the precision; autocast itself would warn and compute in fp32.
     """
     if precision == "fp32":
         return None
-    wanted = _AUTOCAST[precision]
-    if not torch.amp.is_autocast_available(device.type) or not _computes(wanted, device):
+    dtype = _AUTOCAST[precision]
+    if not torch.amp.is_autocast_available(device.type) or not _is_supported(dtype, device):
         raise ConfigError(f"device {device} cannot compute in {precision}; use another precision (fp32 always works)")
-    return wanted
+    return dtype
 
 
 def _check_cuda(name: str, device: torch.device) -> None:
     if not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r} is not here: torch {torch.__version__} sees no CUDA GPU; use auto or cpu")
+        raise ConfigError(
+            f"device {name!r} is not available: torch {torch.__version__} finds no CUDA GPU; use auto or cpu"
+        )
     count = torch.cuda.device_count()
     if device.index is not None and device.index >= count:
-        raise ConfigError(f"device {name!r} is not here: the last of {count} is cuda:{count - 1}")
+        raise ConfigError(f"device {name!r} is not available: the last of {count} is cuda:{count - 1}")
 
 
 def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
-def _computes(wanted: torch.dtype, device: torch.device) -> bool:
+def _is_supported(dtype: torch.dtype, device: torch.device) -> bool:
     if device.type == "cuda":
-        return wanted is not torch.bfloat16 or torch.cuda.is_bf16_supported()
+        return dtype is not torch.bfloat16 or torch.cuda.is_bf16_supported()
     if device.type == "mps":  # bfloat16 came with macOS 14
         try:
-            torch.ones(1, dtype=wanted, device=device).add_(1)
+            torch.ones(1, dtype=dtype, device=device).add_(1)
         except (RuntimeError, TypeError):
             return False
     return True

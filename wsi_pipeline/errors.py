@@ -1,7 +1,7 @@
-"""Errors a user can act on: each message says what, where, and what to do.
+"""Errors that a user can act on: each message states what is wrong, where, and what to do.
 
 Everything that a user may cause is a ``WsiError``; the command line prints its one line and ends with
-``exit_code``. Anything else is a defect of ours.
+``exit_code``. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 
 class WsiError(Exception):
-    """Every foreseen failure. ``exit_code`` 1: this slide fails, the rest go on; 2: the user must fix something."""
+    """Every foreseen failure. ``exit_code`` 1: this slide fails, the others go on; 2: the user must fix something."""
 
     exit_code: ClassVar[int] = 2
 
@@ -20,7 +20,7 @@ class ConfigError(WsiError, ValueError):
 
 
 class UnknownNameError(WsiError, LookupError):
-    """A plug-in, class or stage that nobody registered."""
+    """A plug-in, class or stage that does not exist."""
 
 
 class SlideError(WsiError, OSError):
@@ -34,13 +34,13 @@ class RegionError(SlideError):
 
 
 class EmptySlideError(WsiError):
-    """A slide without tissue, or without one patch that holds enough of it. Costs that slide only."""
+    """A slide without tissue, or without a patch that contains enough of it. Costs that slide only."""
 
     exit_code = 1
 
 
 class ArtifactError(WsiError):
-    """A file of the run folder, a model or a bag that does not fit what is asked of it."""
+    """A file of the run folder, a model or a bag that is missing, damaged, or does not fit its use."""
 
 
 class StorageError(WsiError, OSError):

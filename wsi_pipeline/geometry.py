@@ -1,4 +1,4 @@
-"""The only file that scales coordinates: level-0 pixels, level pixels, micrometres."""
+"""Conversion between level-0 pixels, level pixels and micrometres: the only module that scales coordinates."""
 
 from __future__ import annotations
 
@@ -13,27 +13,81 @@ from .types import Float64, Int64
 
 Pair = tuple[float, float]
 
-# A level counts as "fine enough" when it is coarser than wanted by no more than this: two scans of one
-# protocol differ by about that much, and reading a level four times larger would show no more detail.
+# A level is fine enough if it is coarser than the target by no more than this factor: two scans of one protocol
+# differ by about as much, and a level four times larger would show no more detail.
 LEVEL_TOLERANCE = 1.01
 
 
 def um_to_px0(length_um: float, mpp: Pair) -> Pair:
-    """Length in micrometres -> (x, y) level-0 pixels, not rounded."""
+    """Convert a length to level-0 pixels, without rounding.
+
+    Parameters
+    ----------
+    length_um : float
+        Length in µm.
+    mpp : (float, float)
+        µm per level-0 pixel, (x, y).
+
+    Returns
+    -------
+    (float, float)
+        The length in level-0 pixels along x and along y.
+
+    Examples
+    --------
+    >>> um_to_px0(100.0, (0.5, 0.25))
+    (200.0, 400.0)
+    """
     return length_um / mpp[0], length_um / mpp[1]
 
 
 def side_px0(side_px: int, target_mpp: float, mpp: Pair) -> Pair:
-    """Footprint in level-0 pixels of a patch of ``side_px`` pixels at ``target_mpp``."""
+    """Footprint of a patch in level-0 pixels.
+
+    Parameters
+    ----------
+    side_px : int
+        Side of the patch in pixels at ``target_mpp``.
+    target_mpp : float
+        µm per pixel of the patch.
+    mpp : (float, float)
+        µm per level-0 pixel, (x, y).
+
+    Returns
+    -------
+    (float, float)
+        Width and height in level-0 pixels, not rounded.
+
+    Examples
+    --------
+    >>> side_px0(224, 0.5, (0.25, 0.25))
+    (448.0, 448.0)
+    """
     return um_to_px0(side_px * target_mpp, mpp)
 
 
-def best_level(downsamples: Sequence[float], wanted: float) -> int:
-    """The coarsest level that is still at least as fine as ``wanted`` level-0 pixels per pixel.
+def best_level(downsamples: Sequence[float], target: float) -> int:
+    """Choose the coarsest level that is at least as fine as the target resolution.
 
-    Level 0 if the slide itself is coarser than wanted.
+    Parameters
+    ----------
+    downsamples : sequence of float
+        Level-0 pixels per pixel of each level.
+    target : float
+        Level-0 pixels per pixel of the output.
+
+    Returns
+    -------
+    int
+        Index of the level; 0 if the slide itself is coarser than the target. A level that is coarser by at most 1 %
+        still counts.
+
+    Examples
+    --------
+    >>> best_level((1.0, 4.0, 16.0), 8.0)
+    1
     """
-    fine = [i for i, d in enumerate(downsamples) if d <= wanted * LEVEL_TOLERANCE]
+    fine = [i for i, d in enumerate(downsamples) if d <= target * LEVEL_TOLERANCE]
     return max(fine, key=lambda i: downsamples[i], default=0)
 
 
@@ -48,7 +102,7 @@ class Window:
 
 
 class Windows(NamedTuple):
-    """The same for many footprints of one level."""
+    """How to read N footprints from one level; see ``Window``."""
 
     start: Int64  # (N, 2) first pixel of the region, level pixels
     size: Int64  # (N, 2) (width, height) of the region, level pixels
@@ -56,10 +110,24 @@ class Windows(NamedTuple):
 
 
 def windows(xy_px0: Int64, side: Pair, downsample: float) -> Windows:
-    """The smallest whole-pixel regions that hold the footprints ``xy_px0`` (N, 2) + ``side`` level-0 pixels.
+    """Find the smallest whole-pixel regions of a level that contain the given footprints.
 
-    Readers place a region at the level pixel that holds its corner, so the region starts on a level pixel and
+    Readers place a region at the level pixel that contains its corner, so the region starts on a level pixel and
     the footprint's fractional offset goes into ``box``.
+
+    Parameters
+    ----------
+    xy_px0 : ndarray of int64, (N, 2)
+        Top-left corners in level-0 pixels.
+    side : (float, float)
+        Width and height of each footprint in level-0 pixels.
+    downsample : float
+        Level-0 pixels per pixel of the level.
+
+    Returns
+    -------
+    Windows
+        The regions, and the exact boxes inside them.
     """
     left = xy_px0 / downsample
     right = (xy_px0 + np.asarray(side)) / downsample
@@ -70,7 +138,7 @@ def windows(xy_px0: Int64, side: Pair, downsample: float) -> Windows:
 
 
 def window(xy_px0: tuple[int, int], side: Pair, level: int, downsample: float) -> Window:
-    """The one of the footprint at ``xy_px0``, as a reader wants it."""
+    """As ``windows``, for one footprint, with the region's corner in level-0 pixels for ``Slide.read``."""
     start, size, box = windows(np.array([xy_px0]), side, downsample)
     x, y = np.rint(start[0] * downsample).astype(int).tolist()
     (width, height), (left, top, right, bottom) = size[0].tolist(), box[0].tolist()
@@ -78,9 +146,28 @@ def window(xy_px0: tuple[int, int], side: Pair, level: int, downsample: float) -
 
 
 def grid_corners_px0(slide_size_px0: tuple[int, int], side: Pair, stride: Pair) -> tuple[Int64, Int64]:
-    """Column and row starts of the regular grid from (0, 0): every patch begins inside the slide.
+    """Column and row starts of the regular grid that begins at (0, 0).
 
-    Each start is rounded on its own, so rounding never adds up across the slide.
+    At least half of each patch lies inside the slide. Each start is rounded on its own, so rounding errors never
+    accumulate across the slide.
+
+    Parameters
+    ----------
+    slide_size_px0 : (int, int)
+        (width, height) of level 0.
+    side, stride : (float, float)
+        Patch side and distance between neighbours in level-0 pixels, (x, y).
+
+    Returns
+    -------
+    columns, rows : ndarray of int64, (n,) and (m,)
+        x of each column and y of each row in level-0 pixels.
+
+    Examples
+    --------
+    >>> columns, rows = grid_corners_px0((1000, 600), (224.0, 224.0), (224.0, 224.0))
+    >>> columns.tolist(), rows.tolist()
+    ([0, 224, 448, 672], [0, 224, 448])
     """
     columns, rows = (
         np.rint(np.arange(max(1, math.ceil((extent - side_ / 2) / step))) * step).astype(np.int64)
@@ -90,10 +177,25 @@ def grid_corners_px0(slide_size_px0: tuple[int, int], side: Pair, stride: Pair) 
 
 
 def box_fractions(mask: np.ndarray, mask_side_px0: Pair, xy_px0: Int64, side: Pair) -> Float64:
-    """Exact share (0..1) of each footprint that the mask covers, (N,).
+    """Exact fraction of each footprint that a mask covers.
 
     The mask is constant on each of its pixels, so its summed-area table, read bilinearly, is the exact integral.
-    What lies outside the mask counts as not covered.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, (h, w)
+        Raster whose (0, 0) is the slide's (0, 0).
+    mask_side_px0 : (float, float)
+        Width and height of one mask pixel in level-0 pixels.
+    xy_px0 : ndarray of int64, (N, 2)
+        Top-left corners of the footprints in level-0 pixels.
+    side : (float, float)
+        Width and height of each footprint in level-0 pixels.
+
+    Returns
+    -------
+    ndarray of float64, (N,)
+        Fractions from 0 to 1; the area outside the mask is not covered.
     """
     height, width = mask.shape
     table = np.zeros((height + 1, width + 1))

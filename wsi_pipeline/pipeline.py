@@ -1,63 +1,102 @@
-"""The order of the stages, and what holds between them: failures.csv, names checked before the first slide."""
+"""The table of stages, and what holds between them: failures.csv, names checked before the first slide.
+
+A stage's module is imported when the stage runs, so that a stage without a network starts without torch.
+"""
 
 from __future__ import annotations
 
 import csv
-import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .artifacts import discard, write_text
 from .config import Config, train_of
-from .engine import Engine, Failure, Observer
+from .engine import Engine, Failure, Job, Observer
 from .errors import ArtifactError, ConfigError
 from .project import AUTO, Project
+from .types import SlideRow
 
-STAGES = ("tile", "embed", "train", "predict", "explain", "heatmap", "evaluate", "view")
-APPLY = ("tile", "embed", "predict", "explain", "heatmap", "view")  # what a lab that only applies a model needs
-EXPLANATIONS = "explanations"  # of the room evaluate, and no part of a run: many forward passes a slide
-_WHOLE_COHORT = {"train", "evaluate", EXPLANATIONS}
 _FIELDS = ("slide_id", "stage", "error", "message")
 
+Slides = Sequence[SlideRow]
+Failures = Sequence[Failure]
+Batches = Iterator[list[Job]]
 
-def stages_of(config: Config) -> tuple[str, ...]:
-    """What ``wsi run`` does: a given model is applied, not trained."""
-    return tuple(s for s in STAGES if s != "train" or config.predict.model is None)
+
+@dataclass(frozen=True)
+class Need:
+    """The file that a slide must have before a stage can work on it; a slide without it is listed as failed."""
+
+    stage: str  # that makes the file
+    path: Callable[[Project], Callable[[str], Path]]  # of a project: slide_id -> the file
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: a folder of the run folder, a command of ``wsi`` and, most of them, a section of the config.
+
+    ``jobs(project, slides, failures)`` yields one batch of jobs after the other; the next batch is asked for when
+    all jobs of the one before have ended. ``slides``: those of this call that have what the stage needs and have not
+    failed. ``failures``: all of this call; it grows while the batches run.
+    """
+
+    name: str
+    needs: Need | None
+    scope: Literal["slide", "cohort"]  # cohort: works on the whole manifest only, never on a part of it
+    device: Callable[[Config], str]  # what the config gives: auto, cpu, cuda, …
+    jobs: Callable[[Project, Slides, Failures], Batches]
 
 
 def run_stages(project: Project, stages: Sequence[str], observer: Observer | None = None) -> list[Failure]:
     """Run the stages in order; failures.csv is brought up to date after each.
 
-    Returns every failure that stands in failures.csv. Raises ``WsiError`` where the user must fix something.
+    Returns every failure that is listed in failures.csv. Raises ``WsiError`` where the user must fix something.
     """
     partial = len(project.slides) < len(project.cohort)
-    if partial and set(stages) <= _WHOLE_COHORT:
+    if partial and all(TABLE[name].scope == "cohort" for name in stages):
         raise ConfigError(f"{stages[0]} works on the whole cohort; leave --only out")
     check_names(project.config, stages)
     if "train" in stages and not partial:
         check_splits(project)
-    earlier = [f for f in read_failures(project.folder.failures) if _stands(project, f, stages[0])]
+    earlier = [f for f in read_failures(project.folder.failures) if _still_holds(project, f, stages[0])]
     with Engine(project.config.engine, project.config.out, observer, earlier) as engine:
         for stage in stages:
-            if partial and stage in _WHOLE_COHORT:
+            if partial and TABLE[stage].scope == "cohort":
                 continue
             try:
-                room = "evaluate.explanations" if stage == EXPLANATIONS else f"{stage}.stage"
-                importlib.import_module(f"wsi_pipeline.{room}").run(project, engine)
+                run_stage(stage, project, engine)
             finally:
                 write_failures(project.folder.failures, engine.failures)
             failed = {f.slide_id for f in engine.failures}
             if all(s.slide_id in failed for s in project.slides):
                 _drop_summaries(project, stages)
-                break  # nothing is left to work on; failures.csv says why
+                break  # nothing is left to work on; failures.csv gives the reasons
             if failed - {s.slide_id for s in project.cohort}:
-                break  # a fold, or the cohort's own work: what follows rests on it
+                break  # a fold or the cohort's own job failed: the stages that follow depend on it
     return engine.failures
 
 
+def run_stage(name: str, project: Project, engine: Engine) -> None:
+    """Run one stage's jobs, batch by batch. Failures of single slides are in ``engine.failures``."""
+    stage = TABLE[name]
+    if stage.needs is None:
+        slides = engine.unfailed(project.slides)
+    else:
+        slides = engine.ready(stage.name, project.slides, stage.needs.path(project), stage.needs.stage)
+    for jobs in stage.jobs(project, slides, engine.failures):
+        engine.run(stage.name, jobs, stage.device(project.config))
+
+
+def stages_of(config: Config) -> tuple[str, ...]:
+    """The stages of ``wsi run``: a given model is applied, not trained."""
+    return tuple(s for s in STAGES if s != "train" or config.predict.model is None)
+
+
 def check_names(config: Config, stages: Sequence[str]) -> None:
-    """Every plug-in that the stages will ask for exists. Raises ``ConfigError`` before any work is done."""
+    """Check that every plug-in that the stages will use exists. Raises ``ConfigError`` before any work is done."""
     if "tile" in stages or "embed" in stages:
         from .read import readers
         from .tile import detectors
@@ -86,7 +125,7 @@ def check_names(config: Config, stages: Sequence[str]) -> None:
 
 
 def check_splits(project: Project) -> None:
-    """The manifest's labels and patients can be split. Raises ``ConfigError`` before a slide is read for nothing."""
+    """Check that the manifest's labels and patients can be split. Raises ``ConfigError`` before a slide is read."""
     from .train.labels import outputs, units
     from .train.splits import labelled, make_splits
 
@@ -119,7 +158,7 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
 
 
 def _drop_summaries(project: Project, stages: Sequence[str]) -> None:
-    """No number of an earlier run stands for slides that have all failed now."""
+    """Remove the numbers of an earlier run where all slides have failed now."""
     if len(project.slides) == len(project.cohort):
         for stage, path in (
             ("predict", project.folder.predictions),
@@ -130,12 +169,103 @@ def _drop_summaries(project: Project, stages: Sequence[str]) -> None:
                 discard(path)
 
 
-def _stands(project: Project, failure: Failure, first: str) -> bool:
+def _still_holds(project: Project, failure: Failure, first: str) -> bool:
     """Whether a line of an earlier call still holds: its slide is left out now, or it failed before ``first``.
 
-    What follows ``first`` rests on work that is done again, and will say so again. That an explanation could not be
-    measured keeps no later stage from its slide, so such a line never stands.
+    What follows ``first`` depends on work that is done again, and fails again if it must. An explanation that could
+    not be measured keeps no later stage from its slide, so such a line never holds.
     """
     if failure.slide_id in {s.slide_id for s in project.cohort} - {s.slide_id for s in project.slides}:
         return True
     return failure.stage in STAGES[: STAGES.index("evaluate" if first == EXPLANATIONS else first)]
+
+
+# --- the table -----------------------------------------------------------------------------------------------
+
+
+def _tile(project: Project, slides: Slides, _failures: Failures) -> Batches:
+    from .tile.stage import jobs
+
+    return jobs(project, slides)
+
+
+def _embed(project: Project, slides: Slides, _failures: Failures) -> Batches:
+    from .embed.stage import jobs
+
+    return jobs(project, slides)
+
+
+def _train(project: Project, slides: Slides, _failures: Failures) -> Batches:
+    from .train.stage import jobs
+
+    return jobs(project, slides)
+
+
+def _predict(project: Project, slides: Slides, failures: Failures) -> Batches:
+    from .predict.stage import jobs
+
+    return jobs(project, slides, failures)
+
+
+def _explain(project: Project, slides: Slides, _failures: Failures) -> Batches:
+    from .explain.stage import jobs
+
+    return jobs(project, slides)
+
+
+def _heatmap(project: Project, slides: Slides, _failures: Failures) -> Batches:
+    from .heatmap.stage import jobs
+
+    return jobs(project, slides)
+
+
+def _evaluate(project: Project, _slides: Slides, _failures: Failures) -> Batches:
+    from .evaluate.stage import jobs
+
+    return jobs(project)
+
+
+def _explanations(project: Project, slides: Slides, _failures: Failures) -> Batches:
+    from .evaluate.explanations import jobs
+
+    return jobs(project, slides)
+
+
+def _view(project: Project, slides: Slides, failures: Failures) -> Batches:
+    from .view.stage import jobs
+
+    return jobs(project, slides, failures)
+
+
+def _first_explanation(project: Project) -> Callable[[str], Path]:
+    from .heatmap.stage import first_explanation
+
+    return first_explanation(project)
+
+
+def _no_device(_config: Config) -> str:
+    return "cpu"
+
+
+_GRID = Need("tile", lambda project: project.folder.grid)
+_BAG = Need("embed", lambda project: project.folder.bag)
+_MAP = Need("explain", _first_explanation)
+
+EXPLANATIONS = "explanations"  # ``wsi evaluate explanations``: not part of a run, as it takes many forward passes
+
+TABLE = {
+    stage.name: stage
+    for stage in (
+        Stage("tile", None, "slide", _no_device, _tile),
+        Stage("embed", _GRID, "slide", lambda config: config.embed.device, _embed),
+        Stage("train", _BAG, "cohort", lambda config: config.train.device, _train),
+        Stage("predict", _BAG, "slide", lambda config: config.predict.device, _predict),
+        Stage("explain", _BAG, "slide", lambda config: config.explain.device, _explain),
+        Stage("heatmap", _MAP, "slide", _no_device, _heatmap),
+        Stage("evaluate", None, "cohort", _no_device, _evaluate),
+        Stage(EXPLANATIONS, _BAG, "cohort", lambda config: config.explain.device, _explanations),
+        Stage("view", _GRID, "slide", _no_device, _view),
+    )
+}
+STAGES = tuple(name for name in TABLE if name != EXPLANATIONS)  # of ``wsi run``, in order
+APPLY = tuple(name for name in STAGES if TABLE[name].scope == "slide")  # what a lab that only applies a model needs

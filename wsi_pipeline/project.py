@@ -1,4 +1,4 @@
-"""One run: its config, its slides, and where everything lies in the run folder."""
+"""One run: its config, its slides, and the paths of its run folder."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ from .types import SlideRow
 
 _COLUMNS = ("slide_id", "path", "patient_id", "label", "split", "mpp", "annotation", "time", "event", "site")
 LABEL_SEPARATOR = ";"  # between the classes of a multilabel slide
-AUTO = "auto"  # in explain.methods: the method that patch flipping picks for each model
-_LONGEST_ID = 200  # bytes; file systems take 255, and endings are added
+ABSTAIN = "abstain"  # the decision where a prediction set does not hold exactly one class
+AUTO = "auto"  # in explain.methods: the method that patch flipping selects for each model
+_LONGEST_ID = 200  # bytes; file systems allow 255, and suffixes are added
 _SPLITS = {"train", "val", "test"}
+
+
+def label_classes(label: str) -> list[str]:
+    """The classes of a multilabel label; ``-`` means none of them."""
+    return [name for part in label.split(LABEL_SEPARATOR) if (name := part.strip()) not in ("", "-")]
 
 
 @dataclass(frozen=True)
@@ -92,17 +98,17 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class MethodSelection:
-    """What patch flipping on validation slides found for one model, and the method that it picks."""
+    """The method that patch flipping on validation slides selects for one model, and the measurements."""
 
     method: str
-    aupc: dict[str, float]  # of each candidate, mean over the slides; the lowest is picked
-    random: float  # the same of random scores
-    slides: int
+    aupc: dict[str, float]  # of each candidate, mean over the slides; the lowest is selected
+    random: float  # the same for random scores
+    slides: int  # number of slides
 
 
 @dataclass(frozen=True)
 class Project:
-    """What every stage is given: ``slides``, which this call works on, out of ``cohort``, the whole manifest."""
+    """The config and the slides: ``slides``, which this call works on, out of ``cohort``, the whole manifest."""
 
     config: Config
     slides: tuple[SlideRow, ...]
@@ -113,11 +119,11 @@ class Project:
         return RunFolder(self.config.out)
 
     def methods(self, model: str) -> tuple[str, ...]:
-        """The methods that explain ``model``, ``auto`` replaced by the one that was picked, if it was by now."""
-        choice = read_selection(self.folder.selection(model))
-        picked = (choice.method,) if choice else ()
+        """The methods that explain ``model``; ``auto`` is replaced by the selected one, once it is selected."""
+        selection = read_selection(self.folder.selection(model))
+        selected = (selection.method,) if selection else ()
         named = self.config.explain.methods
-        return tuple(dict.fromkeys(m for name in named for m in (picked if name == AUTO else (name,))))
+        return tuple(dict.fromkeys(m for name in named for m in (selected if name == AUTO else (name,))))
 
     def slides_of(self, patient_id: str) -> tuple[str, ...]:
         """The slide_ids of one patient in the whole manifest."""
@@ -132,7 +138,7 @@ class Project:
 
 
 def read_selection(path: Path) -> MethodSelection | None:
-    """The choice that ``wsi explain`` left; None where there is none. Raises ``ArtifactError`` where it is damaged."""
+    """The selection that ``wsi explain`` wrote; None where there is none. Raises ``ArtifactError`` if damaged."""
     if not path.exists():
         return None
     try:
@@ -156,7 +162,7 @@ def open_project(config: Config, only: Sequence[str] = ()) -> Project:
 def read_manifest(path: str | os.PathLike[str]) -> tuple[SlideRow, ...]:
     """The slides of a manifest CSV, in its order; relative paths are taken from the manifest's folder.
 
-    Columns of other programs are left alone; one that is nearly ours is taken for a slip and refused.
+    Unknown columns are ignored; one whose name nearly matches a known column is refused as a probable typo.
     Raises ``ConfigError`` with the line and what to do.
     """
     path = Path(path)
@@ -178,12 +184,12 @@ def read_manifest(path: str | os.PathLike[str]) -> tuple[SlideRow, ...]:
 
 
 def slides_from_paths(paths: Iterable[Path]) -> list[SlideRow]:
-    """A manifest for slides given by path only: the file's name without its ending is the slide_id."""
+    """A manifest for slides given by path only: the file's name without its suffix is the slide_id."""
     return [SlideRow(slide_id_of(p), p.resolve(), patient_id=slide_id_of(p)) for p in sorted(paths)]
 
 
 def write_manifest(path: Path, rows: Sequence[SlideRow]) -> None:
-    """The rows as a manifest CSV (slide_id and path only: what an applying lab knows)."""
+    """Write the rows as a manifest CSV with the columns slide_id and path."""
     _check_distinct(path, rows)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -207,7 +213,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 def _row(manifest: Path, number: int, line: dict[str, str]) -> SlideRow:
     where = f"{manifest}, line {number}"
     if None in line:
-        raise ConfigError(f"{where} has more cells than the header; put quotes round a value with a comma")
+        raise ConfigError(f"{where} has more cells than the header; put quotes around a value with a comma")
     values = {name: (line.get(name) or "").strip() for name in _COLUMNS}
     if not values["path"]:
         raise ConfigError(f"{where}: path is empty")
@@ -239,19 +245,19 @@ def _time(where: str, text: str) -> float:
     except ValueError:
         value = float("nan")
     if not 0 <= value < float("inf"):
-        raise ConfigError(f"{where}: time {text!r} must be a number that is not negative, in one unit for all slides")
+        raise ConfigError(f"{where}: time {text!r} must be a non-negative number, in the same unit for all slides")
     return value
 
 
 def _event(where: str, text: str) -> bool:
     known = {"1": True, "true": True, "0": False, "false": False}
     if text.lower() not in known:
-        raise ConfigError(f"{where}: event {text!r} must be 1 (seen) or 0 (censored)")
+        raise ConfigError(f"{where}: event {text!r} must be 1 (observed) or 0 (censored)")
     return known[text.lower()]
 
 
 def parse_mpp(where: str, text: str) -> float:
-    """A resolution that a person gave: µm per pixel of level 0. Raises ``ConfigError`` where it cannot be one."""
+    """A resolution that the user gives: µm per pixel of level 0. Raises ``ConfigError`` where it cannot be one."""
     try:
         value = float(text)
     except ValueError:
@@ -265,11 +271,11 @@ def _path(where: str, manifest: Path, text: str) -> Path:
     try:
         return (manifest.parent / Path(text).expanduser()).resolve()
     except (RuntimeError, ValueError, OSError) as error:
-        raise ConfigError(f"{where}: {text!r} is no path ({error})") from error
+        raise ConfigError(f"{where}: {text!r} is not a path ({error})") from error
 
 
 def slide_id_of(path: Path) -> str:
-    """The slide_id of a slide that has no manifest: its file name without the ending."""
+    """The slide_id of a slide that has no manifest: its file name without the suffix."""
     name = path.name
     for suffix in (".ome.tiff", ".ome.tif"):
         if name.lower().endswith(suffix):
@@ -283,6 +289,6 @@ def _check_distinct(path: Path, rows: Sequence[SlideRow]) -> None:
         other = seen.setdefault(row.slide_id, row)
         if other is not row:
             raise ConfigError(
-                f"{path}: the slide_id {row.slide_id!r} stands twice ({other.path}, {row.path}); "
+                f"{path}: the slide_id {row.slide_id!r} appears twice ({other.path}, {row.path}); "
                 f"give each slide its own"
             )

@@ -1,4 +1,14 @@
-"""What passes through the doors as HDF5: grids, bags, explanations, with what CLAM's and TRIDENT's readers look for."""
+"""Read and write grids, bags and explanations as HDF5, with the attributes that CLAM's and TRIDENT's readers expect.
+
+Every file carries the attributes ``schema``, ``key`` and ``made_by`` (see ``artifacts``) and the dataset ``coords``
+(N, 2) int64: top-left corners in level-0 pixels, row-major, with the grid's geometry as attributes. Besides:
+
+- grid: ``tissue`` (h, w) bool with attribute ``side_px0``, and ``unreadable_px0`` (M, 4) int64, boxes (x, y, w, h);
+- bag: ``features`` (N, D) float16 or float32 with attributes ``encoder`` and ``weights_digest``, and
+  ``unreadable_px0`` (M, 2) int64, the corners of the patches that could not be read;
+- explanation: ``scores`` (K, N) float32, one row per target class, with attributes ``method``, ``model``, ``targets``
+  (K,), ``unit``, ``signed``, ``residual`` (JSON, a list of K mappings), ``selected`` and, where measured, ``aupc``.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +34,7 @@ def _open(path: str | os.PathLike[str], what: str) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except FileNotFoundError as error:
-        raise ArtifactError(f"{what} {path} is not there; run the stage that makes it") from error
+        raise ArtifactError(f"{what} {path} does not exist; run the stage that makes it") from error
     except OSError as error:
         raise ArtifactError(f"{what} {path} is damaged ({error}); delete it and run again") from error
     with file:
@@ -32,7 +42,7 @@ def _open(path: str | os.PathLike[str], what: str) -> Iterator[h5py.File]:
 
 
 def _write_grid(file: h5py.File, grid: PatchGrid) -> None:
-    """``coords`` with the attributes that CLAM's and TRIDENT's readers look for, and ours."""
+    """``coords`` with the attributes that CLAM's and TRIDENT's readers expect, and our own."""
     coords = file.create_dataset("coords", data=grid.xy_px0)
     coords.attrs.update(
         {
@@ -69,7 +79,7 @@ def _read_grid(file: h5py.File, path: str | os.PathLike[str]) -> PatchGrid:
             bounds_px0=_box(a["bounds_px0"]),
         )
     except KeyError as error:
-        raise ArtifactError(f"{path} is not one of our files: {error.args[0]}") from error
+        raise ArtifactError(f"{path} was not written by wsi_pipeline: {error.args[0]}") from error
 
 
 def _box(values: Sequence[int]) -> Box:
@@ -78,7 +88,7 @@ def _box(values: Sequence[int]) -> Box:
 
 
 def write_grid(path: Path, grid: PatchGrid, mask: TissueMask, provenance: Provenance) -> None:
-    """A slide's grid and the tissue it was laid on."""
+    """Write a slide's grid and the tissue mask it was laid on; the file appears complete or not at all."""
     with atomic_path(path) as beside, h5py.File(beside, "w") as file:
         file.attrs.update(provenance.attributes())
         _write_grid(file, grid)
@@ -88,7 +98,23 @@ def write_grid(path: Path, grid: PatchGrid, mask: TissueMask, provenance: Proven
 
 
 def read_grid(path: str | os.PathLike[str]) -> tuple[PatchGrid, TissueMask]:
-    """A slide's grid and tissue mask."""
+    """Read a slide's grid and tissue mask.
+
+    Parameters
+    ----------
+    path : str or path-like
+        File written by ``write_grid``.
+
+    Returns
+    -------
+    PatchGrid, TissueMask
+        The patches, and the tissue.
+
+    Raises
+    ------
+    ArtifactError
+        The file does not exist, is damaged, or was not written by this package.
+    """
     with _open(path, "the patch grid") as file:
         grid = _read_grid(file, path)
         side = file["tissue"].attrs["side_px0"]
@@ -97,9 +123,20 @@ def read_grid(path: str | os.PathLike[str]) -> tuple[PatchGrid, TissueMask]:
 
 
 class BagWriter:
-    """Appends features batch by batch, in the grid's order; the bag appears whole, or not at all.
+    """Write a bag batch by batch, in the grid's order; the file appears complete or not at all.
 
-    ``finish`` is given the rows of the grid that were appended; the others are listed as unreadable.
+    A context manager: call ``append`` for each batch, then ``finish``. Memory does not grow with the bag.
+
+    Parameters
+    ----------
+    path : Path
+        HDF5 file to write.
+    grid : PatchGrid
+        All patches of the slide, N of them.
+    dim : int
+        Number of features per patch.
+    dtype : {"float16", "float32"}
+        Stored type.
     """
 
     def __init__(self, path: Path, grid: PatchGrid, dim: int, dtype: str) -> None:
@@ -125,13 +162,28 @@ class BagWriter:
         self._stack.__exit__(kind, error, trace)
 
     def append(self, features: np.ndarray) -> None:
-        """(n, dim) more rows."""
+        """Append the features (n, dim) of the next n readable patches."""
         start = self._features.shape[0]
         self._features.resize(start + len(features), axis=0)
         self._features[start:] = features
 
     def finish(self, readable: np.ndarray, encoder: str, weights_digest: str, provenance: Provenance) -> None:
-        """``readable``: (N,) bool over the grid; as many True as rows were appended."""
+        """Complete the bag with its grid, encoder and provenance.
+
+        Parameters
+        ----------
+        readable : ndarray of bool, (N,)
+            Which patches of the grid were appended; the others are listed as unreadable.
+        encoder, weights_digest : str
+            Name of the encoder and sha256 of its weights.
+        provenance : Provenance
+            Key and origin of the file.
+
+        Raises
+        ------
+        ValueError
+            The number of appended rows is not the number of readable patches.
+        """
         if int(readable.sum()) != self._features.shape[0]:
             raise ValueError(f"{self._features.shape[0]} rows for {int(readable.sum())} readable patches")
         _write_grid(self._file, select(self._grid, readable))
@@ -141,12 +193,25 @@ class BagWriter:
 
 
 def select(grid: PatchGrid, rows: np.ndarray) -> PatchGrid:
-    """The grid with only these rows ((N,) bool or indices)."""
+    """The grid with only some patches; ``rows``: (N,) bool, or indices."""
     return PatchGrid(**{**vars(grid), "xy_px0": grid.xy_px0[rows]})
 
 
 def read_features(path: Path, pick: Callable[[int], Int64]) -> NDArray[np.floating]:
-    """Some rows of a bag's features, (n, D) as stored; ``pick`` is given N and says which, ascending."""
+    """Read some rows of a bag's features.
+
+    Parameters
+    ----------
+    path : Path
+        File written by ``BagWriter``.
+    pick : callable
+        Called with N; returns the indices of the rows to read, ascending.
+
+    Returns
+    -------
+    ndarray of float16 or float32, (n, D)
+        The features as stored.
+    """
     with _open(path, "the bag") as file:
         features = file["features"]
         rows: NDArray[np.floating] = features[pick(len(features))]
@@ -154,7 +219,23 @@ def read_features(path: Path, pick: Callable[[int], Int64]) -> NDArray[np.floati
 
 
 def read_bag(path: str | os.PathLike[str]) -> FeatureBag:
-    """A whole bag; features as stored (float16 or float32)."""
+    """Read a whole bag, features as stored (float16 or float32).
+
+    Parameters
+    ----------
+    path : str or path-like
+        File written by ``BagWriter``.
+
+    Returns
+    -------
+    FeatureBag
+        Grid, features and encoder.
+
+    Raises
+    ------
+    ArtifactError
+        The file does not exist, is damaged, or was not written by this package.
+    """
     with _open(path, "the bag") as file:
         grid = _read_grid(file, path)
         features = file["features"]
@@ -165,7 +246,10 @@ def read_bag(path: str | os.PathLike[str]) -> FeatureBag:
 
 
 def write_explanations(path: Path, explanations: Sequence[Explanation], provenance: Provenance) -> None:
-    """One method's scores for one or more target classes of one slide: ``scores`` (K, N)."""
+    """Write one method's scores on one slide; the file appears complete or not at all.
+
+    ``explanations``: one per target class, all of one grid, method and model.
+    """
     first = explanations[0]
     with atomic_path(path) as beside, h5py.File(beside, "w") as file:
         file.attrs.update(provenance.attributes())
@@ -186,14 +270,30 @@ def write_explanations(path: Path, explanations: Sequence[Explanation], provenan
 
 
 def read_explanations(path: str | os.PathLike[str]) -> list[Explanation]:
-    """The scores of one method, one entry a target class."""
+    """Read the scores of one method on one slide.
+
+    Parameters
+    ----------
+    path : str or path-like
+        File written by ``write_explanations``.
+
+    Returns
+    -------
+    list of Explanation
+        One per target class.
+
+    Raises
+    ------
+    ArtifactError
+        The file does not exist, is damaged, or was not written by this package.
+    """
     with _open(path, "the explanation") as file:
         grid = _read_grid(file, path)
         scores, a = file["scores"][:], file["scores"].attrs
-        elsewhere = json.loads(a["residual"]) if "residual" in a else [{}] * len(scores)
+        residuals = json.loads(a["residual"]) if "residual" in a else [{}] * len(scores)
         aupc, selected = float(a["aupc"]) if "aupc" in a else None, bool(a.get("selected", False))
-        what = str(a["method"]), str(a["model"])
+        names = str(a["method"]), str(a["model"])
         return [
-            Explanation(grid, row, *what, str(target), a["unit"], bool(a["signed"]), lost, aupc, selected)
-            for row, target, lost in zip(scores, a["targets"], elsewhere, strict=True)
+            Explanation(grid, row, *names, str(target), a["unit"], bool(a["signed"]), residual, aupc, selected)
+            for row, target, residual in zip(scores, a["targets"], residuals, strict=True)
         ]

@@ -1,9 +1,9 @@
-"""Lets ``import torchvision`` pass where its compiled operators cannot load.
+"""Make ``import torchvision`` work where its compiled operators cannot be loaded.
 
-A site that installs a CPU-only torch beside the registry's torchvision (built for CUDA) gets an ImportError: at
-import torchvision describes two detection operators that its compiled half would have declared. We use none of
-its compiled operators, so where they are missing their names are declared, and nothing else changes. Import this
-module before torchvision, timm or lightning.
+With a CPU-only torch and the package index's torchvision (built for CUDA), importing torchvision raises an
+ImportError: it describes two detection operators that its compiled library should have declared. We use none of its
+compiled operators, so this module declares the missing names and changes nothing else. Import it before torchvision,
+timm or lightning.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _MISSING = ("nms", "qnms")
 _declared: list[torch.library.Library] = []  # a declaration lives as long as its Library
 
 
-def _compiled_half_loads() -> bool:
+def _compiled_operators_load() -> bool:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
-        return True  # nothing to guard; the importer gets the ordinary error
+        return True  # nothing to guard; the caller gets the ordinary error
     for binary in Path(spec.origin).parent.glob("_C*.*"):
         try:
             torch.ops.load_library(str(binary))
@@ -36,5 +36,5 @@ def _declare() -> None:
     _declared.append(library)
 
 
-if not _declared and not _compiled_half_loads():
+if not _declared and not _compiled_operators_load():
     _declare()

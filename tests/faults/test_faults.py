@@ -1,6 +1,6 @@
-"""Whatever is killed and whenever: the run folder is valid, and the next run finishes it to the same bytes.
+"""Whatever is killed at whatever moment: the run folder stays valid, and the next run completes it, byte for byte.
 
-``make test`` holds a short campaign, tile and embed; ``make faults`` the whole one (WSI_FAULTS=full), every stage.
+``make test`` runs a short campaign, tile and embed; ``make faults`` the full one (WSI_FAULTS=full), with every stage.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from campaign import Campaign, Work, children, ended, in_hand, tree
+from campaign import Campaign, Work, children, claimed, ended, tree
 
 from wsi_pipeline.demo import draw_cohort
 
 FULL = os.environ.get("WSI_FAULTS") == "full"
-full = pytest.mark.skipif(not FULL, reason="the whole campaign: make faults")
+full = pytest.mark.skipif(not FULL, reason="the full campaign: make faults")
 STAGES: tuple[str, ...] = () if FULL else ("tile", "embed")  # none named: the whole `wsi run`
 KILLS = {"serial": 30, "local": 30} if FULL else {"serial": 3, "local": 2}
 SLIDES = 24
@@ -44,7 +44,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def figures(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Lines that are printed at the end."""
+    """Lines to print at the end."""
     lines: list[str] = []
     yield lines
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
@@ -62,7 +62,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What a run leaves and does that nobody disturbs."""
+    """The files and the work of an undisturbed run."""
 
     files: dict[str, str]
     work: Work
@@ -78,7 +78,7 @@ def undisturbed(study: Path, figures: list[str]) -> Undisturbed:
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("serial", 1), ("local", 2)])
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
+def test_a_run_that_is_killed_repeatedly_ends_with_the_same_bytes(
     study: Path, undisturbed: Undisturbed, figures: list[str], kind: str, workers: int
 ) -> None:
     campaign = Campaign(study, f"killed-{kind}", STAGES, LOCAL if kind == "local" else ())
@@ -94,7 +94,7 @@ def test_two_runs_at_once_do_each_slide_once(study: Path, undisturbed: Undisturb
 
 
 @full
-def test_what_a_run_had_in_hand_that_died_is_done_by_the_other(
+def test_jobs_claimed_by_a_run_that_died_are_done_by_the_other(
     study: Path, undisturbed: Undisturbed, figures: list[str]
 ) -> None:
     both = Campaign(study, "one-dies", STAGES)
@@ -110,7 +110,7 @@ def test_what_a_run_had_in_hand_that_died_is_done_by_the_other(
 
 @full
 def test_a_worker_that_is_killed_costs_nothing(study: Path, undisturbed: Undisturbed, figures: list[str]) -> None:
-    """Its slide is done elsewhere; again and again, in every stage."""
+    """Its slide is done by another worker; repeatedly, in every stage."""
     campaign = Campaign(study, "workers-killed", STAGES, (*LOCAL, "engine.retries=50"))
     process, dice, kills = campaign.start(), random.Random(5), 0
     while process.poll() is None:
@@ -129,7 +129,7 @@ def test_a_worker_that_is_killed_costs_nothing(study: Path, undisturbed: Undistu
 def test_a_run_over_that_of_other_settings_is_killed_and_ends_with_its_own_bytes(
     study: Path, undisturbed: Undisturbed, figures: list[str]
 ) -> None:
-    """What is replaced is whole at any moment, the old or the new."""
+    """A replaced file is complete at any moment, the old or the new one."""
     other = ("tile.overlap=0.25", "train.epochs=3")
     fresh, over = Campaign(study, "other", STAGES, other), Campaign(study, "other-over-old", STAGES, other)
     fresh.finish()
@@ -148,7 +148,7 @@ def test_the_bytes_are_the_same_with_any_number_of_workers(study: Path, undistur
 
 @full
 def test_the_bytes_are_the_same_on_a_cluster(study: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """Two workers, with and without a nanny, of a scheduler that a run finds by its address."""
+    """Two workers, with and without a nanny, of a scheduler that the run finds by its address."""
     file = tmp_path / "scheduler.json"
     where = ["--scheduler-file", str(file), "--no-dashboard"]
     dask = [[sys.executable, "-m", f"distributed.cli.dask_{part}", *where] for part in ("scheduler", "worker")]
@@ -184,21 +184,21 @@ def test_ctrl_c_stops_within_seconds_and_leaves_nothing_half_done(
         process = campaign.start()
         time.sleep(STARTUP_S + dice.uniform(0, sum(undisturbed.work.seconds.values()) / 2))
         workers, begun = children(process), time.monotonic()
-        if number == signal.SIGINT:  # a terminal sends it to all
+        if number == signal.SIGINT:  # a terminal sends it to all processes
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
-        if "report.html" in said:
-            break  # it was done
-        assert process.returncode == 130, said
-        assert "stopped; what is finished stays" in said
-        assert "Traceback" not in said
+        stderr = process.communicate(timeout=60)[1]
+        if "report.html" in stderr:
+            break  # it had finished
+        assert process.returncode == 130, stderr
+        assert "stopped; finished work is kept" in stderr
+        assert "Traceback" not in stderr
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert alive == []
         longest = max(longest, time.monotonic() - begun)
         assert not list(campaign.folder.rglob(".writing-*"))
-        assert in_hand(campaign.folder) == []
+        assert claimed(campaign.folder) == []
     figures.append(f"{number.name}, {settings or 'serial'}: at most {longest:.1f} s")
     campaign.finish()
     assert tree(campaign.folder) == undisturbed.files

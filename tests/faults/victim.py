@@ -1,4 +1,4 @@
-"""Some stages of a run, as the command ``wsi`` does them, in a process that may be killed. CONFIG STAGES [OVERRIDE…]"""
+"""Runs some stages like the command ``wsi``, in a process that may be killed. Arguments: CONFIG STAGES [OVERRIDE…]"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Choose the recipe of the classic sets: each candidate is trained on both, and judged by validation bags only.
+"""Choose the training recipe for the classic data sets: each candidate is trained on both, and compared on validation.
 
     python workflows/classic_mil/choose.py ../shared/data/mil --out studies/classic_mil_choice
 
-Of every fold, the validation part is taken from the training bags. The table says the mean accuracy over the sets, on
-the validation parts of ten folds of one seed that the study does not use, for plain and gated AB-MIL together.
+In every fold the validation part is taken from the training bags; test bags are not used. Prints the mean accuracy over
+the data sets, on the validation parts of ten folds of one seed that the study does not use, for plain and gated AB-MIL
+together.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from wsi_pipeline.config import build_config
-from wsi_pipeline.engine import Engine
+from wsi_pipeline.pipeline import run_stages
 from wsi_pipeline.project import open_project
 from wsi_pipeline.studies.classic_mil import accuracies, write_study
-from wsi_pipeline.train import stage
 
-SEED = 100  # none of the study's
+SEED = 100  # not one of the study's seeds
 GRID: dict[str, list[Any]] = {"hidden": [128, 256], "dropout": [0.25, 0.5], "epochs": [20], "keep": ["last"]}
 
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def validation_accuracy(source: Path, out: Path, candidate: dict[str, Any], workers: int) -> float:
-    """Mean over plain and gated AB-MIL of the accuracy on all folds' validation parts."""
+    """Accuracy on all folds' validation parts, mean over plain and gated AB-MIL."""
     name = "-".join(str(value) for value in candidate.values())
     folder = out / f"{source.stem}-{name}"
     write_study(source, folder)
@@ -63,8 +63,7 @@ def validation_accuracy(source: Path, out: Path, candidate: dict[str, Any], work
         "engine": {"kind": "local", "workers": workers},
     }
     project = open_project(build_config(data, [], base=Path.cwd(), source="choose.py"))
-    with Engine(project.config.engine, project.config.out) as engine:
-        stage.run(project, engine)
+    run_stages(project, ["train"])
     return float(
         np.mean(
             [

@@ -155,10 +155,10 @@ def features_of_encoder(name: str, mpp: float, side_px: int, weights_digest: str
     if not mpp > 0 or side_px < 1:
         raise ConfigError(f"--mpp {mpp:g} --side-px {side_px}: both must be above 0, as your bags say them")
     if weights_digest is None:
-        from ..embed.identity import at_hand
+        from ..embed.identity import cached_weights
         from ..embed.weights import digest
 
-        weights = at_hand(name)
+        weights = cached_weights(name)
         if weights is None:
             raise ConfigError(
                 f"the weights of encoder {name!r} are not on this machine, so their digest is not known; "

@@ -179,7 +179,7 @@ def predict_bag(model: TrainedModel, bag: FeatureBag, *, config: PredictConfig |
         logits = member_logits(model.loaded, [bag], model.device)
         dropout = dropout_logits(model.loaded, [bag], model.device, section.mc_dropout)
     found = combine_members(model.cards, member_outputs(model.cards, logits, dropout), section)
-    inside = None if found.members is None else np.flatnonzero(found.members)
+    inside = None if found.in_set is None else np.flatnonzero(found.in_set)
     return Prediction(
         slide_id=bag.grid.slide_id,
         model=model.name,

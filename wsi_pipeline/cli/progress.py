@@ -1,4 +1,4 @@
-"""What people see while a stage runs: bars on a terminal, one line a stage in a log."""
+"""Progress of a run: bars on a terminal, one line per stage in a log."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ..engine import Job, Result
 
 _UNITS = {"tile": "patches", "embed": "patches", "explain": "patches", "heatmap": "cells"}
-_WHAT = {"train": "folds", "explain": "maps"}
+_JOBS = {"train": "folds", "explain": "maps"}
 
 
 class Bars:
-    """An ``Observer`` that draws on ``console``: done, rate, time left; and a summary line per stage."""
+    """An ``Observer`` that draws on ``console``: jobs done, rate, time left; and a summary line per stage."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -30,7 +30,7 @@ class Bars:
         self._worked_s = self._waited_s = 0.0
 
     def started(self, stage: str, total: int, current: int) -> None:
-        """A stage may map more than once (folds, then the cohort): its numbers add up until another begins."""
+        """A stage may have several batches (folds, then the cohort): its numbers add up until another stage begins."""
         if stage != self._stage:
             self.close()
             self._clear()
@@ -53,8 +53,8 @@ class Bars:
         self._task = self._progress.add_task(self._stage, total=todo, rate="")
 
     def advanced(self, stage: str, job: Job, result: Result) -> None:
-        """One job ended; a failure gets its line at once."""
-        if result.elsewhere:
+        """One job ended; a failure is printed at once."""
+        if result.done_elsewhere:
             self._current += 1
             self._step()
             return
@@ -76,17 +76,17 @@ class Bars:
             self._progress.update(self._task, advance=1, rate=self._rate() if self._done else "")
 
     def waiting(self, stage: str, why: str) -> None:
-        """A line that says what nothing happens for."""
+        """Print a line with the reason."""
         self._console.print(f"{stage}: {escape(why)}", highlight=False, soft_wrap=True)
 
     def finished(self) -> None:
-        """The bar goes; the line comes when the next stage begins."""
+        """Remove the bar; the summary line is printed when the next stage begins."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
     def close(self) -> None:
-        """Print the line of the last stage. Called at the end of a run, too."""
+        """Print the summary line of the last stage. Also called at the end of a run."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -105,7 +105,7 @@ class Bars:
     def _rate(self) -> str:
         seconds = self._seconds()
         rate = self._done / seconds
-        text = f"{f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} {_WHAT.get(self._stage, 'slides')}/s"
+        text = f"{f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} {_JOBS.get(self._stage, 'slides')}/s"
         if self._units and self._stage in _UNITS:
             text += f", {self._units / seconds:,.0f} {_UNITS[self._stage]}/s"
         if self._worked_s:

@@ -1,4 +1,4 @@
-"""What ``wsi list``, ``info``, ``config`` and ``doctor`` show: tables, no decisions."""
+"""The tables of ``wsi list``, ``info``, ``config`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def registry(kind: str) -> Registry[Any]:
 
 
 def plugin_table(kind: str) -> Table:
-    """Name, what it is, its options with defaults, and its facts; below, the plug-ins that cannot be used."""
+    """Name, summary, options with defaults, and facts of each; below, the plug-ins that cannot be used."""
     entries, faults = registry(kind).listing()
     table = Table(title=kind, show_lines=True, caption="\n".join(escape(line) for line in faults) or None)
-    for column in ("name", "what", "options", "facts"):
+    for column in ("name", "summary", "options", "facts"):
         table.add_column(column, overflow="fold")
     for entry in entries:
         options = "\n".join(f"{name} = {default!r}" for name, default in entry.options.items())
@@ -65,7 +65,7 @@ def plugin_table(kind: str) -> Table:
 
 
 def slide_table(path: Path, mpp: float | None) -> Table:
-    """What is known of a slide before anything is computed."""
+    """The properties of a slide, read from its header."""
     from ..read import open_slide
 
     table = Table(title=path.name, show_header=False)
@@ -97,7 +97,9 @@ def config_table(section: str | None) -> Table:
                 runtime = isinstance(inner.json_schema_extra, dict) and "runtime" in inner.json_schema_extra
                 default = inner.get_default(call_default_factory=True, validated_data={})
                 table.add_row(
-                    f"{name}.{inner.alias or key}{'*' if runtime else ''}", _plain(default), inner.description or ""
+                    f"{name}.{inner.alias or key}{'*' if runtime else ''}",
+                    escape(_plain(default)),  # a list in brackets would be read as markup
+                    escape(inner.description or ""),
                 )
         else:
             table.add_row(name, "(must be given)", field.description or "")
@@ -113,11 +115,11 @@ def _plain(value: object) -> str:
 
 
 def doctor_table() -> Table:
-    """What an answer to "why does it not work here?" begins with."""
+    """Versions, devices, disk and weights: where a search for a problem begins."""
     import torch
 
     from ..embed import encoders
-    from ..embed.identity import at_hand
+    from ..embed.identity import cached_weights
 
     table = Table(title=f"wsi_pipeline {__version__}", show_header=False)
     table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
@@ -132,8 +134,8 @@ def doctor_table() -> Table:
     table.add_row("disk here", f"{usage.free / 2**30:,.0f} of {usage.total / 2**30:,.0f} GiB free")
     for entry in encoders.entries():
         if not entry.name.endswith(":"):
-            found = at_hand(entry.name)
-            table.add_row(f"weights: {entry.name}", str(found) if found else "not here; see `wsi list encoders`")
+            found = cached_weights(entry.name)
+            table.add_row(f"weights: {entry.name}", str(found) if found else "not found; see `wsi list encoders`")
     return table
 
 

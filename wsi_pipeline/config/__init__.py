@@ -1,7 +1,7 @@
 """YAML -> one frozen config: one file a section, and ``Config``, which names them once.
 
-Lengths are micrometres (``_um``) or micrometres per pixel (``mpp``), so that no result depends on a scanner's
-pyramid. A field marked ``runtime`` changes how fast a result comes, never the result, and stays out of the keys.
+Lengths are in micrometres (``_um``) or micrometres per pixel (``mpp``), so that no result depends on a scanner's
+pyramid. A field marked ``runtime`` changes speed, never a result, and is left out of the content keys.
 """
 
 from __future__ import annotations

@@ -14,21 +14,27 @@ class ModelChoice(Section):
 
     name: str
     options: Options = Field(default_factory=dict)
-    id: str = Field("", pattern=r"^[A-Za-z0-9_-]*$", description="folder name, where one model is trained twice")
+    id: str = Field(
+        default="", pattern=r"^[A-Za-z0-9_-]*$", description="folder name, for a model that is listed twice"
+    )
     train: Options = Field(
         default_factory=dict, description="keys of the train section that differ for this model, e.g. {recipe: clam}"
     )
 
     @property
     def label(self) -> str:
-        """The name under which its files and numbers stand."""
+        """The model's name in paths and tables."""
         return self.id or self.name.replace(":", "-").replace(".", "-")
 
 
 class AggregateConfig(Section):
-    """The MIL models that are trained, each on the same folds."""
+    """The MIL models that are trained, all on the same folds."""
 
-    models: tuple[ModelChoice, ...] = Field((ModelChoice(name="abmil"),), min_length=1)
+    models: tuple[ModelChoice, ...] = Field(
+        default=(ModelChoice(name="abmil"),),
+        min_length=1,
+        description="MIL models to train: names (see `wsi list models`), or {name, options, id, train}",
+    )
 
     @field_validator("models", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""What every section is made of: frozen, strict, and keyed by what decides its result."""
+"""The base of all sections: frozen, strict, and with the part that decides a result for the content key."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, strict=True)]  # YAML's true is no number
+Count = Annotated[int, Field(ge=1, strict=True)]  # strict, as YAML's true would count as 1
 Options = dict[str, Any]
 
 
 def runtime(default: Any, description: str, **rules: Any) -> Any:
-    """A field that changes how fast a result comes, never the result."""
-    return Field(default, description=description, json_schema_extra={"runtime": True}, **rules)
+    """A field that changes speed, never a result."""
+    return Field(default=default, description=description, json_schema_extra={"runtime": True}, **rules)
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values, none of them twice."""
+    """The values. Raises ``ValueError`` where one appears twice."""
     twice = [value for value in values if values.count(value) > 1]
     if twice:
-        raise ValueError(f"{twice[0]!r} stands twice")
+        raise ValueError(f"{twice[0]!r} appears twice")
     return values
 
 
 def listed(value: Any) -> Any:
-    """A single name stands for a list of one."""
+    """A single name is short for a list of one."""
     return (value,) if isinstance(value, str) else value
 
 
 class Section(BaseModel):
-    """A part of the config: frozen, and a key that it does not know is an error."""
+    """A part of the config: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 

@@ -16,7 +16,7 @@ class EngineConfig(Section):
         "serial", "serial; local: worker processes; cluster: a Dask scheduler, or a batch queue"
     )
     workers: Annotated[int, Field(ge=0)] = runtime(
-        0, "local: worker processes, 0: one a GPU, and one for every cores_per_worker; queue: its jobs, 0: one"
+        0, "local: worker processes, 0: one per GPU and one per cores_per_worker cores; queue: its jobs, 0: one"
     )
     cores_per_worker: Count = runtime(2, "local: cores of a worker process that has no GPU")
     address: str | None = runtime(None, "cluster: tcp://host:port of the Dask scheduler")
@@ -28,13 +28,13 @@ class EngineConfig(Section):
     )
     gpu: bool | None = runtime(
         None,
-        "cluster: stages with a device go to workers that declare the Dask resource GPU (those of queue then do); "
-        "default: if there is one",
+        "cluster: run stages with a device on workers that declare the Dask resource GPU (workers of queue then do); "
+        "default: if any worker declares it",
     )
-    retries: Annotated[int, Field(ge=0)] = runtime(2, "how often a slide whose worker died is tried again")
+    retries: Annotated[int, Field(ge=0)] = runtime(2, "how often a slide is tried again whose worker died")
     slide_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = runtime(
-        0, "longest time for one slide in one stage, after which it has failed; 0: no limit; training has none"
+        0, "time limit in seconds for one slide in one stage, after which it has failed; 0: none; training has none"
     )
     claim_timeout_s: Positive = runtime(
-        60.0, "a slide claimed by another run is taken over when that run has sent no heartbeat for so many seconds"
+        60.0, "a slide claimed by another run is taken over when that run has sent no heartbeat for this many seconds"
     )

@@ -1,4 +1,4 @@
-"""YAML -> one frozen config. Two lines (``slides:`` and ``out:``) are a whole config; the rest has defaults."""
+"""YAML -> one frozen config. Two lines (``slides:`` and ``out:``) are a complete config; the rest has defaults."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] | None = 
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds no settings; it needs at least 'slides: manifest.csv' and 'out: run'")
+        raise ConfigError(f"{path} contains no settings; it needs at least 'slides: manifest.csv' and 'out: run'")
     return build_config(data, overrides or (), base=path.parent, source=str(path))
 
 
@@ -128,7 +128,7 @@ def _one_line(error: ValidationError) -> str:
 
 
 def _anchored(config: Config, base: Path) -> Config:
-    """Every path of the config made absolute, from ``base``."""
+    """The config with every path made absolute, relative to ``base``."""
 
     def anchor(section: Section) -> Section:
         update: dict[str, Any] = {}
@@ -145,15 +145,15 @@ def _anchored(config: Config, base: Path) -> Config:
     return anchored
 
 
-_ONE_FOR_ALL = {"task", "bag", "folds", "site_preserving", "val_fraction", "seeds", "classes"}
-_ONE_FOR_ALL |= {"tensorboard", "state_every_s"}
+_SAME_FOR_ALL_MODELS = {"task", "bag", "folds", "site_preserving", "val_fraction", "seeds", "classes"}
+_SAME_FOR_ALL_MODELS |= {"tensorboard", "state_every_s"}
 
 
 def train_of(section: TrainConfig, choice: ModelChoice) -> TrainConfig:
-    """The train section of one model: its own keys over the section's. Raises ``ConfigError``."""
-    if shared := sorted(_ONE_FOR_ALL & set(choice.train)):
+    """The train section of one model: its own keys override the section's. Raises ``ConfigError``."""
+    if shared := sorted(_SAME_FOR_ALL_MODELS & set(choice.train)):
         raise ConfigError(
-            f"aggregate.models: {choice.label}: train.{shared[0]} is one for all models; set it in train:"
+            f"aggregate.models: {choice.label}: train.{shared[0]} is the same for all models; set it in train:"
         )
     own = {**RECIPES.get(str(choice.train.get("recipe", "default")), {}), **choice.train}
     try:

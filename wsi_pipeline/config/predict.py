@@ -1,4 +1,4 @@
-"""The config section ``predict``: predictions on slides that no fold has seen."""
+"""The config section ``predict``: predictions by models that have not seen the slide."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from .base import Section
 
 
 class PredictConfig(Section):
-    """Predictions on slides that no fold has seen."""
+    """Predictions by models that have not seen the slide."""
 
     model: Path | None = Field(
-        None, description="folder of a trained model or of an ensemble; default: this run's own folds"
+        default=None, description="folder of a trained model or of an ensemble; default: this run's own folds"
     )
     alpha: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="prediction sets miss the true class at most this often (split conformal, from validation)"
+        default=0.1,
+        description="risk that a prediction set misses the true class (split conformal, from validation slides)",
     )
-    abstain: bool = Field(False, description="name a class only where the prediction set holds just one")
+    abstain: bool = Field(
+        default=False, description="predict a class only where the prediction set contains exactly one"
+    )
     mc_dropout: Annotated[int, Field(ge=0)] = Field(
-        0, description="forward passes with dropout a member, for the uncertainty; 0: none"
+        default=0, description="Monte Carlo dropout: forward passes per ensemble member, for the uncertainty; 0: none"
     )
-    device: str = "auto"
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")

@@ -1,8 +1,8 @@
-"""How the papers train, as values of the ``train`` section; what the user sets himself wins.
+"""How the papers train, as values of the ``train`` section; keys that the user sets take precedence.
 
 TransMIL: Shao et al., NeurIPS 2021 (Lookahead over RAdam). CLAM: Lu et al., Nature Biomedical Engineering 2021.
-DSMIL: Li, Li and Eliceiri, CVPR 2021. DTFD: Zhang et al., CVPR 2022; its two optimisers of disjoint parameters are one
-here, which clips their gradients together.
+DSMIL: Li, Li and Eliceiri, CVPR 2021. DTFD: Zhang et al., CVPR 2022; its two optimisers of disjoint parameters are a
+single one here, which clips their gradients together.
 """
 
 from __future__ import annotations

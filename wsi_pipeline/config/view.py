@@ -1,4 +1,4 @@
-"""The config section ``view``: what people look at."""
+"""The config section ``view``: QuPath files and the report."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .base import Count, Section
 
 
 class ViewConfig(Section):
-    """What people look at."""
+    """QuPath files and the report."""
 
-    top_patches: Annotated[int, Field(ge=0)] = Field(8, description="highest-scoring patches shown per slide")
-    thumbnail_px: Count = Field(640, description="longer side of a report picture")
+    top_patches: Annotated[int, Field(ge=0)] = Field(default=8, description="highest-scoring patches shown per slide")
+    thumbnail_px: Count = Field(default=640, description="longer side of a picture in the report")
     max_tiles: Count = Field(
-        250_000, description="most tiles in one GeoJSON; above, only the highest scores are written"
+        default=250_000, description="most tiles in one GeoJSON; of more, only the highest scores are written"
     )

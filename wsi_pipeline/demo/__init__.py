@@ -1,4 +1,4 @@
-"""Slides drawn by this program, in colour like H&E, with annotated tumour: what the demo and the tests run on."""
+"""Synthetic H&E-like slides with annotated tumour, for the demo and the tests."""
 
 from .cohort_plan import NORMAL, PENS, TUMOUR
 from .slides import draw_cohort, draw_slide

@@ -1,4 +1,4 @@
-"""Outlines as ASAP writes them and CAMELYON16 ships them: groups _0 and _1 are tumour, _2 is left out of it."""
+"""Outlines in ASAP's format as in CAMELYON16: groups _0 and _1 are tumour, _2 are holes in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,20 @@ _COLOURS = {"_0": "#00ff00", "_1": "#00ff00", "_2": "#ff0000"}
 
 
 def asap_xml(tumour_px0: Sequence[Float64], holes_px0: Sequence[Float64] = ()) -> str:
-    """The XML for outlines (n, 2) in level-0 pixels: the first lesion in ``_0``, the others in ``_1``."""
+    """Format outlines as ASAP XML.
+
+    Parameters
+    ----------
+    tumour_px0 : sequence of ndarray of float64, (n, 2)
+        Vertices of each lesion in level-0 pixels; the first becomes group ``_0``, the others ``_1``.
+    holes_px0 : sequence of ndarray of float64, (n, 2)
+        Vertices of each hole; group ``_2``.
+
+    Returns
+    -------
+    str
+        The XML.
+    """
     outlines = [("_0" if i == 0 else "_1", outline) for i, outline in enumerate(tumour_px0)]
     outlines += [("_2", outline) for outline in holes_px0]
     lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "\t<Annotations>"]
@@ -31,6 +44,6 @@ def asap_xml(tumour_px0: Sequence[Float64], holes_px0: Sequence[Float64] = ()) -
 
 
 def write_asap(path: Path, tumour_px0: Sequence[Float64], holes_px0: Sequence[Float64] = ()) -> None:
-    """Write the outlines; the folder is made where it is missing."""
+    """Write outlines as ASAP XML (see ``asap_xml``), and create the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, asap_xml(tumour_px0, holes_px0))

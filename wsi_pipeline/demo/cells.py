@@ -1,4 +1,4 @@
-"""Where the cells lie, and the stamping of their pictures onto the dye densities."""
+"""Positions of the cells, and stamping of their images onto the dye densities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .layout import UNIT_PX0, Layout
 from .nuclei import ANGLES, LOOKS, MPP, bodies, sprites
 from .shapes import at, crowded_points, smooth_noise
 
-_VARIANTS = 24  # individuals of a kind on one slide
+_VARIANTS = 24  # different images of a kind on one slide
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +26,12 @@ class Cells:
 
 
 def stroma_cells(stroma: Bool, phase_um: Float32, rng: np.random.Generator) -> list[Cells]:
-    """Fibroblasts along the fibres, and here and there a lymphocyte."""
+    """Fibroblasts along the fibres, and scattered lymphocytes."""
     spindles = crowded_points(stroma, UNIT_PX0, 27 / MPP, rng, jitter=0.45, keep=0.62)
-    visitors = (smooth_noise(stroma.shape, 80, rng) > 0.3) & stroma
-    strangers = crowded_points(visitors, UNIT_PX0, 24 / MPP, rng, jitter=0.5, keep=0.4)
+    infiltrated = (smooth_noise(stroma.shape, 80, rng) > 0.3) & stroma
+    lymphocytes = crowded_points(infiltrated, UNIT_PX0, 24 / MPP, rng, jitter=0.5, keep=0.4)
     along = _fibre_angle(phase_um, spindles) + rng.normal(0, 0.22, len(spindles))
-    return [Cells("spindle", spindles, along), Cells("lymphocyte", strangers, np.zeros(len(strangers)))]
+    return [Cells("spindle", spindles, along), Cells("lymphocyte", lymphocytes, np.zeros(len(lymphocytes)))]
 
 
 def fat_cells(fat: Bool, matter_um: Float32, rng: np.random.Generator) -> list[Cells]:
@@ -42,27 +42,27 @@ def fat_cells(fat: Bool, matter_um: Float32, rng: np.random.Generator) -> list[C
 
 
 def lymphoid_cells(lymphoid: Bool, rng: np.random.Generator) -> list[Cells]:
-    """Small dark round nuclei, as crowded as they can be."""
+    """Small dark round nuclei, densely packed."""
     points = crowded_points(lymphoid, UNIT_PX0, 8.3 / MPP, rng, jitter=0.3, keep=0.94)
     return [Cells("lymphocyte", points, np.zeros(len(points)))]
 
 
 def tumour_cells(tumour: Bool, nests: Bool, phase_um: Float32, rng: np.random.Generator) -> list[Cells]:
-    """Large nuclei of every size and shape, each in its cell; a few lymphocytes and fibroblasts between the nests."""
+    """Large pleomorphic nuclei, each in its cell; a few lymphocytes and fibroblasts between the nests."""
     points = crowded_points(nests, UNIT_PX0, 17.5 / MPP, rng, jitter=0.33, keep=0.98)
     strand = crowded_points(tumour & ~nests, UNIT_PX0, 20 / MPP, rng, jitter=0.4, keep=0.6)
-    guests = crowded_points(tumour, UNIT_PX0, 45 / MPP, rng, jitter=0.5, keep=0.35)
+    lymphocytes = crowded_points(tumour, UNIT_PX0, 45 / MPP, rng, jitter=0.5, keep=0.35)
     angle = rng.uniform(0, np.pi, len(points))
     return [
         Cells("cytoplasm", points, angle),
         Cells("spindle", strand, _fibre_angle(phase_um, strand)),
-        Cells("lymphocyte", guests, np.zeros(len(guests))),
+        Cells("lymphocyte", lymphocytes, np.zeros(len(lymphocytes))),
         Cells("tumour", points, angle),
     ]
 
 
 def stamp(cells: Sequence[Cells], haematoxylin: UInt8, eosin: UInt8, rng: np.random.Generator) -> None:
-    """Lay every cell's picture on the densities, in place: of two that overlap the denser is seen."""
+    """Stamp every cell's image onto the dye densities (side, side), in place; where two overlap, the denser is kept."""
     present = {group.kind for group in cells if len(group.xy_px0)}
     libraries = {kind: sprites(kind, _VARIANTS, rng) for kind in LOOKS if kind in present}
     plasma = bodies(_VARIANTS, (9.5, 13.0), 0.34, 0.12, rng)
@@ -104,9 +104,9 @@ def _fibre_angle(field: Float32, points: Float64) -> Float64:
 def place_cells(
     layout: Layout, matter_um: Float32, phase_um: Float32, nests: Bool, closed: Bool, rng: np.random.Generator
 ) -> list[Cells]:
-    """All cells that belong to no gland and no vessel."""
+    """All cells outside glands and vessels."""
     solid = matter_um > 2.5
-    core = binary_erosion(layout.tumour, iterations=2)  # nuclei are wide: their middles stay 4 µm inside
+    core = binary_erosion(layout.tumour, iterations=2)  # nuclei are wide: their centres stay 4 µm inside
     stroma = layout.stroma & ~closed & solid
     return [
         *stroma_cells(stroma, phase_um, rng),

@@ -1,4 +1,4 @@
-"""What a cohort holds: which patient has which slides, and what will be drawn on each. Nothing is drawn here."""
+"""The plan of a cohort: which patient has which slides, and what is drawn on each. Draws nothing."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ..errors import ConfigError
 
 TUMOUR, NORMAL = "tumor", "normal"
 PENS = ("blue", "green", "red", "black")
-REFERENCE_PX = 6000  # the side for which the lesion sizes below are meant; smaller slides get smaller lesions
+REFERENCE_PX = 6000  # side of a slide with lesions of the sizes below; smaller slides get smaller lesions
 SMALLEST_PX, LARGEST_PX = 500, 20_000
 
-_SMALLEST_UM = 80.0  # a crowd of fewer nuclei is none
+_SMALLEST_UM = 80.0  # smaller lesions would have too few nuclei
 _MICRO_UM, _MESO_UM, _MACRO_UM = (300.0, 400.0), (550.0, 850.0), (1000.0, 1450.0)
 
 
 @dataclass(frozen=True)
 class SlidePlan:
-    """One slide to be drawn. Diameters are those of circles with the same area."""
+    """One slide to draw. Diameters are those of circles with the same area."""
 
     slide_id: str
     patient_id: str
@@ -27,20 +27,37 @@ class SlidePlan:
     seed: tuple[int, ...]
     side_px: int
     lesions_um: tuple[float, ...]  # tumour, largest first
-    infiltrates_um: tuple[float, ...]  # crowds of lymphocytes: as dark and as dense, and benign
+    infiltrates_um: tuple[float, ...]  # lymphocytic infiltrates: as dark and dense as tumour, but benign
     hole: bool = False  # an island of normal tissue inside the largest lesion
     pen: str | None = None
-    least_patches: int = 0  # patches of 112 µm, on the grid from (0, 0), that must lie wholly in tumour
+    least_patches: int = 0  # minimum number of patches of 112 µm, on the grid from (0, 0), entirely in tumour
 
     def generator(self, what: int) -> np.random.Generator:
-        """Random numbers for one aspect of this slide, the same in every process."""
+        """Generator for one aspect of this slide, the same in every process."""
         return np.random.default_rng((*self.seed, what))
 
 
 def plan_cohort(slides: int, patients: int, side_px: int, seed: int) -> tuple[SlidePlan, ...]:
-    """``slides`` slides of ``patients`` patients, half with tumour; a patient's slides share the label.
+    """Plan a cohort, half of it with tumour; all slides of a patient have the same label.
 
-    Raises ``ConfigError`` where the numbers do not halve or no patient would be left without a slide.
+    Parameters
+    ----------
+    slides, patients : int
+        Even numbers, with at least as many slides as patients.
+    side_px : int
+        Side of every slide in pixels.
+    seed : int
+        Seed of the cohort.
+
+    Returns
+    -------
+    tuple of SlidePlan
+        The slides, sorted by ``slide_id``.
+
+    Raises
+    ------
+    ConfigError
+        The numbers are not valid.
     """
     if slides % 2 or patients % 2 or not 2 <= patients <= slides:
         raise ConfigError(
@@ -49,7 +66,7 @@ def plan_cohort(slides: int, patients: int, side_px: int, seed: int) -> tuple[Sl
         )
     rng = np.random.default_rng((seed, 0))
     each = slides // 2
-    order = rng.permutation(slides)  # neither the number nor the place in the manifest tells the label
+    order = rng.permutation(slides)  # neither the number nor the position in the manifest reveals the label
     patient_ids = rng.permutation(patients)
     pens = _pens(each, rng)
     plans = []
@@ -82,10 +99,37 @@ def plan_slide(
     hole: bool = False,
     pen: str | None = None,
 ) -> SlidePlan:
-    """One slide. ``burden`` 0: micrometastases only, 1: one larger lesion, 2: a macrometastasis.
+    """Plan one slide.
 
-    Normal slides get the same sites, filled with lymphocytes: the amount of dark, crowded tissue is drawn from
-    one distribution for both labels. Raises ``ConfigError`` for an unknown pen or an unusable side.
+    Normal slides get the same sites, filled with lymphocytes, so the amount of dark, dense tissue has the same
+    distribution for both labels.
+
+    Parameters
+    ----------
+    slide_id, patient_id : str
+        Names.
+    tumour : bool
+        Whether there are lesions.
+    side_px : int
+        Side of the slide in pixels.
+    seed : tuple of int
+        Seed of the slide.
+    burden : {0, 1, 2}
+        0: micrometastases only, 1: one larger lesion, 2: a macrometastasis.
+    hole : bool
+        Whether there is normal tissue inside the largest lesion.
+    pen : {"blue", "green", "red", "black"}, optional
+        Colour of a pen mark.
+
+    Returns
+    -------
+    SlidePlan
+        The plan.
+
+    Raises
+    ------
+    ConfigError
+        The pen is unknown, or the side cannot be drawn.
     """
     if pen is not None and pen not in PENS:
         raise ConfigError(f"there is no {pen} pen; choose one of {', '.join(PENS)}")

@@ -1,4 +1,4 @@
-"""A plan made into pixels: fields upsampled band by band, nuclei stamped, dyes turned into colours."""
+"""Rendering of a slide plan: fields upsampled band by band, nuclei stamped, dye densities converted to colours."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _EDGE = 16  # steps of the encoded distance to an edge per µm
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """A finished slide."""
+    """A rendered slide, and its lesions and infiltrates."""
 
     rgb: UInt8  # (side, side, 3)
     sites: tuple[Site, ...]
 
 
 def draw(plan: SlidePlan) -> Drawing:
-    """Draw one slide; needs about 15 bytes of memory a pixel."""
+    """Render one slide; needs about 15 bytes of memory per pixel."""
     layout = lay_out(plan)
     fields = ground(layout, plan.generator(2))
     cells = glands(layout, fields, plan.generator(3)) + vessels(layout, fields, plan.generator(4))
@@ -55,7 +55,7 @@ def _stretched(field: np.ndarray, top: int, bottom: int, side_px: int) -> np.nda
 
 
 def _densities(side_px: int, fields: Fields, rng: np.random.Generator) -> tuple[UInt8, UInt8]:
-    """Haematoxylin and eosin of all that is no nucleus, (side, side) each."""
+    """Haematoxylin and eosin of everything except nuclei, (side, side) each."""
     haematoxylin, eosin = np.empty((side_px, side_px), np.uint8), np.empty((side_px, side_px), np.uint8)
     coarse_h, coarse_e = (np.clip(f * PER_OD * 2, 0, 255).astype(np.uint8) for f in (fields.haematoxylin, fields.eosin))
     edge = np.clip(128 + fields.matter_um * _EDGE, 0, 255).astype(np.uint8)
@@ -77,16 +77,16 @@ def _densities(side_px: int, fields: Fields, rng: np.random.Generator) -> tuple[
 
 
 def _fibre_profile(rng: np.random.Generator) -> Float32:
-    """Density across the fibres, periodic: bundles, and here and there a gap between two."""
+    """Periodic density profile across the fibres: bundles with occasional gaps."""
     n = _FIBRE_PERIOD
     fine, broad = (smooth_noise((1, n), width_um * 16, rng)[0] for width_um in (3.0, 8.0))
     profile = fine * 0.3 + broad * 0.35
     ramp = np.clip(np.arange(n) / 256, 0, 1)
-    return np.asarray(ramp * profile + (1 - ramp) * profile[::-1], np.float32)  # the end runs into the start
+    return np.asarray(ramp * profile + (1 - ramp) * profile[::-1], np.float32)  # continuous from end to start
 
 
 def _fibres(fields: Fields, profile: Float32, top: int, bottom: int, side_px: int) -> tuple[Float32, Float32]:
-    """Relative density of the fibres, two layers woven; and the gaps (1) that open where the tissue is loose."""
+    """Relative density of two interwoven layers of fibres, and the gaps (1) in loose tissue."""
     layers = []
     for phase_um in fields.phase_um:
         entry = (_stretched(phase_um, top, bottom, side_px) * 16).astype(np.int32) & (_FIBRE_PERIOD - 1)

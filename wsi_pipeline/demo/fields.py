@@ -1,6 +1,6 @@
-"""Everything of the tissue that is not a nucleus, as dye densities on the coarse raster.
+"""Dye densities of everything except nuclei, on the coarse raster.
 
-Stroma with its fibres, glands, fat cells, vessels, the ground of tumour and infiltrates, folds.
+Stroma with its fibres, glands, fat cells, vessels, the background of tumour and infiltrates, folds.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from .shapes import crowded_points, fractal_noise, polar_reach, resized, signed_
 
 @dataclass(frozen=True, eq=False)
 class Fields:
-    """Coarse rasters (h, w); glands and vessels are painted over the ground, in place."""
+    """Coarse rasters (h, w); glands and vessels are painted over the background, in place."""
 
-    matter_um: Float32  # distance to the nearest empty place (glass, lumen, vacuole), negative in it
+    matter_um: Float32  # distance to the nearest empty area (glass, lumen, vacuole), negative inside
     haematoxylin: Float32  # OD
     eosin: Float32  # OD
     fibre: Float32  # contrast of the fibre texture
-    phase_um: tuple[Float32, Float32]  # the fibres of two layers run along their level lines
-    weave: Float32  # 0: the first layer is seen, 1: the second
-    looseness: Float32  # where positive, gaps open between the fibres
-    fold: Float32  # 1 where the tissue lies double
-    nests: Bool  # where in the tumour its cells lie
+    phase_um: tuple[Float32, Float32]  # the fibres of two layers follow their level lines
+    weave: Float32  # 0: the first layer is visible, 1: the second
+    looseness: Float32  # gaps open between the fibres where positive
+    fold: Float32  # 1 where the tissue is folded
+    nests: Bool  # nests of tumour cells
     closed: Bool  # glands and vessels: no stroma cells here
 
 
 def ground(layout: Layout, rng: np.random.Generator) -> Fields:
-    """Stroma, fat, tumour and infiltrate as soft-edged areas of their own dye densities and texture."""
+    """Stroma, fat, tumour and infiltrates as soft-edged areas with their own dye densities and texture."""
     shape = layout.inside_um.shape
     tumour, lymphoid = _soft(layout.tumour), _soft(layout.lymphoid)
     cloud, fine = fractal_noise(shape, 90, 3, rng), smooth_noise(shape, 4, rng)
@@ -71,7 +71,7 @@ def ground(layout: Layout, rng: np.random.Generator) -> Fields:
 
 
 def glands(layout: Layout, fields: Fields, rng: np.random.Generator) -> list[Cells]:
-    """Rings of columnar epithelium round a lumen, in the lobules."""
+    """Paint rings of columnar epithelium around a lumen, in the lobules; returns their nuclei."""
     centres = crowded_points(layout.lobule & (layout.inside_um > 55), UNIT_PX0, 112 / MPP, rng, jitter=0.2, keep=0.95)
     rings = []
     for centre in centres:
@@ -84,7 +84,7 @@ def glands(layout: Layout, fields: Fields, rng: np.random.Generator) -> list[Cel
 
 
 def vessels(layout: Layout, fields: Fields, rng: np.random.Generator) -> list[Cells]:
-    """Small vessels: a thin pink wall with flat nuclei, red cells inside."""
+    """Paint small vessels, a thin pink wall with flat nuclei and red cells inside; returns their cells."""
     free = layout.stroma & layout.quiet & ~fields.closed & ~layout.lobule & (layout.inside_um > 60)
     rings = []
     for centre in crowded_points(free, UNIT_PX0, 330 / MPP, rng, jitter=0.5, keep=0.5):
@@ -124,7 +124,7 @@ def _gland(fields: Fields, centre: Float64, reach: Float64, thick_um: float, rng
 
 
 def _epithelium(centre: Float64, reach: Float64, thick_um: float, rng: np.random.Generator) -> list[Cells]:
-    """Nuclei near the basement membrane, a few in a second row; longer side towards the lumen."""
+    """Nuclei near the basement membrane, a few in a second row, elongated towards the lumen."""
     rows = []
     for depth_um, spacing_um in ((0.32 * thick_um, 6.9), (0.6 * thick_um, 15.0)):
         n = int(2 * np.pi * max(float(reach.mean()) - depth_um, 5) / spacing_um)
@@ -135,7 +135,7 @@ def _epithelium(centre: Float64, reach: Float64, thick_um: float, rng: np.random
 
 
 def _inside_um(fields: Fields, centre: Float64, reach: Float64) -> tuple[Float32, tuple[slice, slice]]:
-    """Distance inwards from an outline round ``centre``, in a window of the coarse raster; and the window."""
+    """Distance inwards from an outline around ``centre``, in a window of the coarse raster; and the window."""
     h, w = fields.eosin.shape
     half = int(reach.max() / UNIT_UM) + 6
     column, row = (centre / UNIT_PX0).astype(int)
@@ -161,7 +161,7 @@ def _nests(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
 
 
 def _phases(shape: tuple[int, int], rng: np.random.Generator) -> tuple[tuple[Float32, Float32], Float32]:
-    """Two fields in µm of slope about one whose level lines are wavy and turn slowly; and where each is seen."""
+    """Two fields with a gradient of about one per µm and wavy level lines, and where each is visible."""
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32) * np.float32(UNIT_UM)
     turn = rng.uniform(0, np.pi)
     bend = 220 * smooth_noise(shape, 350, rng) + 22 * smooth_noise(shape, 50, rng)
@@ -174,7 +174,7 @@ def _phases(shape: tuple[int, int], rng: np.random.Generator) -> tuple[tuple[Flo
 
 
 def _fat(layout: Layout, rng: np.random.Generator) -> Float32:
-    """Distance to the nearest vacuole, in µm: half a wall between two fat cells, large where there is no fat."""
+    """Distance to the nearest vacuole in µm: half a wall between two fat cells, large without fat."""
     matter = np.full(layout.fat.shape, 50.0, np.float32)
     seeds = crowded_points(layout.fat, UNIT_PX0, 62 / MPP, rng, jitter=0.3)
     if len(seeds) < 3:
@@ -192,7 +192,7 @@ def _fat(layout: Layout, rng: np.random.Generator) -> Float32:
 
 
 def _folds(layout: Layout, rng: np.random.Generator) -> Float32:
-    """Bands 40-110 µm wide, along a bent line, over up to half of the slide; 1 in them. Never on a site."""
+    """1 in bands 40-110 µm wide along a bent line over up to half of the slide; never on a site."""
     step, side = 8, layout.side_px
     coarse = len(layout.inside_um)
     n = -(-coarse // step)

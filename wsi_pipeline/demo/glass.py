@@ -1,4 +1,4 @@
-"""What lies on the slide besides tissue: uneven light, dust, and the strokes of a felt-tip pen."""
+"""Artefacts besides tissue: uneven illumination, dust and pen strokes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .shapes import resized, smooth_noise
 
 
 def light(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
-    """(h, w) light in 1/256: brightest near the middle, a per cent or two less in the corners."""
+    """(h, w) illumination in 1/256: brightest near the centre, one or two per cent lower in the corners."""
     y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     x0, y0 = rng.uniform(-0.3, 0.3, 2)
     field = 254 - 3.0 * (np.square(x - x0) + np.square(y - y0)) + smooth_noise(shape, 200, rng)
@@ -19,7 +19,7 @@ def light(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
 
 
 def dust(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
-    """(h, w) share of the light that specks out of focus take away."""
+    """(h, w) fraction of the light that is absorbed by out-of-focus dust."""
     field = np.zeros(shape, np.float32)
     for _ in range(rng.integers(4, 14)):
         column, row = rng.integers(0, shape[1]), rng.integers(0, shape[0])
@@ -29,10 +29,10 @@ def dust(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
 
 
 def ink(layout: Layout, rng: np.random.Generator) -> Float32:
-    """(h, w) strength of one pen stroke over glass and the tissue's edge, off the sites.
+    """(h, w) strength of one pen stroke over glass and the tissue's edge.
 
-    Of many strokes the one is taken that touches no site and covers a little tissue; a stroke across a lesion would
-    hide what the annotation promises.
+    Chosen from many random strokes: it touches no site, because it would hide annotated tumour, and covers a little
+    tissue.
     """
     step = max(1, len(layout.inside_um) // 375)
     inside = layout.inside_um[::step, ::step] > 0
@@ -53,7 +53,7 @@ def ink(layout: Layout, rng: np.random.Generator) -> Float32:
 
 
 def _stroke(shape: tuple[int, int], half_width: float, rng: np.random.Generator) -> Float32:
-    """Positive inside a bent stroke with round ends, rising to 1 about a pixel and a half inside."""
+    """Positive inside a bent stroke with round ends, rising to 1 about 1.5 pixels from its edge."""
     h, w = shape
     start = rng.uniform(0.05, 0.95, 2) * (w, h)
     turn, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 0.7) * w

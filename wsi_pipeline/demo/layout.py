@@ -1,7 +1,7 @@
-"""Where the tissue lies on the glass, and where tumour, infiltrates and fat lie in the tissue.
+"""Position of the tissue on the glass, and of tumour, infiltrates and fat in the tissue.
 
-Two rasters: the plan (8 µm a pixel) on which places are chosen, and the coarse raster (``UNIT_PX0`` level-0 pixels,
-2 µm) on which the fields of a slide are kept.
+Two rasters: the plan raster (8 µm per pixel), on which positions are chosen, and the coarse raster (``UNIT_PX0``
+level-0 pixels, 2 µm), on which the fields of a slide are stored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .shapes import (
 
 UNIT_PX0 = 4
 UNIT_UM = UNIT_PX0 * MPP
-_PLAN_UNITS = 4  # coarse pixels a plan pixel
+_PLAN_UNITS = 4  # coarse pixels per plan pixel
 _PLAN_UM = UNIT_UM * _PLAN_UNITS
 _MARGIN_UM = 35.0  # between a site's outline and the tissue's edge; less where the tissue is narrow
 _PATCH_PX0 = 224
@@ -39,7 +39,7 @@ _PATCH_PX0 = 224
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A crowd of dark nuclei with its outline (n, 2) and, if any, the island of normal tissue in it."""
+    """A lesion or an infiltrate: outlines (n, 2) in level-0 pixels, and of an island of normal tissue in it, if any."""
 
     tumour: bool
     outline_px0: Float64
@@ -48,28 +48,28 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Coarse rasters (h, w) of one slide, and the outlines they were made from."""
+    """Coarse rasters (h, w) of one slide, and the outlines from which they were made."""
 
     side_px: int
     inside_um: Float32  # distance to the tissue's edge, negative on glass
     tumour: Bool
     lymphoid: Bool
     fat: Bool
-    lobule: Bool  # where glands may lie
+    lobule: Bool  # where glands are allowed
     quiet: Bool  # far enough from every site for a vessel
     sites: tuple[Site, ...]
 
     @property
     def stroma(self) -> Bool:
-        """Tissue that is none of the others."""
+        """Tissue that is neither tumour, infiltrate nor fat."""
         return (self.inside_um > 6) & ~(self.tumour | self.lymphoid | self.fat)
 
 
 def lay_out(plan: SlidePlan) -> Layout:
-    """Choose all places of one slide.
+    """Choose the positions of everything on one slide.
 
-    Lesions are enlarged by a few per cent, again and again, until enough whole patches lie in them. Raises
-    ``ConfigError`` where a tumour slide is too small for any lesion.
+    Lesions are enlarged repeatedly by a few per cent until they contain enough whole patches. Raises ``ConfigError``
+    if a tumour slide is too small for any lesion.
     """
     rng = plan.generator(1)
     coarse = -(-plan.side_px // UNIT_PX0)
@@ -81,12 +81,12 @@ def lay_out(plan: SlidePlan) -> Layout:
         if whole_patches(sites) >= plan.least_patches:
             break
     if plan.lesions_um and not any(site.tumour for site in sites):
-        raise ConfigError(f"there is no room for a lesion on {plan.slide_id} ({plan.side_px} px); give a larger side")
+        raise ConfigError(f"{plan.slide_id} ({plan.side_px} px) is too small for a lesion; give a larger side")
     return _rasters(plan.side_px, coarse, inside_um, sites, rng)
 
 
 def whole_patches(sites: tuple[Site, ...]) -> int:
-    """Patches of 112 µm on the grid from (0, 0) that lie wholly in tumour."""
+    """Number of patches of 112 µm, on the grid from (0, 0), that lie entirely in tumour."""
     holes = [Polygon(site.hole_px0) for site in sites if site.hole_px0 is not None]
     whole = 0
     for lesion in (Polygon(site.outline_px0).difference(unary_union(holes)) for site in sites if site.tumour):
@@ -118,7 +118,7 @@ def _tissue(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
     h, w = shape
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     x, y = x / w - 0.5, y / h - 0.5
-    pieces = min(int(rng.integers(1, 4)), 1 + (w >= 60) + (w >= 150))  # a small slide has no room for three
+    pieces = min(int(rng.integers(1, 4)), 1 + (w >= 60) + (w >= 150))  # a small slide is too small for three
     turn = rng.uniform(0, np.pi)
     u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     near = []
@@ -131,7 +131,7 @@ def _tissue(shape: tuple[int, int], rng: np.random.Generator) -> Float32:
     if rest:
         field -= 0.6 * np.exp(-np.square((rest[0] - first) / 0.14))  # a gap between two pieces
     rim = np.maximum(abs(x), abs(y)) + 0.02 * smooth_noise(shape, 0.1 * w, rng)
-    field -= 40 * np.square(np.clip(rim - 0.36, 0, None))  # glass all round
+    field -= 40 * np.square(np.clip(rim - 0.36, 0, None))  # glass on all sides
     field[np.maximum(abs(x), abs(y)) > 0.485] = -9.0
     mask = field > np.quantile(field, 1 - rng.uniform(0.46, 0.63))
     parts, count = label_components(mask)
@@ -145,12 +145,12 @@ def _noises(count: int, shape: tuple[int, int], rng: np.random.Generator) -> Flo
 
 
 def _sites(plan: SlidePlan, inside_um: Float32, rng: np.random.Generator) -> tuple[Site, ...]:
-    """Lesions, then infiltrates, none touching another; each shrinks where the tissue is too narrow for it."""
+    """Lesions, then infiltrates, without contact; each is shrunk if the tissue is too narrow for it."""
     free = inside_um > 0
     sites: list[Site] = []
     for tumour, diameter in [(True, d) for d in plan.lesions_um] + [(False, d) for d in plan.infiltrates_um]:
-        room_um = signed_distance(free) * _PLAN_UM
-        outline = _placed(room_um, diameter / 2, rng)
+        clearance_um = signed_distance(free) * _PLAN_UM
+        outline = _placed(clearance_um, diameter / 2, rng)
         if outline is None:
             continue
         hole = None
@@ -163,19 +163,19 @@ def _sites(plan: SlidePlan, inside_um: Float32, rng: np.random.Generator) -> tup
     return tuple(sites)
 
 
-def _placed(room_um: Float32, radius_um: float, rng: np.random.Generator) -> Float64 | None:
-    """An outline (n, 2) in level-0 pixels whose every vertex has room around it; None where there is none."""
-    widest_um = float(room_um.max())
+def _placed(clearance_um: Float32, radius_um: float, rng: np.random.Generator) -> Float64 | None:
+    """An outline (n, 2) in level-0 pixels, each vertex with enough clearance; None if there is no space for one."""
+    widest_um = float(clearance_um.max())
     margin_um = min(_MARGIN_UM, widest_um / 4)
     radius_um = min(radius_um, (widest_um - margin_um) / 1.1)
     while radius_um > 20:
-        rows, columns = np.nonzero(room_um > 0.9 * radius_um + margin_um)
+        rows, columns = np.nonzero(clearance_um > 0.9 * radius_um + margin_um)
         for _ in range(12 if len(rows) else 0):
             k = rng.integers(len(rows))
             centre_um = (np.array([columns[k], rows[k]]) + rng.random(2)) * _PLAN_UM
             outline_um = centre_um + closed_curve(radius_um, 0.1, rng)
-            column, row = np.clip(outline_um // _PLAN_UM, 0, len(room_um) - 1).astype(int).T
-            if room_um[row, column].min() > margin_um:
+            column, row = np.clip(outline_um // _PLAN_UM, 0, len(clearance_um) - 1).astype(int).T
+            if clearance_um[row, column].min() > margin_um:
                 return np.asarray(outline_um / MPP)
         radius_um *= 0.93
     return None
@@ -199,18 +199,18 @@ def _rasters(
 
 
 def _patches(
-    inside_um: Float32, allowed: Bool, wide_um: float, share: float, shape: tuple[int, int], rng: np.random.Generator
+    inside_um: Float32, allowed: Bool, wide_um: float, fraction: float, shape: tuple[int, int], rng: np.random.Generator
 ) -> Bool:
-    """Coarse mask of irregular patches that cover ``share`` of the tissue, inside ``allowed``."""
+    """Coarse mask of irregular patches that cover a ``fraction`` of the tissue, inside ``allowed``."""
     noise = fractal_noise(inside_um.shape, wide_um / _PLAN_UM, 3, rng)
-    level = np.quantile(noise[inside_um > 0], 1 - share)
+    level = np.quantile(noise[inside_um > 0], 1 - fraction)
     margin = np.where(allowed & (inside_um > 12), noise - level, -1.0).astype(np.float32)
     stretched = resized(margin, (margin.shape[0] * _PLAN_UNITS,) * 2)[: shape[0], : shape[1]]
     return stretched > 0
 
 
 def _aggregates(inside_um: Float32, away_um: Float32, shape: tuple[int, int], rng: np.random.Generator) -> Bool:
-    """Small crowds of lymphocytes, 60-180 µm, anywhere in the tissue."""
+    """Small aggregates of lymphocytes, 60-180 µm wide, anywhere in the tissue."""
     centres_um = crowded_points((inside_um > 90) & (away_um > 130), _PLAN_UM, 480, rng, jitter=0.5, keep=0.6)
     mask = np.zeros(shape, bool)
     for centre_um in centres_um:

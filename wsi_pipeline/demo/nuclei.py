@@ -1,6 +1,6 @@
-"""Nuclei and cell bodies as small pictures of dye density, drawn once a slide and then stamped in great number.
+"""Nuclei and cell bodies as small images of dye density, drawn once per slide and then stamped many times.
 
-Densities are stored as uint8, ``PER_OD`` to one unit of optical density.
+Densities are stored as uint8, with ``PER_OD`` steps per unit of optical density.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ ANGLES = 16  # orientations of an elongated nucleus, over half a turn
 
 @dataclass(frozen=True)
 class Look:
-    """What a kind of nucleus looks like. Lengths in µm, densities in haematoxylin OD."""
+    """Appearance of a kind of nucleus. Lengths in µm, densities in haematoxylin OD."""
 
     length_um: tuple[float, float]  # smallest and largest
     slenderness: tuple[float, float]  # width / length
     density: tuple[float, float]
     roughness: float  # of the outline
-    clumping: float  # of the chromatin: relative strength
-    clump_um: float  # and size
+    clumping: float  # relative strength of the chromatin's texture
+    clump_um: float  # its scale
     rim: float = 0.0  # extra density of the membrane
     nucleoli: tuple[int, int] = (0, 0)
     nucleolus_um: float = 0.0
@@ -43,7 +43,7 @@ LOOKS: Mapping[str, Look] = {
 
 
 def sprites(kind: str, count: int, rng: np.random.Generator) -> list[list[UInt8]]:
-    """[variant][orientation] density pictures of one kind of nucleus; one orientation where it does not matter."""
+    """Draw density images of one kind of nucleus, indexed [variant][orientation]; round kinds have one orientation."""
     look = LOOKS[kind]
     angles = np.arange(ANGLES) * np.pi / ANGLES if look.turns else [0.0]
     library = []
@@ -56,7 +56,7 @@ def sprites(kind: str, count: int, rng: np.random.Generator) -> list[list[UInt8]
 def bodies(
     count: int, radius_um: tuple[float, float], density: float, roughness: float, rng: np.random.Generator
 ) -> list[UInt8]:
-    """Cell bodies: soft irregular discs of dye, a little denser towards the nucleus."""
+    """Draw cell bodies: soft irregular discs of dye."""
     library = []
     for _ in range(count):
         radius = rng.uniform(*radius_um) / MPP
@@ -70,7 +70,7 @@ def bodies(
 
 
 def _nucleus(look: Look, rng: np.random.Generator) -> Callable[[float], UInt8]:
-    """One nucleus of this look, as a function of its orientation: only the picture turns, not the individual."""
+    """One nucleus as a function of its orientation; its shape and texture stay the same."""
     half = rng.uniform(*look.length_um) / 2 / MPP
     slender = rng.uniform(*look.slenderness)
     density = rng.uniform(*look.density)

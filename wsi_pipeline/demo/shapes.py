@@ -1,4 +1,4 @@
-"""Irregular shapes: smooth noise, closed curves, crowded points. Arrays are (rows, columns), points (x, y)."""
+"""Irregular shapes: smooth noise, closed curves, dense points. Arrays are (rows, columns), points (x, y)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def smooth_noise(shape: tuple[int, int], scale: float, rng: np.random.Generator)
     h, w = shape
     rows, columns = int(np.ceil(h / scale)) + 3, int(np.ceil(w / scale)) + 3
     knots = rng.standard_normal((rows, columns)).astype(np.float32)
-    x0, y0 = rng.random(2) + 0.5  # the lattice must not show at the same place in every slide
+    x0, y0 = rng.random(2) + 0.5  # the lattice is shifted in every slide
     box = (x0, y0, x0 + w / scale, y0 + h / scale)
     return np.asarray(Image.fromarray(knots).resize((w, h), Image.Resampling.BICUBIC, box=box)) * np.float32(1.3)
 
 
 def fractal_noise(shape: tuple[int, int], scale: float, octaves: int, rng: np.random.Generator) -> Float32:
-    """Smooth noise whose finer octaves, each half as wide, are each half as strong."""
+    """(h, w) sum of smooth noise at ``octaves`` scales, each half as wide and half as strong as the one before."""
     total = smooth_noise(shape, scale, rng)
     for i in range(1, octaves):
         total = total + smooth_noise(shape, max(scale / 2**i, 1.0), rng) / 2**i
@@ -28,14 +28,14 @@ def fractal_noise(shape: tuple[int, int], scale: float, octaves: int, rng: np.ra
 
 
 def resized(field: Float32, shape: tuple[int, int]) -> Float32:
-    """``field`` stretched to ``shape`` (bicubic)."""
+    """Resample ``field`` to ``shape`` = (h, w), bicubic."""
     return np.asarray(Image.fromarray(field).resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
 
 
 def closed_curve(radius: float, roughness: float, rng: np.random.Generator, points: int = 96) -> Float64:
-    """(points, 2) irregular smooth outline round the origin that encloses the area of a circle of ``radius``.
+    """(points, 2) irregular smooth outline around the origin with the area of a circle of ``radius``.
 
-    ``roughness`` is the relative strength of the bulges; star-shaped, so it never crosses itself.
+    ``roughness`` is the relative strength of the bulges. The outline is star-shaped, so it never intersects itself.
     """
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     reach = polar_reach(angle, roughness, rng)
@@ -44,7 +44,7 @@ def closed_curve(radius: float, roughness: float, rng: np.random.Generator, poin
 
 
 def polar_reach(angle: Float64, roughness: float, rng: np.random.Generator) -> Float64:
-    """Distance from the origin to an irregular outline, about 1, at each ``angle``."""
+    """Distance from the origin to an irregular outline of about unit radius, at each ``angle`` in radians."""
     waves = np.arange(2, 8)
     strength = rng.normal(0, 2.2 * roughness, len(waves)) / waves
     shift = rng.uniform(0, 2 * np.pi, len(waves))
@@ -75,9 +75,9 @@ def signed_distance(mask: Bool) -> Float32:
 def crowded_points(
     mask: Bool, unit: float, spacing: float, rng: np.random.Generator, jitter: float = 0.28, keep: float = 1.0
 ) -> Float64:
-    """(N, 2) points of a jittered hexagonal lattice that fall on ``mask``, one of whose pixels is ``unit`` wide.
+    """(N, 2) points of a jittered hexagonal lattice that lie on ``mask``, whose pixels are ``unit`` wide.
 
-    Neighbours are ``spacing`` apart, never closer than about half of it; ``keep`` is the share that stays.
+    Neighbours are ``spacing`` apart, never closer than about half of it; ``keep`` is the fraction that is kept.
     """
     ys, xs = np.nonzero(mask)
     if len(xs) == 0:
@@ -95,7 +95,7 @@ def crowded_points(
 
 
 def at(field: np.ndarray, points: Float64, outside: float | bool) -> np.ndarray:
-    """(N,) values of ``field`` at ``points`` in pixels; ``outside`` where a point lies beyond it."""
+    """(N,) values of ``field`` at ``points`` in pixels; ``outside`` for points beyond it."""
     column, row = np.floor(points).astype(np.int64).T
     h, w = field.shape
     inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)

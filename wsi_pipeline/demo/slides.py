@@ -1,9 +1,7 @@
-"""The drawn slides as files: pyramidal TIFFs that OpenSlide opens, their annotations, and the manifest."""
+"""The synthetic slides as files: pyramidal TIFFs that OpenSlide opens, their annotations, and the manifest."""
 
 from __future__ import annotations
 
-import csv
-import io
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +15,7 @@ from PIL import Image
 from tifffile import TiffWriter
 
 from ..artifacts import Provenance, atomic_path, content_key, is_current, write_provenance, write_text
+from ..csvtable import csv_text
 from ..engine import cores
 from ..errors import EngineError
 from ..types import UInt8
@@ -26,7 +25,7 @@ from .drawing import draw
 from .layout import Site
 from .nuclei import MPP
 
-DRAWING = 1  # to be raised when the pictures change, so that older ones are drawn again
+DRAWING = 1  # to be raised when the images change, so that older ones are drawn again
 DOWNSAMPLES = (1, 2, 4, 8)
 _TILE_PX = 256
 _JPEG_QUALITY = 80
@@ -44,11 +43,38 @@ def draw_slide(
     with_mpp: bool = True,
     annotation: str | os.PathLike[str] | None = None,
 ) -> tuple[Site, ...]:
-    """Draw one slide of ``side_px`` x ``side_px`` pixels at 0.5 µm/px and say what crowds of nuclei lie on it.
+    """Draw one slide of ``side_px`` x ``side_px`` pixels at 0.5 µm/px.
 
-    ``burden`` is 0 (micrometastases only), 1 or 2 (a macrometastasis), in proportion to the side; ``pen`` blue,
-    green, red, black or None. ``annotation`` is written where given and ``tumour`` is true. Without ``with_mpp``
-    the file does not tell its resolution. Raises ``ConfigError`` for a side or pen that cannot be drawn.
+    Parameters
+    ----------
+    path : Path
+        TIFF to write.
+    side_px : int
+        Side in pixels.
+    seed : int
+        Seed of the slide.
+    tumour : bool
+        Whether there are lesions.
+    burden : {0, 1, 2}
+        0: micrometastases only, 1: one larger lesion, 2: a macrometastasis; in proportion to the side.
+    hole : bool
+        Whether there is normal tissue inside the largest lesion.
+    pen : {"blue", "green", "red", "black"}, optional
+        Colour of a pen mark.
+    with_mpp : bool
+        Whether the file states its resolution.
+    annotation : Path, optional
+        ASAP XML to write if there is tumour.
+
+    Returns
+    -------
+    tuple of Site
+        The lesions and infiltrates.
+
+    Raises
+    ------
+    ConfigError
+        The side or the pen cannot be drawn.
     """
     path = Path(path)
     plan = plan_slide(
@@ -67,40 +93,65 @@ def draw_cohort(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Draw ``out/slides/*.tif`` and ``out/annotations/*.xml``; returns the manifest ``out/slides.csv``.
+    """Draw ``out/slides/*.tif`` and ``out/annotations/*.xml``, half of the slides with tumour.
 
-    Slides that are there, drawn with the same numbers, are left alone. ``workers`` processes draw (0: one for every
-    core), each holding about 15 bytes a pixel; the files are the same for any number. ``progress`` is told how many
-    of how many slides are done. Raises ``ConfigError``, ``StorageError``, ``EngineError``.
+    Existing slides of the same plan are not drawn again. The files are the same for any number of workers.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the cohort.
+    slides, patients : int
+        Even numbers, with at least as many slides as patients.
+    side_px : int
+        Side of a slide in pixels.
+    seed : int
+        Seed of the cohort.
+    workers : int
+        Processes that draw, each with about 15 bytes of memory per pixel; 0: one per core.
+    progress : callable, optional
+        Called with the number of finished slides and of all slides.
+
+    Returns
+    -------
+    Path
+        The manifest ``out/slides.csv``.
+
+    Raises
+    ------
+    ConfigError
+        The numbers are not valid.
+    StorageError, EngineError
+        The files cannot be written, or a process was killed.
     """
     out = Path(out)
     plans = plan_cohort(slides, patients, side_px, seed)
     missing = [plan for plan in plans if not _is_drawn(plan, out)]
     done = len(plans) - len(missing)
-    tell = progress or (lambda *_: None)
-    tell(done, len(plans))
+    report = progress or (lambda *_: None)
+    report(done, len(plans))
     workers = min(workers or cores(), len(missing))
     if workers <= 1:
         for i, plan in enumerate(missing, start=1):
             _draw_planned(plan, out)
-            tell(done + i, len(plans))
+            report(done + i, len(plans))
     else:
-        _draw_in_processes(missing, out, workers, lambda n: tell(done + n, len(plans)))
+        _draw_in_processes(missing, out, workers, lambda n: report(done + n, len(plans)))
     manifest = out / "slides.csv"
     write_text(manifest, _manifest(plans))
     return manifest
 
 
-def _draw_in_processes(plans: list[SlidePlan], out: Path, workers: int, tell: Callable[[int], None]) -> None:
+def _draw_in_processes(plans: list[SlidePlan], out: Path, workers: int, report: Callable[[int], None]) -> None:
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
         futures = [pool.submit(_draw_planned, plan, out) for plan in plans]
         for n, future in enumerate(as_completed(futures), start=1):
             future.result()
-            tell(n)
+            report(n)
     except BrokenProcessPool as error:
         raise EngineError(
-            f"a process that draws slides into {out} was killed, most likely for want of memory; use fewer workers"
+            f"a process that draws slides into {out} was killed, most likely for lack of memory; use fewer workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -123,9 +174,16 @@ def _write_slide(plan: SlidePlan, path: Path, annotation: Path | None, with_mpp:
 
 
 def write_pyramid(path: Path, rgb: UInt8, mpp: float | None) -> None:
-    """``rgb`` (h, w, 3) as a tiled JPEG TIFF with its levels as further directories: OpenSlide's generic-tiff.
+    """Write an image as a pyramidal TIFF of JPEG tiles that OpenSlide opens as generic-tiff.
 
-    OpenSlide tells ``openslide.mpp-x`` only where the resolution is given per centimetre.
+    Parameters
+    ----------
+    path : Path
+        TIFF to write.
+    rgb : ndarray of uint8, (h, w, 3)
+        Level 0; the others are ``DOWNSAMPLES``.
+    mpp : float, optional
+        µm per pixel. Stored per centimetre: OpenSlide gives ``openslide.mpp-x`` only for this unit.
     """
     with atomic_path(path) as beside, TiffWriter(beside) as tiff:
         for downsample in DOWNSAMPLES:
@@ -149,7 +207,7 @@ def write_pyramid(path: Path, rgb: UInt8, mpp: float | None) -> None:
 
 
 def _tiles(level: UInt8) -> Iterator[UInt8]:
-    """Tiles in row-major order, those at the edge continued with their last pixels: black would ring in the JPEG."""
+    """Tiles in row-major order, padded with their edge pixels: black padding would cause ringing in the JPEG."""
     h, w = level.shape[:2]
     for top in range(0, h, _TILE_PX):
         for left in range(0, w, _TILE_PX):
@@ -176,10 +234,8 @@ def _annotation(plan: SlidePlan) -> str:
 
 
 def _manifest(plans: tuple[SlidePlan, ...]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide_id", "path", "patient_id", "label", "annotation"])
+    rows = []
     for plan in plans:
         annotation = _annotation(plan) if plan.label == TUMOUR else ""
-        writer.writerow([plan.slide_id, f"slides/{plan.slide_id}.tif", plan.patient_id, plan.label, annotation])
-    return text.getvalue()
+        rows.append((plan.slide_id, f"slides/{plan.slide_id}.tif", plan.patient_id, plan.label, annotation))
+    return csv_text(("slide_id", "path", "patient_id", "label", "annotation"), rows)

@@ -1,8 +1,8 @@
-"""From dye densities to colours, by the law of Beer and Lambert.
+"""Conversion of dye densities to colours by the Beer-Lambert law.
 
-The dyes' colours lie between, or a little beyond, the vectors that Ruifrok and Johnston (Anal. Quant. Cytol.
-Histol. 23, 2001) and Macenko et al. (ISBI 2009) published; where between them, how strong, and how bright the lamp
-was, is each slide's own.
+The dyes' colours lie between, or a little beyond, the stain vectors of Ruifrok and Johnston (Anal. Quant. Cytol.
+Histol. 23, 2001) and of Macenko et al. (ISBI 2009). The position between them, the staining strength and the
+brightness of the lamp vary between slides.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PEN_OD = {
 
 @dataclass(frozen=True)
 class Stain:
-    """How one slide was stained and scanned."""
+    """Staining and illumination of one slide."""
 
     haematoxylin_od: tuple[float, float, float]  # of one unit of dye, (R, G, B)
     eosin_od: tuple[float, float, float]
@@ -34,18 +34,18 @@ class Stain:
 
     @classmethod
     def drawn(cls, rng: np.random.Generator) -> Stain:
-        """A stain as laboratories differ: strengths by a fifth, hues, and a lamp a few per cent off white."""
+        """Draw a stain with the variation between laboratories: strength by a fifth, hue, lamp by a few per cent."""
         dyes = []
         for published in (_HAEMATOXYLIN, _EOSIN):
-            share = rng.uniform(-0.2, 1.2)
-            vector = (1 - share) * published[0] + share * published[1]
+            weight = rng.uniform(-0.2, 1.2)
+            vector = (1 - weight) * published[0] + weight * published[1]
             strength = np.exp(np.clip(rng.normal(0, 0.2), -0.4, 0.4))
             dyes.append(_three(vector / np.linalg.norm(vector) * strength))
         light = np.clip(rng.uniform(0.945, 0.985) + rng.normal(0, 0.006, 3), 0.9, 0.995)
         return cls(dyes[0], dyes[1], _three(light))
 
     def table(self) -> np.ndarray:
-        """(65536,) uint32: for 256 * haematoxylin + eosin density the bytes R, G, B, 0."""
+        """(65536,) uint32 lookup table: the bytes R, G, B, 0 at index 256 * haematoxylin + eosin density."""
         density = np.arange(256) / PER_OD
         od = np.multiply.outer(density, self.haematoxylin_od)[:, None] + np.multiply.outer(density, self.eosin_od)
         colour = np.zeros((256, 256, 4), np.uint8)
@@ -59,14 +59,14 @@ def _three(values: Float64) -> tuple[float, float, float]:
 
 
 def coloured(haematoxylin: UInt8, eosin: UInt8, table: np.ndarray, gain: UInt8) -> UInt8:
-    """(h, w, 3) colours of two density pictures; ``gain`` / 256 is the light that reaches each pixel."""
+    """(h, w, 3) colours of two density images (h, w); ``gain`` / 256 is the illumination of each pixel."""
     index = haematoxylin.astype(np.uint16) << 8 | eosin
     rgb = table[index].view(np.uint8).reshape(*index.shape, 4)[..., :3].astype(np.uint16)
     return np.asarray((rgb * gain[..., None]) >> 8, np.uint8)
 
 
 def inked(rgb: UInt8, ink: Float32, pen: str) -> UInt8:
-    """``rgb`` (h, w, 3) seen through felt-tip ink of strength ``ink`` (h, w)."""
+    """``rgb`` (h, w, 3) seen through pen ink of strength ``ink`` (h, w)."""
     covered = ink > 0
     od = np.asarray(_PEN_OD[pen], np.float32)
     result = rgb.copy()

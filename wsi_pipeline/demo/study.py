@@ -1,4 +1,4 @@
-"""The demo study: its config, its slides, and where its results are."""
+"""The demo study: its config, its slides, and the location of its results."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .slides import draw_cohort
 
 
 def demo_config(out: Path, overrides: list[str]) -> Config:
-    """The demo's config with its slides and its run below ``out``."""
+    """Build the demo's config, with slides and run folder below ``out``; ``overrides`` as for ``--set``."""
     text = resources.files(__package__).joinpath("demo.yaml").read_text(encoding="utf-8")
     return build_config(yaml.safe_load(text), overrides, base=out, source="the demo's config")
 
 
 def draw(out: Path, console: Console) -> Path:
-    """Draw the slides that are not there yet; returns the manifest."""
+    """Draw the missing slides with a progress bar; returns the manifest."""
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("drawing slides", total=None)
 
@@ -32,7 +32,7 @@ def draw(out: Path, console: Console) -> Path:
 
 
 def places(config: Config) -> list[str]:
-    """Where to look, a line each."""
+    """Locations of the results, one line each, for display."""
     folder = RunFolder(config.out)
     return [
         f"predictions  {folder.predictions}",

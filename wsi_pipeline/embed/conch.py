@@ -1,9 +1,9 @@
-"""CONCH's image towers: a vision transformer whose tokens one learned query pools by attention.
+"""CONCH's image towers: a vision transformer whose tokens are pooled by the attention of one learned query.
 
 M. Lu et al., A visual-language foundation model for computational pathology, Nature Medicine 2024 (CONCH); T. Ding et
 al., A multimodal whole-slide foundation model for pathology, Nature Medicine 2025 (CONCH v1.5, TITAN's patch encoder).
-The features are those before the projection that compares them with text, which the authors use for slides. CONCH's
-file also holds the text tower, the captioner and that projection: they are left out.
+The features are those before the projection into the space shared with text; the authors use them for slides. CONCH's
+file also contains the text tower, the captioner and that projection, which are left out.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class PlainQueryPool(nn.Module):
 
 
 class Tower(nn.Module):
-    """(B, 3, s, s) -> (B, dim); the attributes have the file's names."""
+    """(B, 3, s, s) -> (B, dim); the attributes are named as in the file."""
 
     def __init__(self, trunk: nn.Module, pool: nn.Module, dim: int) -> None:
         super().__init__()
@@ -76,19 +76,19 @@ class Tower(nn.Module):
 
 
 def conch(preset: Preset) -> nn.Module:
-    """CONCH's image tower."""
+    """Build CONCH's image tower, without weights."""
     trunk = timm_network(preset)
     return Tower(trunk, QueryPool(preset.dim, cast(int, trunk.num_features)), preset.dim)
 
 
 def conch_v1_5(preset: Preset) -> nn.Module:
-    """CONCH v1.5."""
+    """Build CONCH v1.5, without weights."""
     trunk = timm_network(preset)
     return Tower(trunk, PlainQueryPool(preset.dim, cast(int, trunk.num_features)), preset.dim)
 
 
 def image_tower(state: State) -> State:
-    """Of CONCH's file, what makes the image's features; positions of another grid bilinear, as its code does."""
+    """The image tower's tensors of CONCH's file, position embeddings interpolated to 448 px as in its code."""
     kept = {
         name.removeprefix("visual."): tensor
         for name, tensor in state.items()
@@ -100,7 +100,10 @@ def image_tower(state: State) -> State:
 
 
 def at_448(state: State) -> State:
-    """CONCH v1.5's file holds the positions of 224 px; its code interpolates them at every call, here once."""
+    """Interpolate the position embeddings of CONCH v1.5's file from 224 to 448 px: once, not at every call as its code.
+
+    A state without ``trunk.pos_embed`` is returned unchanged.
+    """
     if "trunk.pos_embed" not in state:
         return state
     return {**state, "trunk.pos_embed": on_grid(state["trunk.pos_embed"], 28, offset=0.1)}

@@ -1,9 +1,9 @@
 """CTransPath: a Swin transformer (tiny) whose patches are embedded by three convolutions.
 
 X. Wang et al., Transformer-based unsupervised contrastive learning for histopathological image classification, Medical
-Image Analysis 2022. Its file follows timm 0.5.4, where a stage ends with the merging of its patches; in timm of today
-the next stage begins with it, so the number in the name is one more. The file's attention masks and position indices
-follow from the window's side: timm computes them, and they are left out.
+Image Analysis 2022. Its file follows timm 0.5.4, where patch merging ends a stage; in current timm it begins the next
+stage, so the number in its name is one higher. The attention masks and position indices in the file follow from the
+window's side: timm computes them, and they are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _COMPUTED = (".attn_mask", ".attn.relative_position_index")
 
 
 class ConvStem(nn.Module):
-    """(B, 3, s, s) -> (B, s / 4, s / 4, C), in the place of timm's linear patch embedding and under its names."""
+    """(B, 3, s, s) -> (B, s / 4, s / 4, C): replaces timm's linear patch embedding under the same names."""
 
     def __init__(
         self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, norm_layer: type[nn.Module], **_: Any
@@ -42,12 +42,12 @@ class ConvStem(nn.Module):
 
 
 def ctranspath(preset: Preset) -> nn.Module:
-    """The network, without weights."""
+    """Build the network, without weights."""
     return timm_network(preset, embed_layer=ConvStem)
 
 
 def timm_names(state: State) -> State:
-    """The file's names as those of timm today; a state that has them already keeps them."""
+    """Rename the file's tensors as in current timm; a state with those names is kept."""
     old = "layers.0.downsample.reduction.weight" in state
     return {_one_later(name) if old else name: tensor for name, tensor in state.items() if not name.endswith(_COMPUTED)}
 

@@ -1,4 +1,4 @@
-"""An encoder on its device: uint8 patches in, float32 features out."""
+"""An encoder on its device: from uint8 patches to float32 features."""
 
 from __future__ import annotations
 
@@ -26,29 +26,43 @@ class Pending:
     """Features that a device may still be computing."""
 
     features: Tensor  # (n, dim) float32, on the CPU
-    seconds: float = 0.0  # that a CPU thread took
+    seconds: float = 0.0  # compute time of a CPU thread
     begun: torch.cuda.Event | None = None
     done: torch.cuda.Event | None = None
 
     def result(self) -> Float32:
-        """(n, dim); waits for the device."""
+        """Wait for the device; returns the features (n, dim)."""
         if self.done is not None:
             self.done.synchronize()
         array: Float32 = self.features.numpy()
         return array
 
     def busy_s(self) -> float:
-        """How long the device worked on it. After ``result``."""
+        """Compute time in seconds. Call after ``result``."""
         if self.begun is None or self.done is None:
             return self.seconds
         return float(self.begun.elapsed_time(self.done)) / 1000
 
 
 class EncoderRunner:
-    """Runs batches through an encoder. On a CPU several threads may call it at once; a GPU has one caller.
+    """Run batches through an encoder. On a CPU several threads may call it at once; on a GPU only one may.
 
     On a GPU a call only queues its work (copies from and to pinned memory included), so that the next batch is
-    prepared while the device computes. Raises ``ConfigError`` where the device cannot do what the config asks for.
+    prepared while the device computes.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        The encoder; its module is moved to the device.
+    device : torch.device
+        Where to compute.
+    config : EmbedConfig
+        Precision, batch, memory layout and compilation.
+
+    Raises
+    ------
+    ConfigError
+        The device does not support the precision, the batch does not fit in its memory, or compilation fails.
     """
 
     def __init__(self, encoder: Encoder, device: torch.device, config: EmbedConfig) -> None:
@@ -57,7 +71,7 @@ class EncoderRunner:
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self._autocast = autocast_type(config.precision, device)
         self._batch = config.batch
-        # Some releases of torch cannot resize with antialiasing on MPS, so that is done on the CPU there.
+        # Some releases of torch cannot resize with antialiasing on MPS, so MPS inputs are resized on the CPU.
         self._prepared_on = torch.device("cpu") if device.type == "mps" else device
         self._mean, self._std = (
             torch.tensor(colour, device=self._prepared_on).mul(255).view(1, 3, 1, 1)
@@ -66,12 +80,12 @@ class EncoderRunner:
         self._module: Callable[[Tensor], Tensor] = encoder.module.to(device).to(memory_format=self._layout)  # type: ignore[call-overload]
         self._compiled = config.compile
         if config.compile:
-            # One shape for ever: were the shape free, what a kernel gives would depend on the slides before.
+            # One fixed shape: with dynamic shapes, a kernel's result would depend on the slides before.
             self._module = cast(Callable[[Tensor], Tensor], torch.compile(self._module, dynamic=False))
             self._warm_up()
 
     def __call__(self, pixels: UInt8) -> Pending:
-        """(n, s, s, 3) patches, n at most ``embed.batch`` -> (n, dim) features."""
+        """Encode patches (n, s, s, 3), n at most ``embed.batch``, as features (n, dim)."""
         count = len(pixels)
         if self._compiled and count < self._batch:
             pixels = np.concatenate([pixels, np.zeros((self._batch - count, *pixels.shape[1:]), np.uint8)])
@@ -86,11 +100,11 @@ class EncoderRunner:
 
     @property
     def allocate(self) -> Callable[[tuple[int, ...]], UInt8] | None:
-        """Makes the arrays of batches where the device is a GPU: in memory that it can copy from by itself."""
+        """For a GPU, a function that allocates the arrays of batches in pinned memory; else None."""
         return _pinned if self.device.type == "cuda" else None
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, s, s, 3) -> the encoder's input (B, 3, side, side): resized where s is not its side, normalised."""
+        """uint8 (B, s, s, 3) -> normalised input (B, 3, side, side), resized if s is not the encoder's side."""
         x = pixels.permute(0, 3, 1, 2).float()  # (B, 3, s, s)
         side = self.encoder.side_px
         if x.shape[-2:] != (side, side):
@@ -113,7 +127,7 @@ class EncoderRunner:
         return tensor.to(self._prepared_on)
 
     def _timed(self, features: Callable[[], Tensor]) -> Pending:
-        """``features()`` on their way to the CPU."""
+        """Run ``features()``, and start copying the result to the CPU."""
         if self.device.type != "cuda":
             begin = time.perf_counter()
             return Pending(features().cpu(), time.perf_counter() - begin)
@@ -128,7 +142,7 @@ class EncoderRunner:
     def _warm_up(self) -> None:
         side = self.encoder.side_px
         patches = np.zeros((self._batch, side, side, 3), np.uint8)
-        # Generated code keeps the number of threads it was made with, so it is made as it is run.
+        # Generated code keeps the number of threads it was compiled with, so it is compiled as it is run: with one.
         with own_threads(), ThreadPoolExecutor(1, initializer=one_thread) as pool:
             try:
                 pool.submit(lambda: self(patches).result()).result()
@@ -140,13 +154,13 @@ class EncoderRunner:
 
 
 def one_thread() -> None:
-    """Make the calling thread compute alone: torch keeps the number of threads of each thread apart."""
+    """Make torch compute in the calling thread only; the setting is per thread."""
     torch.set_num_threads(1)
 
 
 @contextlib.contextmanager
 def own_threads() -> Iterator[None]:
-    """What ``one_thread`` sets for its thread also becomes the default of threads that start later: put it back."""
+    """Restore torch's default number of threads, which ``one_thread`` also changes for threads that start later."""
     before = torch.get_num_threads()
     try:
         yield

@@ -1,8 +1,8 @@
-"""Batches stream through the encoder, in the grid's order; nothing is written on the way.
+"""Stream batches through the encoder in the grid's order, without intermediate files.
 
-Threads read ahead, threads encode, and both queues are bounded: what is in memory follows the batch and the number
-of threads, never the slide. On a CPU each encoding thread takes whole batches and computes alone, so that neither
-the number of threads nor the cores of the machine change a bit of the result.
+Threads read ahead, other threads encode, and both queues are bounded: memory depends on the batch and the number of
+threads, never on the slide. On a CPU each encoding thread computes whole batches alone, so the result is the same to
+the bit for any number of threads and cores.
 """
 
 from __future__ import annotations
@@ -25,31 +25,56 @@ _Out = TypeVar("_Out")
 
 
 class Encoded(NamedTuple):
-    """The features of one batch, where the device may still be at work."""
+    """The features of one batch, which the device may still be computing."""
 
     readable: Bool  # (n,)
-    features: Pending | None  # of the readable ones; None: there is none
+    features: Pending | None  # of the readable patches; None if there are none
 
 
 class Done(NamedTuple):
-    """The features of one batch, on the CPU."""
+    """The features of one batch, on the CPU.
+
+    Attributes
+    ----------
+    readable : ndarray of bool, (n,)
+        Which of the n patches could be read.
+    features : ndarray of float32, (m, dim)
+        Features of the m readable patches; (0, 0) if there are none.
+    busy_s : float
+        Compute time in seconds.
+    """
 
     readable: Bool  # (n,)
-    features: Float32  # (m, dim); (0, 0) where no patch was readable
-    busy_s: float  # how long the device worked on them
+    features: Float32  # (m, dim)
+    busy_s: float
 
 
-def encoding_ahead(threads: int) -> int:
-    """The most batches that are with the encoder at once."""
+def encoding_depth(threads: int) -> int:
+    """The most batches that are in the encoder's queue at once."""
     return threads + 2
 
 
 def encode_batches(
     batches: Iterable[Batch], encode: Callable[[UInt8], Pending], threads: int
 ) -> Generator[Done, None, None]:
-    """Each batch encoded, in order. Close the iterator to stop the threads early."""
+    """Encode batches in order. Close the iterator to stop the threads early.
+
+    Parameters
+    ----------
+    batches : iterable of Batch
+        Patches, for example from ``read_batches``.
+    encode : callable
+        Starts to encode patches (n, s, s, 3), for example an ``EncoderRunner``.
+    threads : int
+        Threads that encode.
+
+    Yields
+    ------
+    Done
+        The features of each batch.
+    """
     with own_threads(), _pool(threads, one_thread) as encoders:
-        for done in _ordered(encoders, lambda batch: _encode(encode, batch), batches, encoding_ahead(threads)):
+        for done in _ordered(encoders, lambda batch: _encode(encode, batch), batches, encoding_depth(threads)):
             if done.features is None:
                 yield Done(done.readable, np.zeros((0, 0), np.float32), 0.0)
             else:
@@ -57,8 +82,30 @@ def encode_batches(
 
 
 def stored(features: Float32, dtype: str, slide_id: str, xy_px0: Int64) -> np.ndarray:
-    """``features`` (m, dim) in the type of the bag. Raises ``SlideError`` that names the first that is no number."""
-    with np.errstate(over="ignore"):  # looked at below
+    """Convert features to the stored type.
+
+    Parameters
+    ----------
+    features : ndarray of float32, (m, dim)
+        Features of m patches.
+    dtype : {"float16", "float32"}
+        Type of the bag.
+    slide_id : str
+        The slide, for the error message.
+    xy_px0 : ndarray of int64, (m, 2)
+        Top-left corners of the patches in level-0 pixels, for the error message.
+
+    Returns
+    -------
+    ndarray, (m, dim)
+        The features in ``dtype``.
+
+    Raises
+    ------
+    SlideError
+        A feature is not a finite number; names the first such patch.
+    """
+    with np.errstate(over="ignore"):  # checked below
         result = features.astype(dtype)
     bad = ~np.isfinite(result).all(axis=1)
     if bad.any():
@@ -67,7 +114,7 @@ def stored(features: Float32, dtype: str, slide_id: str, xy_px0: Int64) -> np.nd
         where = f"{slide_id}: the encoder's features of the patch at ({x}, {y})"
         if np.isfinite(features[row]).all():
             raise SlideError(f"{where} are too large for {dtype}; --set embed.dtype=float32")
-        raise SlideError(f"{where} hold NaN or infinity; --set embed.precision=fp32, or check the weights")
+        raise SlideError(f"{where} contain NaN or infinity; --set embed.precision=fp32, or check the weights")
     return result
 
 
@@ -76,16 +123,16 @@ def _encode(encode: Callable[[UInt8], Pending], batch: Batch) -> Encoded:
 
 
 def _ordered(
-    pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In], ahead: int
+    pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In], depth: int
 ) -> Iterator[_Out]:
-    """``map`` over threads, in order, with at most ``ahead`` items taken that have not been given back."""
-    waiting: deque[Future[_Out]] = deque()
+    """``map`` over threads, in order, with at most ``depth`` pending items."""
+    pending: deque[Future[_Out]] = deque()
     for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) == ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        pending.append(pool.submit(function, item))
+        if len(pending) == depth:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 @contextlib.contextmanager

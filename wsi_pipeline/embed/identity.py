@@ -1,4 +1,4 @@
-"""What an encoder is, said without building it: enough for the key of a bag."""
+"""The identity of an encoder, found without building it: what the content key of a bag depends on."""
 
 from __future__ import annotations
 
@@ -13,9 +13,26 @@ from .weights import Source, digest, locate
 
 
 def identity(name: str, weights: Path | None, pretrained: bool, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Name, options and the digest of the weights file; published weights are fetched where they are not here.
+    """Identify an encoder by its name, options and weights.
 
-    A plug-in from outside that does not declare where its weights lie is built to learn their digest.
+    Published weights are downloaded if they are not on this machine. A plug-in of another package that does not
+    declare the location of its weights is built to find their digest.
+
+    Parameters
+    ----------
+    name : str
+        Registered name, or ``package.module:function``.
+    weights : Path, optional
+        Local weights file.
+    pretrained : bool
+        Whether to use weights at all; False: random ones.
+    options : mapping
+        The encoder's options.
+
+    Returns
+    -------
+    dict
+        ``name``, ``options``, and ``weights``: the sha256 of the weights file, or ``random``.
     """
     source = _source(name)
     if source is None:
@@ -26,15 +43,15 @@ def identity(name: str, weights: Path | None, pretrained: bool, options: Mapping
 
 
 def recommended_mpp(name: str, weights: Path | None, pretrained: bool, options: Mapping[str, Any]) -> float:
-    """µm per pixel that the encoder declares, or that its options say."""
+    """µm per pixel from the encoder's options, else as it declares."""
     declared = options.get("recommended_mpp", encoders.entry(name).info.get("recommended_mpp"))
     if declared is None:
         return _outside(name, weights, pretrained, json.dumps(dict(options), sort_keys=True)).recommended_mpp
     return float(declared)
 
 
-def at_hand(name: str) -> Path | None:
-    """The published weights of an encoder where they are on this machine; looks at the disk only."""
+def cached_weights(name: str) -> Path | None:
+    """The published weights of an encoder if they are on this machine; looks at the disk only."""
     source = None if name.endswith(":") else _source(name)
     return None if source is None else source.cached()
 

@@ -1,9 +1,9 @@
-"""Tensors of vision transformers that other programs saved, under timm's names.
+"""Conversion of vision transformers that other programs saved to timm's tensor names.
 
-Two layouts beside timm's own are read. ``transformers`` (ViTModel; Dinov2Model, with or without register tokens):
-query, key and value lie apart where timm keeps them in one matrix. DINOv2's own code: blocks as in timm, the gated MLP
-as w12 and w3. Both add a position to the class token where timm's networks with registers do not; it is added to the
-class token here, once. A mask token and a pooler are of use in training only and are left out.
+Two layouts besides timm's own are read. ``transformers`` (ViTModel; Dinov2Model, with or without register tokens):
+query, key and value are separate, while timm keeps them in one matrix. DINOv2's own code: blocks as in timm, the gated
+MLP as w12 and w3. Both add a position embedding to the class token, which timm's networks with registers do not; here
+it is added to the class token once. A mask token and a pooler are used in training only and are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TRANSFORMERS = {
     "layernorm.weight": "norm.weight",
     "layernorm.bias": "norm.bias",
 }
-_TRANSFORMERS_BLOCK = {  # what stands between the block's number and weight or bias
+_TRANSFORMERS_BLOCK = {  # the name between the block's number and weight or bias
     "attention.output.dense": "attn.proj",
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
@@ -44,10 +44,21 @@ _QKV = "attention.attention"
 
 
 def timm_names(state: State, cells: int | None = None, antialias: bool = False) -> State:
-    """Any of the three layouts under timm's names; a state that has timm's names already is given back.
+    """Rename the tensors of any of the three layouts as in timm; a state with timm's names is kept.
 
-    ``cells``: patches along a side of the network's input; positions of another grid are interpolated to it, with
-    ``antialias`` as timm does at every call of a network that it has made for another side, without as transformers.
+    Parameters
+    ----------
+    state : dict of str to Tensor
+        The file's tensors.
+    cells : int, optional
+        Patches along a side of the network's input; position embeddings of another grid are interpolated to it.
+    antialias : bool
+        True: interpolate as timm does at every call of a network made for another side; False: as transformers does.
+
+    Returns
+    -------
+    dict of str to Tensor
+        The tensors under timm's names.
     """
     if "embeddings.cls_token" in state:
         renamed = _of_transformers(state)
@@ -70,9 +81,25 @@ def on_grid(
     antialias: bool = False,
     offset: float = 0.0,
 ) -> Tensor:
-    """Position embeddings (1, prefix + n², C) interpolated to (1, prefix + cells², C); no square is given back as is.
+    """Interpolate position embeddings to another grid of patches.
 
-    ``prefix``: class token's embeddings, which stay. ``offset``: DINO's, added to ``cells`` in the scale only.
+    Parameters
+    ----------
+    positions : Tensor, (1, prefix + n², C)
+        Position embeddings; a number of patches that is not a square is returned unchanged.
+    cells : int
+        Patches along a side of the new grid.
+    prefix : int
+        Number of embeddings of the class token, which are kept.
+    mode, antialias
+        See ``torch.nn.functional.interpolate``.
+    offset : float
+        DINO's offset, added to ``cells`` in the scale only.
+
+    Returns
+    -------
+    Tensor, (1, prefix + cells², C)
+        The interpolated embeddings.
     """
     first, grid = positions[:, :prefix], positions[:, prefix:]
     side = math.isqrt(grid.shape[1])
@@ -101,7 +128,7 @@ def _of_transformers(state: State) -> State:
 def _block_name(name: str) -> str:
     block = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name)
     if block is None:
-        return name  # no place for it: load_state names it
+        return name  # unknown: load_state reports it
     layer, _, leaf = block[2].rpartition(".")
     rest = _TRANSFORMERS_BLOCK.get(block[2]) or f"{_TRANSFORMERS_BLOCK.get(layer, layer)}.{leaf}"
     return f"blocks.{block[1]}.{rest}"
@@ -120,7 +147,7 @@ def _of_dinov2(state: State) -> State:
 
 
 def _without_class_position(state: State) -> State:
-    """timm's networks with registers give positions to patches only: the class token's moves into the class token."""
+    """Add the class token's position embedding to it: timm's networks with registers have them for patches only."""
     if {"reg_token", "cls_token", "pos_embed"} <= set(state):
         positions = state["pos_embed"]  # (1, 1 + n², C)
         state["cls_token"] = state["cls_token"] + positions[:, :1]

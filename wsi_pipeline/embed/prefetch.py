@@ -1,4 +1,4 @@
-"""The next slide is opened, and its first patches are read, while the device is busy with the last ones of this one."""
+"""Prefetch of the next slide: opened, and its first patches read, while the device encodes the last of this one."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Patches:
 
     @classmethod
     def of(
-        cls, slide: Slide, grid: PatchGrid, forward: EncoderRunner, embed: EmbedConfig, scaling: str = "exact"
+        cls, slide: Slide, grid: PatchGrid, runner: EncoderRunner, embed: EmbedConfig, scaling: str = "exact"
     ) -> Self:
-        """Begin to read the patches of ``grid`` into memory that suits the device; ``scaling``: see ``ReadConfig``."""
-        threads = embed.read_threads or (2 if forward.device.type == "cpu" else cores())
+        """Start reading the patches of ``grid`` into memory that suits the device; ``scaling``: see ``ReadConfig``."""
+        threads = embed.read_threads or (2 if runner.device.type == "cpu" else cores())
         batches = read_batches(
             slide,
             grid,
@@ -48,12 +48,12 @@ class Patches:
             threads=threads,
             scaling=scaling,
             tile_cache_mb=embed.tile_cache_mb,
-            allocate=forward.allocate,
+            allocate=runner.allocate,
         )
         return cls(slide, grid, batches)
 
     def close(self) -> None:
-        """Stop reading and give the file back."""
+        """Stop reading and close the slide."""
         self.batches.close()
         self.slide.close()
 
@@ -64,36 +64,36 @@ class Patches:
         self.close()
 
 
-def open_patches(wanted: SlideRequest, forward: EncoderRunner, embed: EmbedConfig) -> Patches:
-    """Open the slide and begin to read."""
-    grid, _ = read_grid(wanted.grid)
+def open_patches(request: SlideRequest, runner: EncoderRunner, embed: EmbedConfig) -> Patches:
+    """Open the slide and start reading its patches."""
+    grid, _ = read_grid(request.grid)
     with contextlib.ExitStack() as stack:
-        slide = stack.enter_context(open_slide(wanted.row.path, wanted.read, wanted.row.mpp))
-        patches = Patches.of(slide, grid, forward, embed, wanted.read.scaling)
-        stack.pop_all()  # from here on the patches close it
+        slide = stack.enter_context(open_slide(request.row.path, request.read, request.row.mpp))
+        patches = Patches.of(slide, grid, runner, embed, request.read.scaling)
+        stack.pop_all()  # from here on closing the patches closes the slide
     return patches
 
 
 class SlidePrefetcher:
-    """Holds the one slide that is being opened before its turn."""
+    """Opens one slide in a thread before it is needed."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
         self._next: tuple[SlideRequest, Future[Patches]] | None = None
 
-    def begin(self, wanted: SlideRequest, open_: Callable[[SlideRequest], Patches]) -> None:
-        """Open ``wanted`` in a thread. What was opened before and not taken is closed."""
+    def begin(self, request: SlideRequest, open_: Callable[[SlideRequest], Patches]) -> None:
+        """Open the slide of ``request`` in a thread; one that was opened before and not taken is closed."""
         self._drop()
-        self._next = wanted, self._pool.submit(open_, wanted)
+        self._next = request, self._pool.submit(open_, request)
 
-    def take(self, wanted: SlideRequest, open_: Callable[[SlideRequest], Patches]) -> Patches:
-        """The patches of ``wanted``: those that were begun, or opened now. Raises what opening raised."""
-        if self._next is not None and self._next[0] == wanted:
+    def take(self, request: SlideRequest, open_: Callable[[SlideRequest], Patches]) -> Patches:
+        """The patches of ``request``, prefetched or opened now; raises an error that prefetching raised."""
+        if self._next is not None and self._next[0] == request:
             future = self._next[1]
             self._next = None
             return future.result()
         self._drop()
-        return open_(wanted)
+        return open_(request)
 
     def _drop(self) -> None:
         if self._next is not None:

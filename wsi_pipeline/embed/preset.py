@@ -1,4 +1,4 @@
-"""What is published about one pathology encoder, and how timm builds it."""
+"""Published properties of a pathology encoder, and how timm builds it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _same(state: State) -> State:
 
 
 def timm_network(preset: Preset, **more: Any) -> nn.Module:
-    """The preset's transformer as timm builds it, without weights."""
+    """Build the preset's transformer with timm, without weights; ``more``: arguments of ``timm.create_model``."""
     from .. import torchvision_guard  # noqa: F401, I001  (before timm)
     from timm.layers import SwiGLUPacked  # type: ignore[attr-defined]
 
@@ -30,7 +30,7 @@ def timm_network(preset: Preset, **more: Any) -> nn.Module:
 
 
 def timm_cnn(preset: Preset) -> nn.Module:
-    """The preset's convolutional network as timm builds it, without weights; it takes any side."""
+    """Build the preset's convolutional network with timm, without weights; it accepts inputs of any side."""
     return _create(preset)
 
 
@@ -53,9 +53,9 @@ class Preset:
     summary: str
     paper: str
     licence: str
-    architecture: str  # timm's
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # of timm.create_model, beside img_size and num_classes
-    pool: str = "cls"  # what its authors use; ``model``: the network's own
+    architecture: str  # in timm
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of timm.create_model, except img_size and num_classes
+    pool: str = "cls"  # as its authors use it; ``model``: the network's own pooling
     swiglu: bool = False  # packed SwiGLU instead of the plain MLP
     colour: tuple[Colour, Colour] = IMAGENET  # mean, std
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -68,5 +68,5 @@ class Preset:
 
     @property
     def source(self) -> Source:
-        """Where its weights lie."""
+        """Location of its weights."""
         return HubFile(self.hub, self.files, self.gated)

@@ -1,7 +1,7 @@
-"""Pathology encoders whose files have timm's names.
+"""Pathology encoders whose files have timm's tensor names.
 
-``mpp`` is what the authors state: most say 20x or 0.5 µm/px. Virchow 2 has seen 0.25 to 2 µm/px and Lunit's encoders
-0.25 and 0.5; for UNI 2, Kaiko's and GigaPath-Flash the customary 0.5 stands where the card says nothing.
+``mpp`` is as stated by the authors, mostly as 20x or 0.5 µm/px. Virchow 2 was trained at 0.25 to 2 µm/px and Lunit's
+encoders at 0.25 and 0.5; UNI 2, Kaiko's and GigaPath-Flash have the customary 0.5, because their cards state none.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _NO_DERIVATIVES = "CC-BY-NC-ND-4.0"
 _UNI_PAPER = "Chen et al., Nature Medicine 2024, doi:10.1038/s41591-024-02857-3"
 _BIN = ("pytorch_model.bin",)
 
-# The authors' releases (github.com/kaiko-ai/towards_large_pathology_fms, lunit-io/benchmark-ssl-pathology) in the
-# copies that 1aurent keeps on the hub, as safetensors under timm's names.
+# The authors' releases (github.com/kaiko-ai/towards_large_pathology_fms, lunit-io/benchmark-ssl-pathology) as copied
+# by 1aurent to the hub, as safetensors under timm's names.
 _KAIKO: dict[str, Any] = {
     "paper": "Aben et al. 2024, arXiv:2404.15217",
     "licence": "Kaiko non-commercial",
@@ -119,7 +119,7 @@ TABLE = (
         arguments=_H_OPTIMUS,
         colour=_BIOPTIMUS,
     ),
-    Preset(  # its config was not read: card and 86 M parameters give all but the place of positions, H-optimus-0's here
+    Preset(  # from its card and its 86 M parameters, not from its config; positions are placed as in H-optimus-0
         name="h0-mini",
         hub="bioptimus/H0-mini",
         dim=1536,
@@ -210,7 +210,7 @@ TABLE = (
         architecture="vit_base_patch8_224",
         **_KAIKO,
     ),
-    Preset(  # the file's positions are those of 518 px; timm interpolates them at every call, here once
+    Preset(  # the file's position embeddings are for 518 px; timm interpolates them at every call, here once
         name="kaiko-vitl14",
         hub="1aurent/vit_large_patch14_reg4_224.kaiko_ai_towards_large_pathology_fms",
         dim=1024,

@@ -1,7 +1,7 @@
-"""Pathology encoders whose files have names or parts of their own.
+"""Pathology encoders whose files have tensor names or modules of their own.
 
-Where the authors state no resolution (Hibou, CONCH) the customary 0.5 µm/px stands. GPFM has seen tiles of 512 px at
-the slides' first level, resized to 224. CTransPath's and RetCCL's authors advise to try 1 µm/px first.
+If the authors state no resolution (Hibou, CONCH), ``mpp`` is the customary 0.5. GPFM was trained on tiles of 512 px at
+the slides' first level, resized to 224. CTransPath's and RetCCL's authors recommend trying 1 µm/px first.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ TABLE_OTHER = (
         colour=_HIBOU,
         names=timm_names,
     ),
-    Preset(  # the side of its file's positions could not be seen: those of 518 px are interpolated as transformers does
+    Preset(  # the grid of its file's positions is unknown: those of 518 px are interpolated as transformers does
         name="midnight",
         hub="kaiko-ai/midnight",
         dim=3072,

@@ -1,8 +1,8 @@
-"""Pathology encoders of the preset tables: one entry of data adds one.
+"""Pathology encoders of the preset tables: one entry in a table adds an encoder.
 
-Each is built by timm from the arguments that its authors publish and filled strictly from its weights file, so an
-argument that does not fit fails by name. A patch of another side than the encoder's is resized whole: GigaPath's
-authors cut the middle 224 px out of 256, here the patch is never cropped, so tile at 224 px to give it what it knows.
+Each is built by timm with the arguments that its authors publish and loaded strictly from its weights file, so an
+argument that does not fit raises an error with the tensor's name. A patch of another side than the encoder's is
+resized and never cropped. GigaPath's authors crop the central 224 px of 256: tile at 224 px to give it equal patches.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PRESETS = (*TABLE, *TABLE_OTHER)
 
 
 def build_network(preset: Preset) -> nn.Module:
-    """The preset's network, without weights."""
+    """Build the preset's network, without weights."""
     return preset.build(preset)
 
 
 def register(preset: Preset) -> None:
-    """Make the preset an encoder that can be named."""
+    """Register a preset as an encoder."""
 
     def source(_: str) -> Source:
         return preset.source
@@ -37,7 +37,7 @@ def register(preset: Preset) -> None:
     def build(weights: Path | None, pretrained: bool, *, pool: str = preset.pool) -> Encoder:
         return _build(preset, weights, pretrained, pool)
 
-    build.__doc__ = f"{preset.summary}\n\n``pool``: cls, mean or cls+mean of the tokens; model: its own."
+    build.__doc__ = f"{preset.summary}\n\n``pool``: cls, mean or cls+mean of the tokens; model: the network's own."
     encoders.register(
         preset.name,
         dim=preset.dim,
@@ -59,7 +59,7 @@ def _build(preset: Preset, weights: Path | None, pretrained: bool, pool: str) ->
     if path is None:
         network = seeded(lambda: build_network(preset))
     else:
-        network = _to_fill(preset)
+        network = _empty_network(preset)
         load_state(network, preset.names(read_state(path)), path)
     return Encoder(
         name=preset.name,
@@ -74,10 +74,10 @@ def _build(preset: Preset, weights: Path | None, pretrained: bool, pool: str) ->
     )
 
 
-def _to_fill(preset: Preset) -> nn.Module:
-    """The network on the meta device (a billion random numbers less; load_state puts the file's tensors in).
+def _empty_network(preset: Preset) -> nn.Module:
+    """The network on the meta device: no random initialisation, because load_state adopts the file's tensors.
 
-    One that computes buffers no file holds, as Swin's attention masks, is built on the CPU.
+    A network that computes buffers which no file contains, as Swin's attention masks, is built on the CPU.
     """
     with torch.device("meta"):
         network = build_network(preset)

@@ -1,9 +1,9 @@
-"""ResNet-50 with ImageNet weights, whole and cut after its third stage.
+"""ResNet-50 with ImageNet weights, complete and truncated after its third stage.
 
 K. He et al., Deep Residual Learning for Image Recognition, CVPR 2016. The weights are torchvision's first set
 (``IMAGENET1K_V1``, 76.1 % top-1), not the second: the published slide models (CLAM, TransMIL, DSMIL, DTFD-MIL) were
-trained on features of the first, so numbers stay comparable. The network is not tied to an input side; 224 pixels
-is what it was trained at.
+trained on features of the first, so results stay comparable. The network accepts inputs of any side; it was trained
+at 224 pixels.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def resnet50(weights: Path | None, pretrained: bool) -> Encoder:
 
 @encoders.register("resnet50_trunc", dim=1024, **_INFO)
 def resnet50_trunc(weights: Path | None, pretrained: bool) -> Encoder:
-    """ResNet-50 cut after its third stage, pooled, 1,024 features: the encoder of CLAM (Lu et al. 2021)."""
+    """ResNet-50 truncated after its third stage, pooled, 1,024 features: the encoder of CLAM (Lu et al. 2021)."""
     path = locate(_WEIGHTS, weights, pretrained)
     whole = _whole(path)
     stages = [whole.get_submodule(name) for name in _STAGES]

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from ..artifacts import Provenance, content_key, read_key
 from ..config import EmbedConfig
 from ..device import pick_device
-from ..engine import Engine, Job, JobStats, cores
+from ..engine import Job, JobStats, cores
 from ..errors import ArtifactError, SlideError
 from ..project import Project
 from ..read import Batch
@@ -34,70 +34,64 @@ _log = logging.getLogger("wsi_pipeline")
 
 @dataclass(frozen=True)
 class Task:
-    """All that embedding one slide depends on; crosses to the process that does it."""
+    """All inputs of embedding one slide; sent to the process that does it."""
 
-    wanted: SlideRequest
-    bag: Path
+    request: SlideRequest
     embed: EmbedConfig
-    encoder: Mapping[str, Any]  # the identity that ``key`` was made with
-    key: str
+    encoder: Mapping[str, Any]  # the identity that the key was made with
 
 
-def run(project: Project, engine: Engine) -> None:
-    """Write ``embed/<slide_id>.h5`` for every slide that has a grid and no current bag."""
-    slides = engine.ready("embed", project.slides, project.folder.grid, "tile")
+def jobs(project: Project, slides: Sequence[SlideRow]) -> Iterator[list[Job]]:
+    """Write ``embed/<slide_id>.h5`` for every slide; ``slides``: those that have a grid."""
     make = _jobs if project.config.embed.import_ is None else from_features.jobs
-    jobs = make(project, slides) if slides else []
-    engine.run("embed", jobs, device=project.config.embed.device)
+    yield make(project, slides) if slides else []
 
 
-def _jobs(project: Project, slides: list[SlideRow]) -> list[Job]:
+def _jobs(project: Project, slides: Sequence[SlideRow]) -> list[Job]:
     read, embed = project.config.read, project.config.embed
     chosen = (embed.encoder, embed.weights, embed.pretrained, embed.encoder_options)
     encoder = identity(*chosen)
     _warn_of_mpp(embed.encoder, recommended_mpp(*chosen), project.folder.grid(slides[0].slide_id))
-    tasks = []
-    for row in slides:
-        grid, bag = project.folder.grid(row.slide_id), project.folder.bag(row.slide_id)
-        key = content_key(
-            stage="embed", config=_result(embed), read=read.for_key(), upstream=read_key(grid), encoder=encoder
-        )
-        tasks.append(Task(SlideRequest(row, grid, read), bag, embed, encoder, key))
+    facts = {"config": _result(embed), "read": read.for_key(), "encoder": encoder}
+    requests = [SlideRequest(row, project.folder.grid(row.slide_id), read) for row in slides]
     # Only where one process does all the slides is it known which one it does next.
     serial = project.config.engine.kind == "serial"
-    following = [task.wanted if serial else None for task in tasks[1:]] + [None]
-    return [
-        Job(task.wanted.row.slide_id, task.bag, task.key, embed_slide, (task, wanted))
-        for task, wanted in zip(tasks, following, strict=True)
-    ]
+    following = [request if serial else None for request in requests[1:]] + [None]
+    made = []
+    for request, after in zip(requests, following, strict=True):
+        key = content_key(stage="embed", upstream=read_key(request.grid), **facts)
+        name, task = request.row.slide_id, Task(request, embed, encoder)
+        provenance = Provenance.of(key, "embed", **facts)
+        made.append(Job(name, project.folder.bag(name), provenance, embed_slide, (task, after)))
+    return made
 
 
-def embed_slide(task: Task, following: SlideRequest | None) -> JobStats:
-    """Write one slide's bag; the number of its patches. ``following``: the slide that this process will do next."""
+def embed_slide(task: Task, following: SlideRequest | None, *, output: Path, provenance: Provenance) -> JobStats:
+    """Write one slide's bag; returns the number of its patches.
+
+    ``following``: the slide that this process does next. Raises ``ArtifactError`` where this process finds other
+    weights of the encoder than the run began with.
+    """
     embed, encoder = task.embed, task.encoder
     forward = runner_of(embed.model_dump_json(), str(encoder["weights"]))
     if forward.encoder.weights_digest != encoder["weights"]:
         raise ArtifactError(
-            f"this worker has other weights for {embed.encoder} than the run began with; bring them over"
+            f"this worker has other weights for {embed.encoder} than the run began with; copy them to this machine"
         )
-    begin = functools.partial(open_patches, forward=forward, embed=embed)
-    with _ahead().take(task.wanted, begin) as patches:
-        grid = patches.grid
-        facts = {
-            "config": _result(embed),
-            "read": task.wanted.read.for_key(),
-            "reader": patches.slide.reader,
-            "encoder": dict(encoder),
-            "recommended_mpp": forward.encoder.recommended_mpp,
-            "resized_to_px": None if forward.encoder.side_px == grid.side_px else forward.encoder.side_px,
-        }
-        provenance = Provenance.of(task.key, "embed", **facts)
+    begin = functools.partial(open_patches, runner=forward, embed=embed)
+    with _prefetcher().take(task.request, begin) as patches:
+        side_px = forward.encoder.side_px
+        made = provenance.with_facts(
+            reader=patches.slide.reader,
+            recommended_mpp=forward.encoder.recommended_mpp,
+            resized_to_px=None if side_px == patches.grid.side_px else side_px,
+        )
 
         def when_read() -> None:
             if following is not None:
-                _ahead().begin(following, begin)
+                _prefetcher().begin(following, begin)
 
-        return write_bag(task.bag, patches, forward, embed, provenance, when_read)
+        return write_bag(output, patches, forward, embed, made, when_read)
 
 
 def write_bag(
@@ -108,10 +102,10 @@ def write_bag(
     provenance: Provenance,
     when_read: Callable[[], None] = lambda: None,
 ) -> JobStats:
-    """Encode ``patches`` and write them as a bag; how many could be read, and how long the device waited for pixels.
+    """Encode ``patches`` and write them as a bag. Returns how many could be read, and how long the device waited.
 
-    ``when_read`` is called when the last patch is read, and the device may still be at work. Raises ``SlideError``
-    where no patch could be read, or where a feature is no finite number.
+    ``when_read`` is called when the last patch has been read, while the device may still be busy. Raises
+    ``SlideError`` where no patch could be read, or where a feature is not finite.
     """
     grid = patches.grid
     threads = (embed.threads or cores()) if forward.device.type == "cpu" else 1
@@ -139,8 +133,8 @@ def _then(batches: Iterable[Batch], after: Callable[[], None]) -> Iterator[Batch
 
 
 @functools.lru_cache(maxsize=1)
-def _ahead() -> SlidePrefetcher:
-    """Of this process."""
+def _prefetcher() -> SlidePrefetcher:
+    """The prefetcher of this process."""
     return SlidePrefetcher()
 
 
@@ -154,7 +148,7 @@ def runner_of(config: str, weights: str) -> EncoderRunner:  # noqa: ARG001  (oth
 
 
 def _result(embed: EmbedConfig) -> dict[str, Any]:
-    """What of the section decides the features. The weights count by their digest, wherever the file lies."""
+    """The part of the section that decides the features. The weights count by their digest, not by their path."""
     return {name: value for name, value in embed.for_key().items() if name != "weights"}
 
 

@@ -1,8 +1,8 @@
 """Any network of timm by its name: ``timm:resnet18.a1_in1k``, ``timm:hf-hub:1aurent/vit_small_patch16_224.lunit_dino``.
 
 R. Wightman, PyTorch Image Models, github.com/huggingface/pytorch-image-models. The classification head is left out.
-Mean, std, side and interpolation are those of the weights; their centre crop is not applied: a patch is resized
-whole to the network's side, because its footprint on the slide is fixed by the grid.
+Mean, std, side and interpolation are those of the weights; their centre crop is not applied: the whole patch is
+resized to the network's side, because its footprint on the slide is fixed by the grid.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _HUB = ("hf-hub:", "hf_hub:")
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    """How timm builds a network, and where its weights lie."""
+class _Blueprint:
+    """How timm builds a network, and the location of its weights."""
 
     architecture: str  # timm's name
     arguments: Mapping[str, Any]  # those that its weights need
-    data: Mapping[str, Any]  # what timm calls the pretrained_cfg: input, mean, std, head
+    data: Mapping[str, Any]  # timm's pretrained_cfg: input, mean, std, head
     source: Source
 
 
 def _source(model: str) -> Source:
-    return _recipe(model).source
+    return _blueprint(model).source
 
 
 @encoders.register(
@@ -66,16 +66,40 @@ def timm_any(
 ) -> Encoder:
     """Any network of timm: timm:<name> or timm:hf-hub:<owner>/<name>.
 
-    ``img_size``: another input side. ``pool``: ``model`` (its own), ``cls``, ``mean`` or ``cls+mean`` of a
-    transformer's tokens. ``model_args``: further arguments of ``timm.create_model``.
+    Parameters
+    ----------
+    model : str
+        The text after ``timm:``.
+    weights : Path, optional
+        Local weights file; default: the published ones.
+    pretrained : bool
+        False: random weights.
+    img_size : int, optional
+        Another side of the input in pixels.
+    pool : {"model", "cls", "mean", "cls+mean"}
+        The network's own pooling, or a pooling of a transformer's tokens.
+    model_args : mapping, optional
+        Further arguments of ``timm.create_model``.
+    recommended_mpp : float
+        µm per pixel of the patches.
+
+    Returns
+    -------
+    Encoder
+        The encoder.
+
+    Raises
+    ------
+    UnknownNameError, ConfigError, ArtifactError
+        timm does not have the network, an option does not fit, or the weights are missing.
     """
     name = f"timm:{model}"
-    recipe = _recipe(model)
-    path = locate(recipe.source, weights, pretrained)
-    arguments = {**recipe.arguments, **_with_layers(name, model_args or {})}
-    if img_size is not None and recipe.data.get("fixed_input_size"):
+    blueprint = _blueprint(model)
+    path = locate(blueprint.source, weights, pretrained)
+    arguments = {**blueprint.arguments, **_with_layers(name, model_args or {})}
+    if img_size is not None and blueprint.data.get("fixed_input_size"):
         arguments["img_size"] = img_size
-    network = seeded(lambda: _create(name, recipe, arguments))
+    network = seeded(lambda: _create(name, blueprint, arguments))
     if path is not None:
         _load(network, path)
     side = img_size or _side(network)
@@ -95,14 +119,14 @@ def timm_any(
     )
 
 
-def _recipe(model: str) -> _Recipe:
+def _blueprint(model: str) -> _Blueprint:
     for prefix in _HUB:
         if model.startswith(prefix):
-            return _hub_recipe(model.removeprefix(prefix))
-    return _timm_recipe(model)
+            return _hub_blueprint(model.removeprefix(prefix))
+    return _timm_blueprint(model)
 
 
-def _timm_recipe(model: str) -> _Recipe:
+def _timm_blueprint(model: str) -> _Blueprint:
     from .. import torchvision_guard  # noqa: F401, I001  (before timm)
     import timm
     from timm.models import get_pretrained_cfg
@@ -118,7 +142,7 @@ def _timm_recipe(model: str) -> _Recipe:
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
         raise UnknownNameError(f"timm has no weights called {model!r}; it has: {tags}") from error
     data = {} if found is None else dataclasses.asdict(found)
-    return _Recipe(architecture, {}, data, _timm_source(model, data))
+    return _Blueprint(architecture, {}, data, _timm_source(model, data))
 
 
 def _timm_source(model: str, data: Mapping[str, Any]) -> Source:
@@ -130,7 +154,7 @@ def _timm_source(model: str, data: Mapping[str, Any]) -> Source:
     return _NoWeights(model)
 
 
-def _hub_recipe(identifier: str) -> _Recipe:
+def _hub_blueprint(identifier: str) -> _Blueprint:
     from .. import torchvision_guard  # noqa: F401, I001  (before timm)
     from timm.models import PretrainedCfg
 
@@ -143,7 +167,7 @@ def _hub_recipe(identifier: str) -> _Recipe:
         raise ConfigError(f"{repo} on the Hugging Face hub is not a timm model: its config.json names none") from error
     known = {field.name for field in dataclasses.fields(PretrainedCfg)}
     data = {name: value for name, value in content.get("pretrained_cfg", content).items() if name in known}
-    return _Recipe(architecture, content.get("model_args", {}), data, HubFile(repo, revision=revision or None))
+    return _Blueprint(architecture, content.get("model_args", {}), data, HubFile(repo, revision=revision or None))
 
 
 @dataclass(frozen=True)
@@ -153,31 +177,31 @@ class _NoWeights:
     model: str
 
     def cached(self) -> Path | None:
-        """Never there."""
+        """Always None."""
         return None
 
     def fetch(self) -> Path:
         """Raises ``ArtifactError``."""
         raise ArtifactError(
             f"timm publishes no weights for {self.model!r}; give your own as --set embed.weights=PATH, "
-            f"or try the way with --set embed.pretrained=false"
+            f"or test the pipeline with --set embed.pretrained=false"
         )
 
 
-def _create(name: str, recipe: _Recipe, arguments: Mapping[str, Any]) -> nn.Module:
+def _create(name: str, blueprint: _Blueprint, arguments: Mapping[str, Any]) -> nn.Module:
     from .. import torchvision_guard  # noqa: F401, I001  (before timm)
     import timm
 
     build: Callable[..., nn.Module] = timm.create_model
-    everything = {"num_classes": 0, "pretrained_cfg": dict(recipe.data) or None, **arguments}
+    everything = {"num_classes": 0, "pretrained_cfg": dict(blueprint.data) or None, **arguments}
     try:
-        return build(recipe.architecture, pretrained=False, **everything)
+        return build(blueprint.architecture, pretrained=False, **everything)
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
         raise ConfigError(f"encoder {name!r}: timm refuses these options ({' '.join(str(error).split())})") from error
 
 
 def _with_layers(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """``mlp_layer: SwiGLUPacked`` as the class that timm wants; YAML can only hold its name."""
+    """Replace the name in ``mlp_layer: SwiGLUPacked`` by timm's class; YAML can only contain the name."""
     from .. import torchvision_guard  # noqa: F401, I001  (before timm)
     import timm.layers
 
@@ -191,7 +215,7 @@ def _with_layers(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load(network: nn.Module, path: Path) -> None:
-    """timm's own renaming first (where the architecture has one), then strictly."""
+    """Apply timm's own renaming, if the architecture has one, then load strictly."""
     state = read_state(path)
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     converted: State = convert(state, network) if convert is not None else state
@@ -201,7 +225,7 @@ def _load(network: nn.Module, path: Path) -> None:
 
 
 def _check_side(name: str, network: nn.Module, side_px: int) -> None:
-    """A side that tokens do not divide would lose its last pixels."""
+    """Raises ``ConfigError`` for a side that is not a multiple of the token's, which would lose its last pixels."""
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if patch is not None and side_px % int(patch[0]):
         raise ConfigError(f"encoder {name!r}: img_size {side_px} must be a multiple of its token's {int(patch[0])} px")
@@ -229,7 +253,7 @@ def _data_config(network: nn.Module) -> Mapping[str, Any]:
 
 
 def _dim(name: str, module: nn.Module, side_px: int) -> int:
-    """By trying: timm's attributes do not count what a head with a hidden layer gives."""
+    """Number of features, found by a forward pass: timm's attributes ignore a head with a hidden layer."""
     with torch.inference_mode():
         try:
             features = module(torch.zeros(1, 3, side_px, side_px))
@@ -237,6 +261,6 @@ def _dim(name: str, module: nn.Module, side_px: int) -> int:
             raise ConfigError(f"encoder {name!r} does not take {side_px} px: {' '.join(str(error).split())}") from error
     if features.ndim != 2:
         raise ConfigError(
-            f"encoder {name!r} gives {tuple(features.shape)}, not one vector a patch; set encoder_options.pool"
+            f"encoder {name!r} returns {tuple(features.shape)}, not one vector per patch; set encoder_options.pool"
         )
     return int(features.shape[1])

@@ -1,4 +1,4 @@
-"""One vector from the tokens of a vision transformer."""
+"""Pooling of a vision transformer's tokens to one vector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POOLS = ("model", "cls", "mean", "cls+mean")
 class TokenPool(nn.Module):
     """A timm network whose tokens (B, T, C) are pooled: ``cls`` (B, C), ``mean`` (B, C) or ``cls+mean`` (B, 2C).
 
-    ``mean`` is over the patch tokens: the class token and register tokens, which come first, are left out.
+    ``mean`` is over the patch tokens, without the class token and the register tokens, which come first.
     """
 
     def __init__(self, network: nn.Module, pool: str) -> None:
@@ -36,7 +36,27 @@ class TokenPool(nn.Module):
 
 
 def pooled(network: nn.Module, pool: str, name: str) -> nn.Module:
-    """``network``, its tokens pooled as asked (``model``: its own way). Raises ``ConfigError`` where it has none."""
+    """Pool the tokens of a network.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        A network of timm.
+    pool : {"model", "cls", "mean", "cls+mean"}
+        ``model``: the network's own pooling.
+    name : str
+        The encoder, for the error message.
+
+    Returns
+    -------
+    torch.nn.Module
+        (B, 3, s, s) -> (B, C), or (B, 2C) for ``cls+mean``.
+
+    Raises
+    ------
+    ConfigError
+        The network has no tokens to pool in this way.
+    """
     if pool not in POOLS:
         raise ConfigError(f"encoder {name!r}: pool {pool!r} is unknown; use one of {', '.join(POOLS)}")
     if pool == "model":

@@ -1,7 +1,7 @@
-"""Where the weights of an encoder lie: a file of the user's, a cache of this machine, or the network.
+"""Location of an encoder's weights: a file of the user, a cache of this machine, or the network.
 
-The caches are looked at first, and the network is only tried when an encoder is built that needs it. Whatever
-fails gives one line that says which file is missing and where it belongs.
+The caches are searched first, and the network is only used when an encoder is built that needs it. Every failure is
+reported in one line that states which file is missing and where it belongs.
 """
 
 from __future__ import annotations
@@ -26,19 +26,41 @@ _GIVE = "give it as --set embed.weights=PATH"
 
 
 class Source(Protocol):
-    """Where published weights come from."""
+    """Source of published weights."""
 
     def cached(self) -> Path | None:
-        """The file where it is on this machine already; looks at the disk only."""
+        """The file if it is on this machine; looks at the disk only."""
         ...
 
     def fetch(self) -> Path:
-        """The file, downloaded where it is not cached. Raises ``ArtifactError`` where that fails."""
+        """The file, downloaded if it is not cached. Raises ``ArtifactError`` if that fails."""
         ...
 
 
 def locate(source: Source, weights: Path | None, pretrained: bool) -> Path | None:
-    """The file to load: the user's ``weights``, else the published ones, else (not ``pretrained``) None."""
+    """Find the weights file to load.
+
+    Parameters
+    ----------
+    source : Source
+        The published weights.
+    weights : Path, optional
+        The user's file; takes precedence.
+    pretrained : bool
+        False: no weights.
+
+    Returns
+    -------
+    Path or None
+        The file; None for random weights.
+
+    Raises
+    ------
+    ConfigError
+        ``weights`` is not a file, or was given with ``pretrained=False``.
+    ArtifactError
+        The published weights are not on this machine and cannot be downloaded.
+    """
     if weights is None:
         return source.fetch() if pretrained else None
     if not pretrained:
@@ -49,7 +71,7 @@ def locate(source: Source, weights: Path | None, pretrained: bool) -> Path | Non
 
 
 def digest(path: Path | None) -> str:
-    """sha256 of the weights file, read once a process and again when it has changed; ``random`` for None."""
+    """sha256 of the weights file, read once per process and again when it has changed; ``random`` for None."""
     if path is None:
         return RANDOM
     status = path.stat()
@@ -57,7 +79,7 @@ def digest(path: Path | None) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _digest(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  (what tells a changed file)
+def _digest(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  (they identify a changed file)
     return file_digest(path)
 
 
@@ -70,13 +92,13 @@ class PackageFile:
     name: str  # inside the package's folder
 
     def cached(self) -> Path | None:
-        """The file where the package is installed."""
+        """The file if the package is installed."""
         spec = importlib.util.find_spec(self.module)
         folders = (spec.submodule_search_locations or []) if spec else []
         return next((path for folder in folders if (path := Path(folder) / self.name).is_file()), None)
 
     def fetch(self) -> Path:
-        """The file; this source never asks the network."""
+        """The file; this source never uses the network."""
         path = self.cached()
         if path is None:
             raise ArtifactError(
@@ -88,7 +110,7 @@ class PackageFile:
 
 @dataclass(frozen=True)
 class UrlFile:
-    """A file at an address, kept where torch.hub keeps its own (``TORCH_HOME``)."""
+    """A file at a URL, kept in torch.hub's cache (``TORCH_HOME``)."""
 
     url: str
 
@@ -97,7 +119,7 @@ class UrlFile:
         return self._path if self._path.is_file() else None
 
     def fetch(self) -> Path:
-        """The file, downloaded into torch.hub's cache where it is not there."""
+        """The file, downloaded into torch.hub's cache if it is not there."""
         path = self.cached()
         if path is None:
             path = self._path
@@ -108,7 +130,7 @@ class UrlFile:
             except (OSError, http.client.HTTPException) as error:
                 raise ArtifactError(
                     f"{path.name} is not on this machine and cannot be downloaded ({_reason(error)}); "
-                    f"get {self.url} elsewhere and put it into {path.parent}, or {_GIVE}"
+                    f"get {self.url} on another machine and put it into {path.parent}, or {_GIVE}"
                 ) from error
         return path
 
@@ -120,14 +142,14 @@ class UrlFile:
 
 
 def download(url: str, path: Path) -> None:
-    """Fetch ``url`` into ``path``, whole or not at all; a hash in the name (``-0676ba61.pth``) is checked."""
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, atomic_path(path) as beside:
+    """Download ``url`` to ``path``, completely or not at all; a hash in the name (``-0676ba61.pth``) is checked."""
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, atomic_path(path) as beside:
         with beside.open("wb") as file:
-            shutil.copyfileobj(answer, file, 1 << 20)
+            shutil.copyfileobj(response, file, 1 << 20)
         expected = path.stem.rpartition("-")[2]
         hexadecimal = len(expected) >= 8 and not set(expected) - set("0123456789abcdef")
         if hexadecimal and not file_digest(beside).startswith(expected):
-            raise OSError("the file arrived damaged")
+            raise OSError("the downloaded file is damaged")
 
 
 @dataclass(frozen=True)
@@ -147,7 +169,7 @@ class HubFile:
         return next((Path(path) for path in found if isinstance(path, str)), None)
 
     def fetch(self) -> Path:
-        """The file, downloaded into the hub's cache where it is not there."""
+        """The file, downloaded into the hub's cache if it is not there."""
         return self.cached() or self._download()
 
     def _download(self) -> Path:
@@ -165,7 +187,7 @@ class HubFile:
                 reason = "there is no such repository, or it needs an account that is logged in (`hf auth login`)"
                 break
             except EntryNotFoundError as error:
-                reason = _reason(error)  # not under this name: try the next
+                reason = _reason(error)  # no file of this name: try the next
             except OSError as error:
                 reason = _reason(error)
                 break
@@ -176,12 +198,12 @@ class HubFile:
         instead = "" if self.names == ("config.json",) else f", or {_GIVE}"
         return (
             f"{' or '.join(self.names)} of {self.repo} is not on this machine and cannot be downloaded ({reason}); "
-            f"where there is a network, {licence}run `hf download {self.repo}` and copy its HF_HOME to here{instead}"
+            f"on a machine with a network, {licence}run `hf download {self.repo}` and copy its HF_HOME to here{instead}"
         )
 
 
 def _unreachable() -> str | None:
-    """Why the hub cannot be asked, None where it can: its own client would try again for half a minute."""
+    """Why the hub cannot be reached, None if it can: its own client would retry for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -189,7 +211,7 @@ def _unreachable() -> str | None:
     try:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT_S).close()
     except urllib.error.HTTPError:
-        return None  # it answers, and that is all we ask
+        return None  # it answers: reachable
     except (OSError, http.client.HTTPException) as error:
         return _reason(error)
     return None

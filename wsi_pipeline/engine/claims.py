@@ -1,12 +1,13 @@
-"""Who has a job in hand, where several runs on several hosts share a run folder: one small file a job.
+"""Claims: which process works on a job, where several runs on several hosts share a run folder. One small file a job.
 
-A claim is created with ``O_EXCL``, which one process only can win, on network disks too. Its holder touches it while
-it works; the time is that of the file system, as the clocks of hosts differ. It is void when it was not touched for
-the lease, when its holder is a process of this machine that is gone, or when the holder says that it ended itself.
-A void claim is replaced by who holds a lock for that moment, again a file that one process only can create.
+A claim is created with ``O_EXCL``, so that only one process succeeds, on network disks too. Its holder touches it
+while it works (the heartbeat); times are those of the file system, as the clocks of hosts differ. A claim is stale
+when it was not touched for its timeout, when its holder is a process of this machine that has ended, or when the
+holder noted in it that it ended itself. A stale claim is replaced under a short-lived lock, again a file that only
+one process can create.
 
-A claim only saves work. If a process is held up for longer than its lease, a job may be done twice: with the same
-bytes, as every file appears whole by a rename.
+A claim only saves work. If a process is held up for longer than the timeout, a job may be done twice, with the same
+bytes: every file appears complete, by a rename.
 """
 
 from __future__ import annotations
@@ -32,26 +33,27 @@ FOLDER = ".claims"  # in the run folder
 
 @dataclass(frozen=True)
 class Holder:
-    """What a claim says of who holds it."""
+    """The process that holds a claim, as stored in it."""
 
     run: str  # one call of ``wsi``, on however many hosts
     machine: str
     boot: str
     pid: int
-    started: str  # of the process, in the machine's own count: ids are used again
+    started: str  # of the process, in the machine's ticks: process ids are reused
     claim_timeout_s: float
     token: str
 
     @classmethod
-    def me(cls, run: str, claim_timeout_s: float) -> Holder:
-        """This process."""
-        return cls(run, machine(), _boot(), os.getpid(), _started(os.getpid()), claim_timeout_s, uuid.uuid4().hex)
+    def this_process(cls, run: str, claim_timeout_s: float) -> Holder:
+        """This process as the holder of a claim."""
+        start = _start_ticks(os.getpid())
+        return cls(run, machine(), _boot_id(), os.getpid(), start, claim_timeout_s, uuid.uuid4().hex)
 
-    def gone(self) -> bool:
-        """Whether it surely lives no more: of a process on another machine, nobody here can tell."""
-        if (self.machine, self.boot) != (machine(), _boot()):
+    def has_ended(self) -> bool:
+        """Whether the process has certainly ended; for one on another machine this cannot be known here."""
+        if (self.machine, self.boot) != (machine(), _boot_id()):
             return False
-        return not psutil.pid_exists(self.pid) or _started(self.pid) != self.started
+        return not psutil.pid_exists(self.pid) or _start_ticks(self.pid) != self.started
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.machine}"
@@ -59,19 +61,22 @@ class Holder:
 
 @dataclass(frozen=True)
 class ClaimRecord:
-    """A claim as it lies on the disk."""
+    """A claim as it was read from the disk."""
 
-    holder: Holder | None  # None: it was not written to its end
-    trace: str  # where the holder's job hung, if it ended itself
+    holder: Holder | None  # None: the file is incomplete
+    trace: str  # where the holder's job hung, if its process ended itself
     touched: float
     identity: tuple[int, str]
 
 
 class Claim:
-    """A claim that this process holds, and touches from a thread until it is released."""
+    """A claim that this process holds; a thread touches it until it is released.
 
-    def __init__(self, path: Path, handle: int, claim_timeout_s: float, before: ClaimRecord | None) -> None:
-        self.handle, self.before = handle, before
+    ``previous``: the stale claim that it replaced, if any.
+    """
+
+    def __init__(self, path: Path, handle: int, claim_timeout_s: float, previous: ClaimRecord | None) -> None:
+        self.handle, self.previous = handle, previous
         self._path, self._done = path, threading.Event()
         self._thread = threading.Thread(
             target=self._touch, args=(claim_timeout_s / 4,), name=f"claim {path.name}", daemon=True
@@ -94,45 +99,45 @@ class Claim:
     def _touch(self, every_s: float) -> None:
         while not self._done.wait(every_s):
             with contextlib.suppress(OSError):
-                os.utime(self.handle)  # of the open file: never that of who may have taken over
+                os.utime(self.handle)  # of the open file: never the claim of a process that took over
 
 
 def claim_path(root: Path, output: Path) -> Path:
-    """Where the claim on ``output`` stands in the run folder ``root``."""
+    """The path of the claim on ``output`` in the run folder ``root``."""
     return root / FOLDER / (output.relative_to(root) if output.is_relative_to(root) else output.name)
 
 
 def acquire(path: Path, run: str, claim_timeout_s: float) -> Claim | Holder | None:
-    """The claim; or who holds it, None where that one cannot be read.
+    """The claim; or its present holder, None where the holder cannot be read.
 
-    A claim of the same ``run`` is void: who asks for a job twice has lost the first process. Raises ``StorageError``
-    where the disk is full or forbidden.
+    A claim of the same ``run`` is stale: a run starts a job again only when it has lost the first process. Raises
+    ``StorageError`` where the disk is full or not writable.
     """
     while True:
         handle = _create(path)
         if handle is not None:
-            _sign(path, handle, Holder.me(run, claim_timeout_s))
+            _write_holder(path, handle, Holder.this_process(run, claim_timeout_s))
             return Claim(path, handle, claim_timeout_s, None)
         found = read(path)
         if found is None:
             continue  # released just now
         if not is_stale(path, found, run, claim_timeout_s):
             return found.holder
-        with _takeover_lock(path, found, claim_timeout_s) as void_still:
-            if void_still:
-                return _replace(path, found, Holder.me(run, claim_timeout_s))
+        with _takeover_lock(path, found, claim_timeout_s) as unchanged:
+            if unchanged:
+                return _replace(path, found, Holder.this_process(run, claim_timeout_s))
 
 
 def is_stale(path: Path, found: ClaimRecord, run: str, claim_timeout_s: float) -> bool:
-    """Whether the claim binds nobody. ``claim_timeout_s``: of a claim that does not say its own."""
+    """Whether the claim may be taken over. ``claim_timeout_s``: for a claim whose own timeout cannot be read."""
     holder = found.holder
-    if holder is not None and (holder.run == run or found.trace or holder.gone()):
+    if holder is not None and (holder.run == run or found.trace or holder.has_ended()):
         return True
     return _age(path, found) > (holder.claim_timeout_s if holder else claim_timeout_s)
 
 
 def read(path: Path) -> ClaimRecord | None:
-    """The claim that lies there; None where there is none. Opened, as a disk's cache knows older times."""
+    """The claim at ``path``; None where there is none. The file is opened, as cached metadata may be older."""
     try:
         with path.open("rb") as file:
             text = file.read().decode(errors="replace")
@@ -148,35 +153,35 @@ def read(path: Path) -> ClaimRecord | None:
 
 
 def remove_stale_claims(root: Path, run: str, claim_timeout_s: float) -> None:
-    """Remove what runs that were killed left, and folders that are empty."""
+    """Remove the claims that killed runs left behind, and empty folders."""
     for folder, _, names in os.walk(root / FOLDER, topdown=False):
         for path in (Path(folder, name) for name in names):
-            with contextlib.suppress(OSError):  # a disk that is full is said elsewhere
+            with contextlib.suppress(OSError):  # a full disk is reported elsewhere
                 found = read(path)
                 if found is not None and is_stale(path, found, run, claim_timeout_s):
-                    with _takeover_lock(path, found, claim_timeout_s) as void_still:
-                        if void_still:
+                    with _takeover_lock(path, found, claim_timeout_s) as unchanged:
+                        if unchanged:
                             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             Path(folder).rmdir()
 
 
 def _create(path: Path) -> int | None:
-    """A new file, open; None where there is one."""
-    with _storage(path):
+    """A new file, open; None where one exists."""
+    with _storage_errors(path):
         while True:
             try:
                 return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o644)
             except FileExistsError:
                 return None
-            except FileNotFoundError:  # a run that ends removes empty folders
+            except FileNotFoundError:  # a run removes empty folders when it ends
                 with contextlib.suppress(FileNotFoundError):
                     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _sign(path: Path, handle: int, holder: Holder) -> None:
+def _write_holder(path: Path, handle: int, holder: Holder) -> None:
     try:
-        with _storage(path):
+        with _storage_errors(path):
             os.write(handle, json.dumps(asdict(holder)).encode() + b"\n")
     except OSError:
         os.close(handle)
@@ -185,8 +190,8 @@ def _sign(path: Path, handle: int, holder: Holder) -> None:
 
 
 @contextlib.contextmanager
-def _storage(path: Path) -> Iterator[None]:
-    """What the disk is to blame for becomes a ``StorageError``."""
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Convert disk-full and permission errors to ``StorageError``."""
     try:
         yield
     except OSError as error:
@@ -195,15 +200,15 @@ def _storage(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _takeover_lock(path: Path, found: ClaimRecord, claim_timeout_s: float) -> Iterator[bool]:
-    """A lock, for a moment, on a claim that was found void; whether it still lies there as it was found.
+    """Lock a claim that was found stale; yields whether it is still as it was found.
 
-    False, too, where another process has the lock.
+    Also yields False where another process has the lock.
     """
-    lock = path.with_name(f".{path.name}.void")
+    lock = path.with_name(f".{path.name}.lock")
     handle = _create(lock)
     if handle is None:
         left = read(lock)
-        if left is not None and _age(lock, left) > claim_timeout_s:  # its holder was killed in that moment
+        if left is not None and _age(lock, left) > claim_timeout_s:  # its holder was killed while it had the lock
             lock.unlink(missing_ok=True)
         time.sleep(0.01)
         yield False
@@ -216,18 +221,18 @@ def _takeover_lock(path: Path, found: ClaimRecord, claim_timeout_s: float) -> It
         lock.unlink(missing_ok=True)
 
 
-def _replace(path: Path, found: ClaimRecord, me: Holder) -> Claim:
-    """A new claim in the place of a void one, with no moment between in which there is none."""
-    beside = path.with_name(f".{me.token}.new")
+def _replace(path: Path, found: ClaimRecord, holder: Holder) -> Claim:
+    """A new claim in the place of a stale one; there is a claim at every moment."""
+    beside = path.with_name(f".{holder.token}.new")
     handle = _create(beside)
     assert handle is not None
-    _sign(beside, handle, me)
+    _write_holder(beside, handle, holder)
     beside.replace(path)
-    return Claim(path, handle, me.claim_timeout_s, found)
+    return Claim(path, handle, holder.claim_timeout_s, found)
 
 
 def _age(path: Path, found: ClaimRecord) -> float:
-    """Seconds since it was touched, by the clock of the disk: a file that is made beside it tells the time."""
+    """Seconds since it was touched, by the clock of the file system: that of a new file beside it."""
     probe = path.with_name(f".{uuid.uuid4().hex}.now")
     handle = _create(probe)
     assert handle is not None
@@ -239,15 +244,15 @@ def _age(path: Path, found: ClaimRecord) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _boot() -> str:
+def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
 
 
-def _started(pid: int) -> str:
-    """When a process began, in ticks since the machine did; empty where the system does not say, or it has ended."""
+def _start_ticks(pid: int) -> str:
+    """When a process began, in ticks since the machine did; empty where that is not known, or the process has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         state, *fields = stat.rpartition(")")[2].split()

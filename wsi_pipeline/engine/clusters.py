@@ -1,4 +1,4 @@
-"""Dask, started as the config says: worker processes here, a scheduler elsewhere, or jobs of a batch system."""
+"""Starts Dask as configured: worker processes here, a scheduler elsewhere, or jobs of a batch system."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .jobs import cores, one_line
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
 
-LOST_S = 300  # no local worker for so long: none is to be had any more
-GPU = "GPU"  # the Dask resource that stages with a device ask for
-_OF_CLUSTER = {"silence_logs", "scheduler_options", "shared_temp_directory", "security", "protocol"}  # and not of a job
+LOST_S = 300  # no local worker for so long: none can be started any more
+GPU = "GPU"  # the Dask resource that stages with a device request
+_CLUSTER_ONLY = {"silence_logs", "scheduler_options", "shared_temp_directory", "security", "protocol"}  # not of a job
 _CLASSES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster"}
 
 
@@ -30,14 +30,14 @@ class WorkerPlan:
     """One local worker process: its share of the cores, and its GPU if it has one."""
 
     cores: int
-    gpu: str | None = None  # for CUDA_VISIBLE_DEVICES; empty: none of those here; None: that is not looked at
+    gpu: str | None = None  # value of CUDA_VISIBLE_DEVICES; empty: no GPU; None: the variable is left as it is
 
 
 def plan_workers(config: EngineConfig, available: int, devices: Sequence[str]) -> list[WorkerPlan]:
-    """One process a GPU, and processes without one for the stages that need none. ``available``: cores.
+    """One process for each GPU, and processes without one for the stages that need none. ``available``: cores.
 
-    Stages follow each other, so a process with a GPU may use its share of all cores, and the others all of them too.
-    A serial run that has a time limit does its jobs in one process, which has everything.
+    Stages run one after the other, so the processes with a GPU may share all cores among them, and so may the others.
+    A serial run with a time limit does its jobs in one process, which has all cores and GPUs.
     """
     if config.kind == "serial":
         return [WorkerPlan(available)]
@@ -48,16 +48,16 @@ def plan_workers(config: EngineConfig, available: int, devices: Sequence[str]) -
 
 
 def local(config: EngineConfig) -> Client:
-    """Fresh interpreters on this machine; nothing listens beyond it."""
+    """Fresh interpreters on this machine; nothing listens on the network."""
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
     plans = plan_workers(config, cores(), gpus(os.environ))
     threads = {"OMP_NUM_THREADS": str(min(plan.cores for plan in plans))}
     settings = {
-        "distributed.nanny.pre-spawn-environ": threads,  # read when a library is loaded, so before all else
+        "distributed.nanny.pre-spawn-environ": threads,  # read when a library is loaded, so it must be set first
         "distributed.worker.memory.terminate": False,
-        "distributed.scheduler.worker-ttl": None,  # a process that is gone is noticed; one that is busy is not lost
+        "distributed.scheduler.worker-ttl": None,  # ended processes are noticed anyway, and busy ones are not lost
     }
     common = {
         "nthreads": 1,
@@ -76,12 +76,12 @@ def local(config: EngineConfig) -> Client:
         "allowed_failures": config.retries,
     }
     scheduler = {"cls": Scheduler, "options": options}
-    # A nanny starts a worker that died again and again, until the cluster takes the nanny away, by default after 15 s.
-    # It looks that up when a worker dies, so it is set for good.
+    # A nanny restarts a worker that died again and again, until the cluster removes the nanny, by default after 15 s.
+    # The setting is read when a worker dies, so it is not reset afterwards.
     dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LOST_S}s"})
-    for left in reversed(range(config.retries + 1)):  # a process may be killed as it begins, too
+    for left in reversed(range(config.retries + 1)):  # a process may be killed while it starts, too
         try:
-            with dask.config.set(settings), _deaf():
+            with dask.config.set(settings), _sigint_blocked():
                 cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
             return Client(cluster, set_as_default=False)
         except (OSError, RuntimeError) as error:
@@ -91,7 +91,7 @@ def local(config: EngineConfig) -> Client:
 
 
 def given_up(client: Client) -> bool:
-    """Whether what ``local`` started has no worker and will have none: its nannies are closed, or taken away."""
+    """Whether a cluster of ``local`` has no worker and will have none: its nannies are closed or removed."""
     from distributed import Status
 
     workers = client.cluster.workers if client.cluster is not None else {}
@@ -99,8 +99,8 @@ def given_up(client: Client) -> bool:
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes and threads that begin inside hear no Ctrl-C, which a terminal sends to all: the run tells them."""
+def _sigint_blocked() -> Iterator[None]:
+    """Block SIGINT in children started here, as a terminal sends it to all; only the main process handles Ctrl-C."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -116,7 +116,7 @@ def _worker_options(plan: WorkerPlan) -> dict[str, Any]:
 
 
 def remote(config: EngineConfig) -> Client:
-    """The scheduler at ``engine.address``; it is told ``engine.retries``, for all that it schedules."""
+    """The scheduler at ``engine.address``; ``engine.retries`` is set there, for all that it schedules."""
     from distributed import Client
 
     try:
@@ -134,7 +134,7 @@ def _allow(retries: int, dask_scheduler: Scheduler) -> None:
 
 
 def queued(config: EngineConfig, root: Path) -> Client:
-    """Workers as jobs of a batch system; they go when the run ends. Their output is in ``logs/`` of the run folder."""
+    """Workers as jobs of a batch system, cancelled when the run ends. They log to ``logs/`` of the run folder."""
     from distributed import Client
 
     assert config.queue is not None
@@ -144,25 +144,25 @@ def queued(config: EngineConfig, root: Path) -> Client:
         raise EngineError("engine.queue needs dask-jobqueue; pip install 'wsi-pipeline[hpc]'") from error
     options = queue_options(config, root)
     kind = getattr(dask_jobqueue, _CLASSES[config.queue])
-    try:  # one job on trial, as a cluster that cannot be built cannot be thrown away quietly either
-        kind.job_cls("tcp://host:1", name="trial", **{k: v for k, v in options.items() if k not in _OF_CLUSTER})
+    try:  # a trial job first: a cluster that fails while it is built prints errors when it is discarded
+        kind.job_cls("tcp://host:1", name="trial", **{k: v for k, v in options.items() if k not in _CLUSTER_ONLY})
         cluster = kind(**options)
     except (TypeError, ValueError, RuntimeError, OSError) as error:
         raise EngineError(f"engine.queue_options: {one_line(error)}") from error
     number = config.workers or 1
     try:
-        for _ in range(number):  # as ``cluster.scale``, which does not say what the queue refuses
+        for _ in range(number):  # like ``cluster.scale``, which does not report why the queue refuses a job
             cluster.worker_spec.update(cluster.new_worker_spec())
         cluster.sync(cluster._correct_state)
     except (ValueError, RuntimeError, OSError) as error:
         _close(cluster, 10)
-        raise EngineError(f"{config.queue} takes no job: {one_line(error)}") from error
-    cluster.adapt(minimum_jobs=number, maximum_jobs=number)  # for one whose time is up, another
+        raise EngineError(f"{config.queue} refuses the job: {one_line(error)}") from error
+    cluster.adapt(minimum_jobs=number, maximum_jobs=number)  # a job that reached its time limit is replaced
     return Client(cluster, set_as_default=False)
 
 
 def queue_options(config: EngineConfig, root: Path) -> dict[str, Any]:
-    """What dask-jobqueue is given: the user's options, one job at a time a process, and its share of the cores."""
+    """The arguments of dask-jobqueue: the user's options, one thread a process, and each process's share of cores."""
     given: Mapping[str, Any] = config.queue_options
     processes = int(given.get("processes", 1))
     share = max(1, int(given.get("cores", 1)) // processes)
@@ -185,7 +185,7 @@ def queue_options(config: EngineConfig, root: Path) -> dict[str, Any]:
 
 
 def connect(config: EngineConfig, root: Path) -> Client:
-    """The workers of this run. Raises ``EngineError`` where there are none to be had."""
+    """Start or find the workers of this run. Raises ``EngineError`` where that fails."""
     if config.kind != "cluster":
         return local(config)
     if config.address:
@@ -199,7 +199,7 @@ def connect(config: EngineConfig, root: Path) -> Client:
 
 
 def disconnect(client: Client, at_once: bool) -> None:
-    """End what ``connect`` started. ``at_once``: whatever local workers are doing; files appear whole or not at all."""
+    """End what ``connect`` started; with ``at_once``, kill local workers: files appear complete or not at all."""
     cluster = client.cluster
     if at_once and cluster is not None:
         for worker in list(cluster.workers.values()):
@@ -212,7 +212,7 @@ def disconnect(client: Client, at_once: bool) -> None:
 
 
 def _kill(worker: Any) -> None:
-    """A local worker process, with no word to it: its nanny, told to start no other, is in this process."""
+    """Kill a local worker process at once; its nanny, in this process, does not start another."""
     pid = getattr(worker, "pid", None)
     if pid:
         worker.close_gracefully()
@@ -224,7 +224,7 @@ def _close(cluster: Any, seconds: float) -> None:
     from distributed import Status
 
     for worker in cluster._created:
-        if hasattr(worker, "job_id"):  # of a queue: it is cancelled, but never says that it is closed
+        if hasattr(worker, "job_id"):  # of a queue: it is cancelled, but never reports that it is closed
             worker.status = Status.closing
     with contextlib.suppress(OSError, RuntimeError):
         cluster.close(timeout=seconds)

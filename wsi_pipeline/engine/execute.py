@@ -1,4 +1,4 @@
-"""One job in whichever process: under its claim, which keeps other runs away, and under its time limit."""
+"""Executes one job, in whichever process: under its claim, which keeps other runs away, and its time limit."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from ..artifacts import discard, remove_partial
 from .claims import Claim, acquire, claim_path
 from .jobs import Job, Result, attempt, failed
 
-_ONE = threading.Lock()  # a process does one job at a time: torch's seeds and threads are the process's
+_ONE_JOB = threading.Lock()  # a process does one job at a time: torch's seeds and threads are per process
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all jobs of one call of ``wsi`` have in common."""
+    """Settings that all jobs of one call of ``wsi`` share."""
 
     root: Path  # the run folder
-    run: str  # a random name of this call
+    run: str  # random identifier of this call
     claim_timeout_s: float
     timeout_s: float  # 0: none
 
 
 def run_job(job: Job, context: RunContext) -> Result:
-    """Do the job, unless another run has it in hand or has done it. On failure an output that is out of date goes.
+    """Do the job, unless another run has claimed or finished it. On failure an outdated output is removed.
 
     With a time limit, a job that does not end takes its process with it, whatever code it hangs in.
     """
-    with _ONE:
+    with _ONE_JOB:
         try:
             claim = acquire(claim_path(context.root, job.output), context.run, context.claim_timeout_s)
             if not isinstance(claim, Claim):
                 return Result(held_by=str(claim or "another process"))
             with claim:
-                return _already_resolved(job, context, claim) or _done(job, context, claim)
-        except Exception as error:  # noqa: BLE001  (a disk that is full, a schema of another version)
+                return _already_resolved(job, context, claim) or _attempt(job, context, claim)
+        except Exception as error:  # noqa: BLE001  (a full disk, a schema of another version)
             return failed(job, error)
 
 
 def worker_lost_result(job: Job, context: RunContext, deaths: int) -> Result:
-    """What is to be said of a job whose worker died too often."""
+    """The result of a job whose worker died ``deaths`` times, which is too often."""
     try:
         claim = acquire(claim_path(context.root, job.output), context.run, context.claim_timeout_s)
         if not isinstance(claim, Claim):
@@ -51,35 +51,36 @@ def worker_lost_result(job: Job, context: RunContext, deaths: int) -> Result:
         with claim:
             times = "" if deaths == 1 else f" {deaths} times"
             message = f"its worker process died{times} (out of memory?)"
-            return _already_resolved(job, context, claim) or _failed(job, _failure("WorkerLost", message))
+            return _already_resolved(job, context, claim) or _without_output(job, _failure("WorkerLost", message))
     except Exception as error:  # noqa: BLE001
         return failed(job, error)
 
 
 def _already_resolved(job: Job, context: RunContext, claim: Claim) -> Result | None:
-    """What can be said without doing the job: that it is done by now, or that it has hung in this call before."""
+    """The result where the job need not be done: it is finished by now, or it has hung in this call before."""
     if job.current():
-        return Result(elsewhere=True)
-    before = claim.before
-    if before is None:
+        return Result(done_elsewhere=True)
+    previous = claim.previous
+    if previous is None:
         return None
     remove_partial(job.output)
-    if before.trace and before.holder is not None and before.holder.run == context.run:
+    if previous.trace and previous.holder is not None and previous.holder.run == context.run:
         message = f"not done in {context.timeout_s:g} s (engine.slide_timeout_s)"
-        return _failed(job, _failure("Timeout", message, before.trace))
+        return _without_output(job, _failure("Timeout", message, previous.trace))
     return None
 
 
-def _done(job: Job, context: RunContext, claim: Claim) -> Result:
-    with _limit(context.timeout_s if job.slide else 0, claim.handle):
+def _attempt(job: Job, context: RunContext, claim: Claim) -> Result:
+    with _time_limit(context.timeout_s if job.slide else 0, claim.handle):
         result = attempt(job)
-    return _failed(job, result) if result.error else result
+    return _without_output(job, result) if result.error else result
 
 
-def _failed(job: Job, result: Result) -> Result:
+def _without_output(job: Job, result: Result) -> Result:
+    """A failed ``result``, after removing the outdated output; unless another run has finished the job."""
     if job.current():
-        return Result(elsewhere=True)
-    with contextlib.suppress(OSError):  # the disk is the failure
+        return Result(done_elsewhere=True)
+    with contextlib.suppress(OSError):  # the failure may be the disk's
         discard(job.output)
     return result
 
@@ -89,10 +90,10 @@ def _failure(error: str, message: str, trace: str = "") -> Result:
 
 
 @contextlib.contextmanager
-def _limit(seconds: float, handle: int) -> Iterator[None]:
-    """After ``seconds`` inside, write where every thread is to ``handle`` and end the process.
+def _time_limit(seconds: float, handle: int) -> Iterator[None]:
+    """After ``seconds`` inside, write the traceback of every thread to ``handle`` and end the process.
 
-    A thread in C does this: it needs no lock of the interpreter, which the job may never give back.
+    A thread in C does this: it does not need the interpreter lock, which the job may never release.
     """
     if not seconds:
         yield

@@ -1,4 +1,4 @@
-"""How many NVIDIA GPUs this process may use, asked of the driver: torch takes seconds to say the same."""
+"""The NVIDIA GPUs that this process may use, according to the driver; importing torch for it would take seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PROC = Path("/proc/driver/nvidia/gpus")
 
 
 def list_gpus() -> str:
-    """What ``nvidia-smi -L`` says; nothing where there is no such program, or it finds no driver."""
+    """The output of ``nvidia-smi -L``; empty where there is no such program, or it finds no driver."""
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -20,16 +20,16 @@ def list_gpus() -> str:
 
 
 def gpus(environ: Mapping[str, str], listed: Callable[[], str] = list_gpus, proc: Path = _PROC) -> list[str]:
-    """A value of ``CUDA_VISIBLE_DEVICES`` for each GPU: those that the variable names, else all that there are.
+    """A value of ``CUDA_VISIBLE_DEVICES`` for each GPU: those that the variable lists, else all of the machine.
 
-    Where a GPU is cut into MIG instances, each of these counts instead of it, as only these can be used.
+    Where a GPU is divided into MIG instances, each instance counts instead of the GPU, as only these can be used.
     """
     named = environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         devices = []
         for name in named.split(","):
             if not name.strip() or name.strip().startswith("-"):
-                break  # CUDA ignores what follows a device that is none
+                break  # CUDA ignores all entries after an invalid one
             devices.append(name.strip())
         return devices
     text = listed()

@@ -1,4 +1,4 @@
-"""What a job is, and what comes of it."""
+"""What a job is, and its result."""
 
 from __future__ import annotations
 
@@ -9,34 +9,49 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..artifacts import is_current, storage_error
+from ..artifacts import Provenance, is_current, storage_error
 from ..errors import WsiError
 
 
 @dataclass(frozen=True)
 class JobStats:
-    """What a job made, where there is more to say than how much."""
+    """What a job made, and how well its device was used."""
 
     units: int
-    worked_s: float  # that its device could have worked
-    waited_s: float  # of these, that it had nothing to work on
+    worked_s: float  # how long the device was available
+    waited_s: float  # how long of that it waited for input
 
 
 @dataclass(frozen=True)
 class Job:
-    """One call whose result is one file (or folder). ``function`` returns how many units (patches…) it made."""
+    """One call whose result is one file (or folder).
+
+    The engine calls ``function(*arguments, output=output, provenance=provenance)``, in this process or in another;
+    it returns the number of units (patches…) that it made. The function writes ``output`` together with
+    ``provenance``, and both last: they mark the job as finished.
+    """
 
     name: str  # slide_id, or what the job is called in messages
     output: Path
-    key: str
+    provenance: Provenance
     function: Callable[..., int | JobStats]  # of a module, so that another process can import it
-    arguments: tuple[Any, ...]
-    slide: bool = True  # False: a fold or the cohort, which may take longer than a slide
-    whole: Callable[[Path], bool] | None = None  # of a module: whether what stands beside the output is there too
+    arguments: tuple[Any, ...] = ()
+    slide: bool = True  # False: a fold or the cohort, which has no time limit
+    on_device: bool = True  # False: needs no accelerator, even in a stage that has a device
+    complete: Callable[[Path], bool] | None = None  # of a module: whether the files beside ``output`` exist as well
+
+    @property
+    def key(self) -> str:
+        """The content key that a current output carries."""
+        return self.provenance.key
 
     def current(self) -> bool:
         """Whether there is nothing to do. Raises ``ArtifactError`` for an output of another version's schema."""
-        return is_current(self.output, self.key) and (self.whole is None or self.whole(self.output))
+        return is_current(self.output, self.key) and (self.complete is None or self.complete(self.output))
+
+    def call(self) -> int | JobStats:
+        """Do the work."""
+        return self.function(*self.arguments, output=self.output, provenance=self.provenance)
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one job, in a form that crosses a process border."""
+    """The result of one job; can be sent to another process."""
 
     units: int = 0
     worked_s: float = 0.0  # see ``JobStats``
@@ -59,25 +74,25 @@ class Result:
     error: str = ""
     message: str = ""
     exit_code: int = 0  # of the error; 0: done
-    trace: str = ""  # of an unforeseen error, or of where a job hung
-    elsewhere: bool = False  # another run on this folder has done it
-    held_by: str = ""  # another run on this folder has it in hand
+    trace: str = ""  # traceback of an unforeseen error, or of a job that hung
+    done_elsewhere: bool = False  # another run on this folder has done it
+    held_by: str = ""  # the process of another run on this folder that has claimed it
 
 
 class Observer(Protocol):
-    """Who watches a stage: the command line draws progress bars, tests count."""
+    """Watches a stage: the command line draws progress bars, tests count."""
 
     def started(self, stage: str, total: int, current: int) -> None:
-        """``total`` jobs, of which ``current`` are there already."""
+        """A batch of ``total`` jobs begins, of which ``current`` need not be done."""
 
     def advanced(self, stage: str, job: Job, result: Result) -> None:
         """One job ended."""
 
     def waiting(self, stage: str, why: str) -> None:
-        """Nothing can be done until something happens elsewhere; said once for each reason."""
+        """Nothing can be done until something happens elsewhere; called once for each reason."""
 
     def finished(self) -> None:
-        """The stage ended."""
+        """The batch ended."""
 
 
 class NullObserver:
@@ -93,7 +108,7 @@ class NullObserver:
 
 
 def cores() -> int:
-    """CPU cores that this process may use; inside a worker process, its share."""
+    """Number of CPU cores that this process may use; in a worker process, its share."""
     share = os.environ.get("WSI_WORKER_CORES")
     return (
         int(share)
@@ -107,14 +122,14 @@ def cores() -> int:
 def attempt(job: Job) -> Result:
     """Run one job here; every failure becomes a value."""
     try:
-        made = job.function(*job.arguments)
+        made = job.call()
         return Result(**vars(made)) if isinstance(made, JobStats) else Result(units=made)
     except Exception as error:  # noqa: BLE001  (one bad slide never stops the rest)
         return failed(job, error)
 
 
 def failed(job: Job, error: Exception) -> Result:
-    """``error`` as a value: one line for what was foreseen; for what was not, its trace too."""
+    """``error`` as a result: one line; with its traceback where it was not foreseen."""
     if isinstance(error, WsiError):
         return Result(error=type(error).__name__, message=one_line(error), exit_code=error.exit_code)
     full = storage_error(error, job.output) if isinstance(error, OSError) else None

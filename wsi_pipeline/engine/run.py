@@ -1,4 +1,4 @@
-"""The loop: what is current is left alone, the rest is handed out, failures are listed."""
+"""The engine's loop: skip current outputs, submit the other jobs, list failures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .execute import RunContext
 from .jobs import Failure, Job, NullObserver, Observer, Result
 from .pools import InProcessPool, Pool, Workers
 
-_TICK_S = 1.0  # between two looks at what others do
+_POLL_S = 1.0  # between two checks of other runs' claims
 
 
 class Engine:
@@ -30,7 +30,7 @@ class Engine:
     def __init__(
         self, config: EngineConfig, out: Path, observer: Observer | None = None, earlier: Iterable[Failure] = ()
     ) -> None:
-        """``out``: the run folder. ``earlier``: failures of stages that this call does not run again."""
+        """``out``: the run folder. ``earlier``: failures of stages that are not run again in this call."""
         self.config = config
         self._out = out
         self.failures = list(earlier)
@@ -48,25 +48,27 @@ class Engine:
         if self._workers is not None:
             self._workers.close(at_once=kind is not None)
             self._workers = None
-        _sweep(self._folders)
+        _remove_abandoned_below(self._folders)
         remove_abandoned(self._out)  # the call's own files
         remove_stale_claims(self._out, self._context.run, self.config.claim_timeout_s)
 
     def run(self, stage: str, jobs: Sequence[Job], device: str = "cpu") -> None:
-        """Do the jobs whose output is not current; the outputs of failed ones that are out of date are removed.
+        """Do the jobs whose output is not current; outdated outputs of failed jobs are removed.
 
-        What another run on this folder has in hand is left to it and waited for. ``device``: what the config says of
-        a stage that computes on one; unless it is ``cpu``, its jobs go where a GPU is. Raises ``WsiError`` at the
-        first job that the user must fix something for. Failures of single slides are in ``failures``.
+        Jobs that another run on this folder has claimed are left to it and waited for. ``device``: the stage's
+        setting; unless it is ``cpu``, jobs that compute on a device go to workers with a GPU. Raises ``WsiError`` at
+        the first job that fails because of something the user must fix. Failures of single slides are in
+        ``failures``.
         """
         todo = [job for job in jobs if not job.current()]
         self._observer.started(stage, len(jobs), len(jobs) - len(todo))
         folders = {job.output.parent for job in todo}
-        _sweep(folders)
+        _remove_abandoned_below(folders)
         self._folders |= folders
         failed: dict[Path, Result] = {}
         try:
-            for job, result in self._results(stage, todo, device != "cpu"):
+            gpu = device != "cpu" and any(job.on_device for job in todo)
+            for job, result in self._results(stage, todo, gpu):
                 if result.exit_code == 2:
                     raise WsiError(result.message)
                 self._observer.advanced(stage, job, result)
@@ -78,17 +80,20 @@ class Engine:
                     self._list(stage, job, failed[job.output])
         self._observer.finished()
 
-    def ready(self, stage: str, slides: Iterable[SlideRow], needs: Callable[[str], Path], maker: str) -> list[SlideRow]:
-        """The slides that have not failed in this run and whose ``needs(slide_id)``, made by stage ``maker``, is there.
-
-        One that neither failed nor has it was never through ``maker``: it is listed as this stage's failure.
-        """
+    def unfailed(self, slides: Iterable[SlideRow]) -> list[SlideRow]:
+        """The slides that have not failed so far."""
         failed = {f.slide_id for f in self.failures}
+        return [slide for slide in slides if slide.slide_id not in failed]
+
+    def ready(self, stage: str, slides: Iterable[SlideRow], needs: Callable[[str], Path], maker: str) -> list[SlideRow]:
+        """The slides that have not failed so far and for which the file ``needs(slide_id)`` exists.
+
+        The stage ``maker`` makes that file. A slide that has not failed and yet lacks it never went through ``maker``:
+        it is listed as a failure of ``stage``.
+        """
         kept = []
-        for slide in slides:
+        for slide in self.unfailed(slides):
             path = needs(slide.slide_id)
-            if slide.slide_id in failed:
-                continue
             if path.exists():
                 kept.append(slide)
             else:
@@ -102,32 +107,33 @@ class Engine:
             write_text(self._out / "failures" / f"{stage}-{job.name}.txt", result.trace)
 
     def _results(self, stage: str, jobs: Sequence[Job], gpu: bool) -> Iterator[tuple[Job, Result]]:
-        """Hand out, collect; last, look after what other runs have in hand, until they have done it or left it."""
+        """Submit and collect; last, wait for jobs that other runs have claimed, until they finish or release them."""
         if not jobs:
             return
-        pool, waiting, held = self._pool(jobs), deque(jobs), list[Job]()
-        said: set[str] = set()
-        while waiting or held or pool.running():
-            room = pool.capacity(gpu) - pool.running()
-            if not pool.running() and room < 1:
-                self._say(said, stage, "no worker is there yet")
-            while waiting and room > 0:
+        pool, waiting, claimed = self._pool(jobs), deque(jobs), list[Job]()
+        reasons: set[str] = set()
+        while waiting or claimed or pool.running():
+            free = pool.capacity(gpu) - pool.running()
+            if not pool.running() and free < 1:
+                self._report_waiting(reasons, stage, "no worker has started yet")
+            while waiting and free > 0:
                 pool.submit(waiting.popleft(), gpu)
-                room -= 1
-            for job, result in pool.completed(_TICK_S):
+                free -= 1
+            for job, result in pool.completed(_POLL_S):
                 if result.held_by:
-                    held.append(job)
+                    claimed.append(job)
                 else:
                     yield job, result
-            if waiting or not held:
+            if waiting or not claimed:
                 continue
-            free = [job for job in held if self._free(job)]
-            if free:
-                held = [job for job in held if job not in free]
-                waiting.extend(free)
+            released = [job for job in claimed if self._released(job)]
+            if released:
+                claimed = [job for job in claimed if job not in released]
+                waiting.extend(released)
             elif not pool.running():
-                self._say(said, stage, f"another run on this folder has {_names(held)} in hand; waiting for it")
-                time.sleep(_TICK_S)
+                why = f"another run on this folder has claimed {_names(claimed)}; waiting for it"
+                self._report_waiting(reasons, stage, why)
+                time.sleep(_POLL_S)
 
     def _pool(self, jobs: Sequence[Job]) -> Pool:
         config = self.config
@@ -138,15 +144,16 @@ class Engine:
             self._workers = Workers(config, connect(config, self._out), self._context)
         return self._workers
 
-    def _free(self, job: Job) -> bool:
-        """Whether no other run has the job in hand (any more)."""
+    def _released(self, job: Job) -> bool:
+        """Whether no other run has a claim on the job (any more)."""
         path = claim_path(self._out, job.output)
         found = read(path)
         return found is None or is_stale(path, found, self._context.run, self.config.claim_timeout_s)
 
-    def _say(self, said: set[str], stage: str, why: str) -> None:
-        if why not in said:
-            said.add(why)
+    def _report_waiting(self, reasons: set[str], stage: str, why: str) -> None:
+        """Notify the observer, once for each reason."""
+        if why not in reasons:
+            reasons.add(why)
             self._observer.waiting(stage, why)
 
 
@@ -155,8 +162,8 @@ def _names(jobs: Sequence[Job], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _sweep(folders: Set[Path]) -> None:
-    """What processes that are gone left half-written, however deep."""
+def _remove_abandoned_below(folders: Set[Path]) -> None:
+    """Remove what ended processes left half-written, at any depth."""
     for top in folders:
         if folders.isdisjoint(top.parents):
             for folder, names, _ in os.walk(top):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one clean stop within seconds, even where code that is not Python's has the word."""
+"""Ctrl-C and SIGTERM: one clean stop within seconds, even while native code is running."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from types import FrameType
 
 EXIT_CODE = 130
-SAID = "stopped; what is finished stays: the same command goes on from there"
+MESSAGE = "stopped; finished work is kept: the same command continues from there"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def stoppable(grace_s: float = 10) -> Iterator[None]:
-    """Inside, the first SIGINT or SIGTERM raises ``KeyboardInterrupt``, and later ones do nothing more.
+    """Inside, the first SIGINT or SIGTERM raises ``KeyboardInterrupt``; later ones have no effect.
 
-    If the block has not ended ``grace_s`` after it, because the signal is stuck behind native code or was lost in a
-    callback, the process ends with code 130: its files appear whole or not at all, and its workers end with it.
-    Outside of the main thread, where no signal arrives, nothing is changed.
+    If the block has not ended ``grace_s`` later, because the signal is stuck behind native code or was lost in a
+    callback, the process ends with code 130: its files appear complete or not at all, and its workers end with it.
+    Outside the main thread, where no signal arrives, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -52,12 +52,12 @@ def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Not ``SIG_IGN``, which worker processes that begin now would inherit."""
+    """Not ``SIG_IGN``, which worker processes that start now would inherit."""
 
 
 def _watch(reader: socket.socket, ended: threading.Event, grace_s: float) -> None:
-    """Waits for a signal's number, which the interpreter writes at once, whatever the main thread is doing."""
+    """Wait for a signal's number, which the interpreter writes at once, whatever the main thread is doing."""
     while data := reader.recv(16):
         if set(data) & set(_SIGNALS) and not ended.wait(grace_s):
-            os.write(2, f"\n{SAID}\n".encode())
+            os.write(2, f"\n{MESSAGE}\n".encode())
             os._exit(EXIT_CODE)

@@ -1,5 +1,5 @@
-"""How good are the predictions, and do the maps find what a pathologist outlined?
+"""Evaluation: the performance of the predictions, and the agreement of the maps with a pathologist's outlines.
 
-Numbers come with 95 % intervals over patients; what cannot be measured is said, not guessed. The maps that
-``wsi evaluate explanations`` measures are made in explain: torch is needed there only.
+Numbers have 95 % intervals over patients; what cannot be measured is reported as such. The maps that
+``wsi evaluate explanations`` measures are computed in explain, so only that command needs torch.
 """

@@ -1,6 +1,6 @@
-"""95 % intervals by resampling patients: the slides of one patient are not independent.
+"""95 % intervals by resampling patients, since the slides of one patient are not independent.
 
-Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, percentile intervals; patients are the units drawn
+Efron and Tibshirani, "An Introduction to the Bootstrap", 1993: percentile intervals. The resampled units are patients
 (cluster bootstrap).
 """
 
@@ -17,21 +17,33 @@ PERCENTILES = (2.5, 97.5)
 
 
 class Interval(NamedTuple):
-    """A measure and where 95 % of its resamples lie. NaN where it is undefined."""
+    """A measure and the range of the central 95 % of its resamples. NaN where it is undefined."""
 
     value: float
     low: float
     high: float
-    n: int  # resamples that counted; the others were degenerate (a class was missing)
+    n: int  # resamples used; the others were degenerate (a class was missing)
 
 
 def resamples(patients: Sequence[str], count: int, generator: np.random.Generator) -> Iterator[Int64]:
-    """Rows of ``count`` resamples: as many patients as there are, with replacement, each with all its rows.
+    """Draw bootstrap resamples of patients.
 
-    Patients are drawn from their sorted list, so the order of the rows does not matter to who is drawn.
+    Parameters
+    ----------
+    patients : n strings
+        The patient of each row.
+    count : int
+        Number of resamples.
+    generator : numpy.random.Generator
+
+    Yields
+    ------
+    int array
+        Row indices of one resample: as many patients as there are, drawn with replacement, each with all its rows.
+        Patients are drawn from their sorted list, so the draw does not depend on the order of the rows.
     """
-    names, whose = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    rows_of = [np.flatnonzero(whose == i) for i in range(len(names))]
+    names, patient_index = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    rows_of = [np.flatnonzero(patient_index == i) for i in range(len(names))]
     for _ in range(count):
         drawn = generator.integers(0, len(names), len(names))
         yield np.concatenate([rows_of[i] for i in drawn])
@@ -40,10 +52,23 @@ def resamples(patients: Sequence[str], count: int, generator: np.random.Generato
 def intervals(
     statistic: Callable[[Int64], Mapping[str, float]], patients: Sequence[str], count: int, seed: int
 ) -> dict[str, Interval]:
-    """Each measure of ``statistic(rows)`` on all rows, with its interval over patients.
+    """Measures with their intervals over patients.
 
-    A resample in which a measure is NaN does not count for it. With fewer than two patients there is nothing to
-    resample, and the interval is NaN.
+    Parameters
+    ----------
+    statistic : callable
+        Row indices -> name and value of each measure; the same names for all rows.
+    patients : n strings
+        The patient of each row.
+    count : int
+        Number of resamples.
+    seed : int
+
+    Returns
+    -------
+    dict of str to Interval
+        The value is that on all rows. A resample in which a measure is NaN is not used for it. With fewer than two
+        patients there is nothing to resample, and the interval is NaN.
     """
     whole, drawn = draws(statistic, patients, count, seed)
     return {name: interval(value, drawn[name]) for name, value in whole.items()}
@@ -52,7 +77,7 @@ def intervals(
 def draws(
     statistic: Callable[[Int64], Mapping[str, float]], patients: Sequence[str], count: int, seed: int
 ) -> tuple[dict[str, float], dict[str, Float64]]:
-    """Each measure on all rows, and on each resample (count,), NaN where it is undefined there."""
+    """Each measure on all rows, and on each resample (count,), NaN where it is undefined; see ``intervals``."""
     whole = dict(statistic(np.arange(len(patients))))
     drawn = {name: np.full(count, np.nan) for name in whole}
     if len(set(patients)) > 1:
@@ -72,9 +97,10 @@ def interval(value: float, drawn: Float64) -> Interval:
 
 
 def p_value(drawn: Float64) -> float:
-    """Two-sided, of no difference: twice the smaller share of a difference's resamples (count,) on one side of 0.
+    """Two-sided p-value of no difference, from the resamples (count,) of a difference.
 
-    One is added to both counts, so that no p is 0 (Davison and Hinkley, 1997). NaN where nothing was drawn.
+    Twice the smaller fraction of resamples on one side of 0. One is added to both counts, so that no p-value is 0
+    (Davison and Hinkley, 1997). NaN where no resample is defined.
     """
     valid = drawn[np.isfinite(drawn)]
     if not len(valid):

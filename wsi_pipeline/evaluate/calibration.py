@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say, and do they know when they are wrong? Calibration and selective prediction.
+"""Calibration of probabilities, and selective prediction: does confidence separate correct from wrong predictions?
 
 Reliability and its error: Guo et al., ICML 2017. Brier, Monthly Weather Review 1950. Risk and coverage: Geifman and
 El-Yaniv, NeurIPS 2017; the area under their curve: Geifman et al., ICLR 2019. Prediction sets: Vovk et al., 2005.
@@ -14,65 +14,99 @@ from ..types import Bool, Float64, Int64
 
 
 class Reliability(NamedTuple):
-    """The bins that hold something, from the lowest confidence."""
+    """The bins of a reliability diagram that are not empty, from the lowest confidence."""
 
-    held: Int64  # (b,) how many
-    confidence: Float64  # (b,) mean in the bin
-    hit_rate: Float64  # (b,)
+    counts: Int64  # (b,) rows of each bin
+    confidence: Float64  # (b,) mean of the bin
+    accuracy: Float64  # (b,) fraction correct
 
 
-def reliability(confidence: Float64, hit: Bool, bins: int) -> Reliability:
-    """Confidences (n,) in 0..1 and whether each was right (n,), in ``bins`` equal bins (i/bins, (i+1)/bins]."""
-    place = np.searchsorted(np.arange(1, bins) / bins, confidence, side="left")
-    count = np.bincount(place, minlength=bins)
-    held = count > 0
-    mean = np.bincount(place, confidence, bins)[held] / count[held]
-    return Reliability(count[held], mean, np.bincount(place, hit, bins)[held] / count[held])
+def reliability(confidence: Float64, correct: Bool, bins: int) -> Reliability:
+    """Confidence and accuracy in bins of equal width.
+
+    Parameters
+    ----------
+    confidence : array (n,), from 0 to 1
+    correct : bool array (n,)
+    bins : int
+        Bin i is (i / bins, (i + 1) / bins]; the first also contains 0.
+    """
+    index = np.searchsorted(np.arange(1, bins) / bins, confidence, side="left")
+    count = np.bincount(index, minlength=bins)
+    filled = count > 0
+    mean = np.bincount(index, confidence, bins)[filled] / count[filled]
+    return Reliability(count[filled], mean, np.bincount(index, correct, bins)[filled] / count[filled])
 
 
 def calibration_error(found: Reliability) -> float:
-    """Expected calibration error: mean gap between confidence and hit rate, each bin weighing what it holds."""
-    return float(np.average(np.abs(found.confidence - found.hit_rate), weights=found.held))
+    """Expected calibration error: mean absolute gap between confidence and accuracy, bins weighted by their count."""
+    return float(np.average(np.abs(found.confidence - found.accuracy), weights=found.counts))
 
 
 def top_label(truth: Int64, probabilities: Float64) -> tuple[Float64, Bool]:
-    """Probability (n,) of the likeliest of C classes (n, C), and whether it is the true one (n,)."""
+    """Probability (n,) of the most probable class, and whether it is the true one (n,), from probabilities (n, C)."""
     return probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
 
 
 def brier(target: Float64, probabilities: Float64) -> float:
-    """Squared distance from what is true (n, C), 1 or 0, summed over the classes: 0..2."""
+    """Brier score: squared distance of probabilities (n, C) from the target (n, C), 1 or 0, summed over classes: 0..2.
+
+    >>> brier(np.array([[0.0, 1.0]]), np.array([[0.5, 0.5]]))
+    0.5
+    """
     return float(np.mean(np.sum((probabilities - target) ** 2, axis=1)))
 
 
-def risk_coverage(confidence: Float64, hit: Bool) -> tuple[Float64, Float64]:
-    """Answer only the k most confident of n rows, k = 1..n: the share answered (n,), and how many of those are wrong.
+def risk_coverage(confidence: Float64, correct: Bool) -> tuple[Float64, Float64]:
+    """The risk-coverage curve: errors among the k most confident of n predictions, k = 1..n.
 
-    Equally confident rows come in no order: of a group that is answered in part, each row counts as wrong as its group.
+    Parameters
+    ----------
+    confidence : array (n,)
+    correct : bool array (n,)
+
+    Returns
+    -------
+    coverage : array (n,)
+        Fraction of rows that are predicted, k / n.
+    risk : array (n,)
+        Fraction of errors among these. Equally confident rows have no order: in a group that is included in part,
+        each row counts with the error rate of its group.
     """
     order = np.argsort(-confidence, kind="stable")
     _, group = np.unique(-confidence[order], return_inverse=True)  # (n,)
-    wrong = np.bincount(group, ~hit[order]) / np.bincount(group)  # share of each group
-    answered = np.arange(1, len(hit) + 1)
-    return answered / len(hit), np.cumsum(wrong[group]) / answered
+    error_rate = np.bincount(group, ~correct[order]) / np.bincount(group)  # of each group
+    included = np.arange(1, len(correct) + 1)
+    return included / len(correct), np.cumsum(error_rate[group]) / included
 
 
-def risk_coverage_area(confidence: Float64, hit: Bool) -> float:
-    """Mean risk over all coverages (AURC); the lower, the better the confidence tells right from wrong."""
-    return float(risk_coverage(confidence, hit)[1].mean())
+def risk_coverage_area(confidence: Float64, correct: Bool) -> float:
+    """Mean risk over all coverages (AURC): low where confidence separates correct from wrong predictions."""
+    return float(risk_coverage(confidence, correct)[1].mean())
 
 
 def set_metrics(sets: Bool, truth: Int64, predicted: Int64) -> dict[str, float]:
-    """Prediction sets (n, C) against the true class (n,): how often they hold it, their mean size, and what is sure.
+    """Coverage and size of prediction sets, and accuracy with abstention.
 
-    A set of other than one class is an abstention; where none is left, their accuracy is NaN. ``predicted`` (n,): the
-    class that is named where the set holds just one.
+    Parameters
+    ----------
+    sets : bool array (n, C)
+        Classes in each prediction set. A set that does not contain exactly one class is an abstention.
+    truth : array (n,)
+        Index of the true class.
+    predicted : array (n,)
+        Index of the class that is predicted without abstention.
+
+    Returns
+    -------
+    dict
+        ``coverage``, ``set_size``, ``abstained`` and ``accuracy_not_abstained``; the last is NaN where all abstain.
     """
-    sure = sets.sum(axis=1) == 1
-    right = predicted == truth
+    certain = sets.sum(axis=1) == 1
+    correct = predicted == truth
     return {
         "coverage": float(sets[np.arange(len(truth)), truth].mean()),
         "set_size": float(sets.sum(axis=1).mean()),
-        "abstained": float(1 - sure.mean()),
-        "accuracy_not_abstained": float(right[sure].mean()) if sure.any() else float("nan"),
+        "abstained": float(1 - certain.mean()),
+        "accuracy_not_abstained": float(correct[certain].mean()) if certain.any() else float("nan"),
     }

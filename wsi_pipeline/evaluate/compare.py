@@ -1,7 +1,7 @@
-"""``wsi compare``: is one model better than another? Both on the same slides and patients, held out in both runs.
+"""``wsi compare``: two models compared on the same slides and patients, which are held out in both runs.
 
-AUROC of one class by DeLong's paired test (see ``delong``), everything else by a paired bootstrap over patients: a
-resample draws patients once, for both.
+AUROC of one class by DeLong's paired test (see ``delong``), all other measures by a paired bootstrap over patients:
+each resample draws patients once for both models.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COLUMNS = (
 class Comparison:
     """One measure of two models on the same rows; the difference is b minus a, with its 95 % interval."""
 
-    level: str  # slides or patients
+    level: str  # "slides" or "patients"
     model_a: str
     model_b: str
     metric: str
@@ -48,17 +48,32 @@ class Comparison:
     low: float
     high: float
     p: float  # two-sided
-    method: str  # DeLong or bootstrap
+    method: str  # "DeLong" or "bootstrap"
 
 
 def compare_runs(
     run_a: Path, run_b: Path, *, model_a: str | None = None, model_b: str | None = None
 ) -> list[Comparison]:
-    """Every model that both runs have, or ``model_a`` of the first and ``model_b`` (the same name) of the second.
+    """Compare the models of two runs on the rows that both have.
 
-    Patients follow the slides where some have more than one. Settings are those of the first run's evaluate section.
-    Raises ``ArtifactError`` where there are no predictions, nothing is shared, or labels or classes differ, and
-    ``ConfigError`` for a model that is not there.
+    Parameters
+    ----------
+    run_a, run_b : Path
+        Run folders; they may be the same. Settings are those of the first run's section ``evaluate``.
+    model_a, model_b : str, optional
+        One model of each run; ``model_b`` defaults to ``model_a``. By default every model that both runs have.
+
+    Returns
+    -------
+    list of Comparison
+        Slides first; then patients, where some patient has several slides.
+
+    Raises
+    ------
+    ArtifactError
+        Where there are no predictions, no common rows, or labels, tasks or classes differ.
+    ConfigError
+        For a model that a run does not have, or where the runs have no model in common.
     """
     section = _section(run_a)
     slides = [read_predictions(RunFolder(run).predictions) for run in (run_a, run_b)]
@@ -73,29 +88,29 @@ def compare_runs(
 
 
 def comparison_table(found: Sequence[Comparison], names: tuple[str, str]) -> Table:
-    """For the terminal. ``names``: of the two runs; those of one run alone are first and second."""
+    """The comparisons as a table for the terminal. ``names``: of the two runs; equal ones become first and second."""
     if names[0] == names[1]:
         names = ("first", "second")
-    shown = Table(title="held out in both runs; difference with 95 % interval, p two-sided and not corrected")
+    table = Table(title="held out in both runs; difference with 95 % interval, p two-sided and not corrected")
     for title in ("of", "model", "measure", *names, "difference", "p", "test"):
-        shown.add_column(Text(title), overflow="fold")
+        table.add_column(Text(title), overflow="fold")
     previous = None
     for one in found:
         block = (one.level, one.model_a, one.model_b)
         if block != previous:
-            shown.add_section()
+            table.add_section()
         model = one.model_a if one.model_a == one.model_b else f"{one.model_a} → {one.model_b}"
         head = (f"{one.n} {one.level}", model) if block != previous else ("", "")
         between = "" if np.isnan(one.low) else f" ({one.low:+.3f} to {one.high:+.3f})"
         change = "–" if np.isnan(one.difference) else f"{one.difference:+.3f}{between}"
         values = (f"{_digits(one.a)}", f"{_digits(one.b)}", change, _p_text(one.p), one.method)
-        shown.add_row(*(Text(cell) for cell in (*head, metric_name(one.metric), *values)))
+        table.add_row(*(Text(cell) for cell in (*head, metric_name(one.metric), *values)))
         previous = block
-    return shown
+    return table
 
 
 def write_comparison(path: Path, found: Sequence[Comparison]) -> None:
-    """The lines as a CSV with ``COLUMNS``."""
+    """Write the comparisons as a CSV file with ``COLUMNS``."""
     write_text(path, csv_text(COLUMNS, ([_cell(getattr(one, name)) for name in COLUMNS] for one in found)))
 
 
@@ -114,27 +129,27 @@ def _p_text(p: float) -> str:
 def _section(run: Path) -> EvaluateConfig:
     path = run / "config.yaml"
     if not path.exists():
-        raise ArtifactError(f"{run} is no run folder (it has no config.yaml); give the folder in the config's out:")
+        raise ArtifactError(f"{run} is not a run folder (it has no config.yaml); give the folder in the config's out:")
     return load_config(path).evaluate
 
 
 def _pairs(
     rows: Sequence[Sequence[Prediction]], runs: tuple[Path, Path], model_a: str | None, model_b: str | None
 ) -> list[tuple[str, str]]:
-    """The models to compare, by name."""
-    known = [list(dict.fromkeys(row.model for row in of_run)) for of_run in rows]
+    """The names of the models to compare."""
+    models = [list(dict.fromkeys(row.model for row in of_run)) for of_run in rows]
     if model_b is not None and model_a is None:
         raise ConfigError("--model-b needs --model: the model of the first run that it is compared with")
     if model_a is None:
-        both = [name for name in known[0] if name in known[1]]
+        both = [name for name in models[0] if name in models[1]]
         if not both:
             raise ConfigError(
-                f"{runs[0]} ({', '.join(known[0])}) and {runs[1]} ({', '.join(known[1])}) share no model; "
+                f"{runs[0]} ({', '.join(models[0])}) and {runs[1]} ({', '.join(models[1])}) share no model; "
                 f"name two with --model A --model-b B"
             )
         return [(name, name) for name in both]
     pair = (model_a, model_b or model_a)
-    for name, run, names in zip(pair, runs, known, strict=True):
+    for name, run, names in zip(pair, runs, models, strict=True):
         if name not in names:
             raise ConfigError(f"{run} has no model {name!r}; it has {', '.join(names)}")
     return [pair]
@@ -143,28 +158,28 @@ def _pairs(
 def _shared(
     rows: Sequence[Sequence[Prediction]], runs: tuple[Path, Path], pair: tuple[str, str], level: str
 ) -> tuple[Scored, Scored]:
-    """Both models on the rows that both can be measured on, in the order of the first run."""
+    """Both models on the rows that are usable in both runs, in the order of the first run."""
     usable = [
         {row.name: row for row in of_run if row.model == model and not row.reason}
         for of_run, model in zip(rows, pair, strict=True)
     ]
     names = [name for name in usable[0] if name in usable[1]]
-    whom = pair[0] if pair[0] == pair[1] else f"{pair[0]} and {pair[1]}"
+    models = pair[0] if pair[0] == pair[1] else f"{pair[0]} and {pair[1]}"
     where = f"{runs[0]} and {runs[1]}"
     if not names:
         raise ArtifactError(
-            f"{whom}: no {level[:-1]} is labelled and held out in both {where}; compare runs of one manifest"
+            f"{models}: no {level[:-1]} is labelled and held out in both {where}; compare runs of one manifest"
         )
     kinds = [(row.task, list(row.outcome)) for row in (of_run[names[0]] for of_run in usable)]
     if kinds[0] != kinds[1]:
         first, second = (f"{task} of {', '.join(classes)}" for task, classes in kinds)
-        raise ArtifactError(f"{whom}: {runs[0]} is {first}, but {runs[1]} {second}; compare runs of one task")
+        raise ArtifactError(f"{models}: {runs[0]} is {first}, but {runs[1]} {second}; compare runs of one task")
     for name in names:
         if usable[0][name].target != usable[1][name].target:
             raise ArtifactError(
-                f"{whom}: the labels of {level[:-1]} {name!r} differ between {where}; predict both with one manifest"
+                f"{models}: the labels of {level[:-1]} {name!r} differ between {where}; predict both with one manifest"
             )
-    # Patients are those of the first run; risks are compared where one ensemble gave them in either run.
+    # Patients are those of the first run; risks are compared only within one ensemble of both the first and second run.
     patients = {name: usable[0][name].patient_id for name in names}
     ensembles = {name: f"{usable[0][name].weights} {usable[1][name].weights}" for name in names}
     ordered = [
@@ -178,10 +193,10 @@ def _shared(
 
 
 def _compare(first: Scored, second: Scored, level: str, section: EvaluateConfig) -> Iterator[Comparison]:
-    """Every measure of the task."""
+    """Compare every measure of the task."""
     of_a, of_b = statistic(first, section), statistic(second, section)
-    everyone = np.arange(len(first.names))
-    values = of_a(everyone), of_b(everyone)
+    all_rows = np.arange(len(first.names))
+    values = of_a(all_rows), of_b(all_rows)
     whole, drawn = draws(_minus(of_b, of_a), first.patients, section.bootstrap, section.seed)
     classes = {name: (c, positive) for name, c, positive in one_against_rest(first)}
     for metric, change in whole.items():
@@ -200,8 +215,10 @@ def _compare(first: Scored, second: Scored, level: str, section: EvaluateConfig)
 def _minus(
     first: Callable[[Int64], dict[str, float]], second: Callable[[Int64], dict[str, float]]
 ) -> Callable[[Int64], dict[str, float]]:
-    def change(rows: Int64) -> dict[str, float]:
-        taken = second(rows)
-        return {name: value - taken[name] for name, value in first(rows).items()}
+    """Rows -> each measure of ``first`` minus that of ``second``."""
 
-    return change
+    def difference_of(rows: Int64) -> dict[str, float]:
+        subtracted = second(rows)
+        return {name: value - subtracted[name] for name, value in first(rows).items()}
+
+    return difference_of

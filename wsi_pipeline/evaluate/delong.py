@@ -1,8 +1,8 @@
-"""Variance of the area under the ROC curve, and of the difference of two on the same rows, without resampling.
+"""Variance of the area under the ROC curve, and of the difference of two areas on the same rows, without resampling.
 
-DeLong, DeLong and Clarke-Pearson, Biometrics 1988; the components from midranks, O(n log n), as in Sun and Xu, IEEE
-Signal Processing Letters 2014. Rows of one patient are not independent: their components are summed before they are
-squared (Obuchowski, Biometrics 1997), which is DeLong's own variance where every patient has one row.
+DeLong, DeLong and Clarke-Pearson, Biometrics 1988; structural components from midranks in O(n log n) as in Sun and Xu,
+IEEE Signal Processing Letters 2014. Rows of one patient are not independent: their components are summed before they
+are squared (Obuchowski, Biometrics 1997), which equals DeLong's variance where every patient has one row.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _Z = 1.959963984540054  # 95 % of a normal distribution lie within this many sta
 
 
 class Areas(NamedTuple):
-    """K areas on the same rows."""
+    """K areas under ROC curves on the same rows."""
 
     value: Float64  # (K,)
-    covariance: Float64  # (K, K); NaN where positives or negatives are of fewer than two patients
+    covariance: Float64  # (K, K); NaN where positives or negatives come from fewer than two patients
 
 
 class Difference(NamedTuple):
-    """Second minus first, its 95 % interval, and the two-sided p-value of no difference."""
+    """Second area minus first, its 95 % interval, and the two-sided p-value of no difference."""
 
     value: float
     low: float
@@ -36,9 +36,19 @@ class Difference(NamedTuple):
 
 
 def areas(positive: Bool, scores: Float64, patients: Sequence[str]) -> Areas:
-    """AUROC of K scores (K, n) of the same n rows: whether positive (n,), whose (n,).
+    """AUROC of K scores on the same rows, with their covariance.
 
-    There are positives and negatives.
+    Parameters
+    ----------
+    positive : bool array (n,)
+        There must be both positives and negatives.
+    scores : array (K, n)
+    patients : n strings
+        The patient of each row.
+
+    Returns
+    -------
+    Areas
     """
     from scipy.stats import rankdata
 
@@ -47,23 +57,23 @@ def areas(positive: Bool, scores: Float64, patients: Sequence[str]) -> Areas:
     above = (ranks[:, positive] - rankdata(scores[:, positive], axis=1)) / n  # (K, m) negatives below each positive
     below = 1 - (ranks[:, ~positive] - rankdata(scores[:, ~positive], axis=1)) / m  # (K, n) positives above a negative
     value = above.mean(axis=1)
-    names, whose = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    of_positives = _sums(above - value[:, None], whose[positive], len(names))  # (K, patients)
-    of_negatives = _sums(below - value[:, None], whose[~positive], len(names))
-    units = [len(np.unique(whose[side])) for side in (positive, ~positive)]
-    if min(units) < 2:
+    names, patient_index = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    of_positives = _sums(above - value[:, None], patient_index[positive], len(names))  # (K, patients)
+    of_negatives = _sums(below - value[:, None], patient_index[~positive], len(names))
+    clusters = [len(np.unique(patient_index[side])) for side in (positive, ~positive)]  # patients of either kind
+    if min(clusters) < 2:
         return Areas(value, np.full((len(value), len(value)), NAN))
-    mixed = of_positives @ of_negatives.T * len(names) / (len(names) - 1)  # of patients with both; else 0
+    mixed = of_positives @ of_negatives.T * len(names) / (len(names) - 1)  # of patients with both kinds; else 0
     covariance = (
-        of_positives @ of_positives.T * units[0] / (units[0] - 1) / m**2
-        + of_negatives @ of_negatives.T * units[1] / (units[1] - 1) / n**2
+        of_positives @ of_positives.T * clusters[0] / (clusters[0] - 1) / m**2
+        + of_negatives @ of_negatives.T * clusters[1] / (clusters[1] - 1) / n**2
         + (mixed + mixed.T) / (m * n)
     )
     return Areas(value, covariance)
 
 
 def interval(found: Areas) -> tuple[float, float]:
-    """95 % interval of the first area, cut at 0 and 1; NaN where its variance is 0 (an area of 1, say) or unknown."""
+    """95 % interval of the first area, clipped to 0..1; NaN where its variance is unknown or 0, as for an area of 1."""
     variance = float(found.covariance[0, 0])
     if not variance > 0:
         return NAN, NAN
@@ -73,15 +83,15 @@ def interval(found: Areas) -> tuple[float, float]:
 
 
 def difference(found: Areas) -> Difference:
-    """The second of two areas minus the first. Interval and p are NaN where the variance is unknown or 0.
+    """The second of two areas minus the first, with interval and p-value, NaN where the variance is unknown or 0.
 
-    Two scores that rank alike have no variance and no difference: interval (0, 0), p = 1.
+    Two scores with the same ranking have neither variance nor difference: interval (0, 0), p = 1.
     """
     value = float(found.value[1] - found.value[0])
     covariance = found.covariance
     variance = float(covariance[0, 0] + covariance[1, 1] - covariance[0, 1] - covariance[1, 0])
     scale = float(covariance[0, 0] + covariance[1, 1])
-    if not variance > 1e-12 * scale:  # what is left of rounding
+    if not variance > 1e-12 * scale:  # below that it is rounding error
         same = value == 0 and not math.isnan(variance)
         return Difference(value, *((0.0, 0.0, 1.0) if same else (NAN, NAN, NAN)))
     deviation = math.sqrt(variance)
@@ -89,7 +99,7 @@ def difference(found: Areas) -> Difference:
     return Difference(value, value - _Z * deviation, value + _Z * deviation, p)
 
 
-def _sums(values: Float64, whose: np.ndarray, patients: int) -> Float64:
+def _sums(values: Float64, patient_index: np.ndarray, patients: int) -> Float64:
     """(K, r) summed over the rows of each patient -> (K, patients)."""
-    sums: Float64 = np.stack([np.bincount(whose, row, patients) for row in values])
+    sums: Float64 = np.stack([np.bincount(patient_index, row, patients) for row in values])
     return sums

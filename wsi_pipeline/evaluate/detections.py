@@ -1,4 +1,4 @@
-"""From a map to a list of detections: its peaks, none near a stronger one."""
+"""From a map to a list of detections: its local maxima, by non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -9,37 +9,51 @@ from scipy.spatial import KDTree
 
 from ..types import Float32, Int64, PatchGrid
 
-_ROUNDING = 1 + 1e-9  # of a distance that is the radius but for the last digits
+_ROUNDING = 1 + 1e-9  # tolerance for distances that equal the radius up to rounding
 
 
 class Detections(NamedTuple):
-    """n points, from the strongest."""
+    """n detections, from the highest score."""
 
-    probability: Float32  # (n,) above 0
-    xy_px0: Int64  # (n, 2)
+    probability: Float32  # (n,) scores above 0; probabilities where the map has them
+    xy_px0: Int64  # (n, 2) centres in level-0 pixels
 
 
 def detections(scores: Float32, grid: PatchGrid, radius_um: float) -> Detections:
-    """The patches that score above 0 and have no stronger one within ``radius_um``, centre to centre.
+    """Non-maximum suppression of the patches with scores above 0.
 
-    ``scores`` (N,). Greedy: the strongest patch is kept and those around it are not, then the strongest that is left,
-    and so on; of equals, the first in the grid. A place is the pixel that holds the patch's centre. A score of 0 or
-    below says nothing for the class, so it is no detection. O(N log N) as long as few patches lie in a radius.
+    Parameters
+    ----------
+    scores : array (N,)
+        One per patch. A score of 0 or below is no evidence for the class, so it gives no detection.
+    grid : PatchGrid
+    radius_um : float
+        Around a kept patch all weaker ones are suppressed, by the distance of the centres in µm.
+
+    Returns
+    -------
+    Detections
+        Greedy: the highest score is kept, then the highest of those not suppressed, and so on; ties in the order of
+        the grid. A detection is located at the pixel that contains the centre of its patch.
+
+    Notes
+    -----
+    O(N log N) as long as few patches lie within the radius.
     """
-    strongest = np.argsort(-scores, kind="stable")
-    order = strongest[scores[strongest] > 0]
+    falling = np.argsort(-scores, kind="stable")
+    order = falling[scores[falling] > 0]
     centres_um = grid.centre_px0[order] * np.asarray(grid.mpp)
     tree = KDTree(centres_um) if len(order) else None
-    open_, kept = np.ones(len(order), np.bool_), []
+    remaining, kept = np.ones(len(order), np.bool_), []
     for i in range(len(order)):
-        if open_[i] and tree is not None:
+        if remaining[i] and tree is not None:
             kept.append(i)
-            open_[tree.query_ball_point(centres_um[i], radius_um * _ROUNDING)] = False
+            remaining[tree.query_ball_point(centres_um[i], radius_um * _ROUNDING)] = False
     rows = order[kept]
     return Detections(scores[rows], np.floor(grid.centre_px0[rows]).astype(np.int64))
 
 
 def detections_csv(found: Detections) -> str:
-    """The challenge's file for one slide: probability, x, y in level-0 pixels, no header; no digit is lost."""
+    """CAMELYON16's file for one slide: probability, x, y in level-0 pixels, without header and without rounding."""
     rows = zip(found.probability.tolist(), found.xy_px0.tolist(), strict=True)
     return "".join(f"{p!r},{x},{y}\n" for p, (x, y) in rows)

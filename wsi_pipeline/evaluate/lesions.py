@@ -1,4 +1,4 @@
-"""What a FROC has to find on one slide: the lesions that its outlines and its label speak of."""
+"""The lesions of one slide that a FROC has to detect, from its outlines and its label."""
 
 from __future__ import annotations
 
@@ -11,33 +11,45 @@ from ..types import PatchGrid
 from .froc import MPP, Labels, evaluation_mask, isolated_tumour_cells
 
 UNREADABLE = "unreadable annotation"
-_ONE_SCANNER = 0.1  # relative; CAMELYON16's two scanners, of 0.243 and 0.226 µm/px, are both taken for 0.243
+_MPP_TOLERANCE = 0.1  # relative; CAMELYON16's two scanners, with 0.243 and 0.226 µm/px, are both treated as 0.243
 
 
 @dataclass(frozen=True, eq=False)
 class Lesions:
-    """The lesions 1..L of one slide; a normal one has none."""
+    """The lesions 1..L of one slide; a normal slide has none."""
 
     mask: Labels  # (rows, columns) of cells, see ``froc.evaluation_mask``
-    isolated: frozenset[int]  # lesions that do not count
+    isolated: frozenset[int]  # lesions that are isolated tumour cells
 
     @property
     def targets(self) -> int:
-        """How many are to be found."""
+        """Number of lesions to detect."""
         return int(self.mask.max(initial=0)) - len(self.isolated)
 
 
 def lesions_of(area: MultiPolygon | None, grid: PatchGrid, label: str | None, negative: str) -> Lesions | str:
-    """The lesions of a slide; or, in one line, why it can neither have nor lack one.
+    """The lesions of a slide, or one line with the reason why they are unknown.
 
-    ``area``: the outlines in px0, without exclusions; None: there is no annotation. ``negative``: the class whose
-    slides have no lesion. A slide that is labelled so and has none outlined is normal. Where one that counts is
-    outlined all the same, label and outlines disagree, or the outlines show the other class.
+    Parameters
+    ----------
+    area : MultiPolygon or None
+        The outlines in level-0 pixels, exclusions already subtracted; None: there is no annotation.
+    grid : PatchGrid
+        Its slide size and resolution are used.
+    label : str or None
+    negative : str
+        The class whose slides have no lesion.
+
+    Returns
+    -------
+    Lesions or str
+        A slide labelled ``negative`` without an outlined target is normal. With one, label and outlines disagree (or
+        the outlines show the other class), and the lesions are unknown.
     """
     normal = label == negative
     if area is None:
-        none = Lesions(np.zeros((0, 0), np.int32), frozenset())
-        return none if normal else f"no annotation, and not labelled {negative}"
+        empty = Lesions(np.zeros((0, 0), np.int32), frozenset())
+        return empty if normal else f"no annotation, and not labelled {negative}"
     mpp = _mpp(grid.mpp)
     mask = evaluation_mask(area, grid.slide_size_px0, mpp)
     found = Lesions(mask, isolated_tumour_cells(mask, mpp))
@@ -47,6 +59,6 @@ def lesions_of(area: MultiPolygon | None, grid: PatchGrid, label: str | None, ne
 
 
 def _mpp(mpp: tuple[float, float]) -> float:
-    """What the challenge takes for all its slides, where the slide's own is near it; else the slide's own."""
+    """The resolution that the challenge uses for all its slides where the slide's own is close to it; else its own."""
     mean = sum(mpp) / 2
-    return MPP if abs(mean / MPP - 1) <= _ONE_SCANNER else mean
+    return MPP if abs(mean / MPP - 1) <= _MPP_TOLERANCE else mean

@@ -1,4 +1,4 @@
-"""Every map of every slide against the slide's annotation, and the means of each channel."""
+"""Localisation of every map of every slide, and the means of each channel."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ..read.annotations import read_annotation
 from ..store import read_explanations
 from ..types import Bool, Explanation, Int64
 from .bootstrap import Interval, intervals
-from .localisation import Localisation, annotated_shares, localisation, positive_patches
+from .localisation import Localisation, annotated_fractions, localisation, positive_patches
 
 MEANS = ("auprc", "base_rate", "lift", "auroc")
 
 
 @dataclass(frozen=True)
 class SlideMaps:
-    """Where the maps of one slide are, and what they are measured against."""
+    """The files with the maps of one slide, and its annotation."""
 
     slide_id: str
     patient_id: str
     annotation: Path | None
-    maps: tuple[tuple[Path, bool], ...]  # an explanation file, and whether its model has not seen the patient
+    maps: tuple[tuple[Path, bool], ...]  # explanation files, each with whether the patient is held out from its model
 
 
 @dataclass(frozen=True)
 class MapScore:
-    """One channel of one slide."""
+    """Localisation of one channel of one slide."""
 
     slide_id: str
     patient_id: str
@@ -45,20 +45,24 @@ class MapScore:
 
     @property
     def channel(self) -> tuple[str, str, str]:
+        """Model, method and target."""
         return self.model, self.method, self.target
 
 
 @dataclass
 class MapScores:
-    """What could be measured, and what could not."""
+    """The maps that could be measured, and the slides that could not."""
 
     scores: list[MapScore] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)  # reason -> slides
+    left_out: Counter[str] = field(default_factory=Counter)  # reason -> number of slides
     notes: list[str] = field(default_factory=list)
 
 
 def score_maps(slides: Iterable[SlideMaps], section: EvaluateConfig) -> MapScores:
-    """All slides' maps. A slide without annotation, or without a positive patch, is counted and left out."""
+    """Compare the maps of all slides with their annotations (``section.tumour_classes`` of them).
+
+    Slides without a map, an annotation or an annotated patch are counted and left out.
+    """
     result = MapScores()
     for slide in slides:
         if slide.annotation is None or not slide.maps:
@@ -67,7 +71,7 @@ def score_maps(slides: Iterable[SlideMaps], section: EvaluateConfig) -> MapScore
         explanations = [(e, held_out) for path, held_out in slide.maps for e in read_explanations(path)]
         try:
             annotation = read_annotation(slide.annotation, explanations[0][0].grid.bounds_px0)
-        except ConfigError as error:  # what somebody drew, not what this run made: the other slides still count
+        except ConfigError as error:  # an input that cannot be read; the other slides are still measured
             result.left_out["unreadable annotation"] += 1
             result.notes.append(f"{slide.slide_id}: {error}")
             continue
@@ -82,9 +86,12 @@ def score_maps(slides: Iterable[SlideMaps], section: EvaluateConfig) -> MapScore
 def channel_means(
     scores: Sequence[MapScore], section: EvaluateConfig
 ) -> list[tuple[MapScore, int, dict[str, Interval]]]:
-    """For each channel, in order: one of its maps, the number of slides, and the means with intervals over patients.
+    """The means of each channel over its held-out slides, with intervals over patients.
 
-    Only maps of models that have not seen the patient count.
+    Returns
+    -------
+    list of (MapScore, int, dict)
+        Per channel one of its maps, the number of slides, and ``MEANS``.
     """
     channels: dict[tuple[str, str, str], list[MapScore]] = {}
     for score in scores:
@@ -105,20 +112,21 @@ def channel_means(
 def _slide_scores(
     slide: SlideMaps, explanations: Sequence[tuple[Explanation, bool]], area: BaseGeometry
 ) -> list[MapScore]:
-    positives: dict[bytes, Bool] = {}  # one entry, as all maps of a slide stand on one grid, unless some are older
+    """The localisation of all maps of one slide; empty where no patch is inside ``area`` (level-0 pixels)."""
+    positives: dict[bytes, Bool] = {}  # one entry, since all maps of a slide share a grid, unless some are older
     scores = []
     for explanation, held_out in explanations:
         corners = explanation.grid.xy_px0.tobytes()
         if corners not in positives:
-            positives[corners] = positive_patches(annotated_shares(area, explanation.grid))
+            positives[corners] = positive_patches(annotated_fractions(area, explanation.grid))
         if positives[corners].any():
             found = localisation(explanation.scores, positives[corners])
-            what = (explanation.model, explanation.method, explanation.target)
-            scores.append(MapScore(slide.slide_id, slide.patient_id, *what, held_out, found))
+            channel = (explanation.model, explanation.method, explanation.target)
+            scores.append(MapScore(slide.slide_id, slide.patient_id, *channel, held_out, found))
     return scores
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of those that are numbers; NaN where none is."""
-    numbers = values[~np.isnan(values)]
-    return float(numbers.mean()) if len(numbers) else float("nan")
+    """Mean of the values that are not NaN; NaN where all are."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")

@@ -1,4 +1,4 @@
-"""What evaluate found, in the words of report.json and the lines of its tables."""
+"""The results of evaluate as entries of report.json and rows of its CSV tables."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ MAP_COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """One model, and what it reaches."""
+    """One model with its measures."""
 
     model: Scored
     found: Mapping[str, Measure]
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many rows and patients the numbers rest on."""
+        """Number of slides (or patients) and patients from which the measures were computed."""
         return {"n_slides": len(self.model.names), "n_patients": len(set(self.model.patients))}
 
 
 def metric_lines(measured: Sequence[Measured], columns: Sequence[str]) -> list[list[object]]:
-    """A line a model and measure, with ``columns``."""
+    """One row per model and measure, with ``columns``: ``METRIC_COLUMNS`` or ``PATIENT_COLUMNS``."""
     lines = []
     for one in measured:
         for metric, (interval, delong) in one.found.items():
@@ -52,7 +52,7 @@ def metric_lines(measured: Sequence[Measured], columns: Sequence[str]) -> list[l
 
 
 def model_report(one: Measured, unit: str) -> dict[str, object]:
-    """A model as report.json says it. ``unit``: slides, or patients."""
+    """The entry of a model in report.json. ``unit``: "slides" or "patients"."""
     model, counts = one.model, one.counts
     if unit == "patients":
         del counts["n_slides"]
@@ -60,30 +60,30 @@ def model_report(one: Measured, unit: str) -> dict[str, object]:
         "task": model.task,
         "classes": list(model.classes),
         **counts,
-        **_tallies(model),
+        **_class_counts(model),
         "metrics": {metric: _measure_report(measure) for metric, measure in one.found.items()},
     }
 
 
 def seeds_report(one: OverSeeds) -> dict[str, object]:
-    """A measure over the seeds, as report.json says it; no sd of a single seed."""
+    """The entry of a measure over seeds in report.json; the standard deviation of a single seed is null."""
     values = {seed: _six(value) for seed, value in one.values.items()}
     return {"model": one.model, "metric": one.measure, "mean": _six(one.mean), "sd": _six(one.sd), "values": values}
 
 
 def model_notes(name: str, rows: Sequence[Prediction], what: str) -> list[str]:
-    """What cannot be said of a model, and why. ``what``: slides or patients."""
+    """What cannot be measured of a model, and why. ``what``: "slides" or "patients"."""
     notes = left_out(rows, name, what)
     model = scored(rows, name)
     one = what.removesuffix("s")
     if model is None:
         return [*notes, f"{name}: no labelled, held-out {one}, so no metrics"]
-    if absent := [c for c, count in _present(model).items() if not count]:
+    if absent := [c for c, count in _per_class(model).items() if not count]:
         left = "no metric of them" if model.task == "multilabel" else "no metric that needs every class"
         notes.append(f"{name}: no {one} of class {', '.join(absent)}, so {left}")
     if model.task == "survival" and (ensembles := len(set(model.weights))) > 1:
         notes.append(
-            f"{name}: risks of {what} are compared within each of {ensembles} ensembles, as each has a zero of its own"
+            f"{name}: risks of {what} are compared within each of {ensembles} ensembles, since they share no zero"
         )
     if len(set(model.patients)) < 2:
         notes.append(f"{name}: one patient only, so no intervals")
@@ -91,18 +91,18 @@ def model_notes(name: str, rows: Sequence[Prediction], what: str) -> list[str]:
 
 
 def map_notes(maps: MapScores) -> list[str]:
-    """What cannot be said of the maps, and why."""
+    """What cannot be measured of the maps, and why."""
     notes = list(maps.notes)
     if not maps.scores:
         notes.append("maps: no slide with an annotated patch, so no map is measured")
     seen = len({(score.slide_id, score.model) for score in maps.scores if not score.held_out})
     if seen:
-        notes.append(f"maps: {seen} annotated slides were seen in training; they stand in maps.csv, not in the means")
+        notes.append(f"maps: {seen} annotated slides were used in training; they are in maps.csv, not in the means")
     return notes
 
 
 def map_line(score: MapScore) -> list[object]:
-    """A line of maps.csv."""
+    """One row of maps.csv, with ``MAP_COLUMNS``."""
     found = score.found
     values = [format_number(value) for value in (found.auprc, found.base_rate, found.lift, found.auroc)]
     held_out = str(score.held_out).lower()
@@ -110,13 +110,13 @@ def map_line(score: MapScore) -> list[object]:
 
 
 def channel_report(example: MapScore, slides: int, means: Mapping[str, Interval]) -> dict[str, object]:
-    """The mean of one channel, as report.json says it."""
-    what = {"model": example.model, "method": example.method, "target": example.target, "n_slides": slides}
-    return what | {name: interval_report(means[name]) for name in MEANS}
+    """The entry of the means of one channel in report.json, from one of its maps, the slides and the means."""
+    channel = {"model": example.model, "method": example.method, "target": example.target, "n_slides": slides}
+    return channel | {name: interval_report(means[name]) for name in MEANS}
 
 
 def interval_report(interval: Interval) -> dict[str, float | int | None]:
-    """Six decimals; null where there is no number. ``resamples``: those the interval rests on."""
+    """A measure in report.json: six decimals, null where undefined. ``resamples``: those used for the interval."""
     rounded = {name: _six(getattr(interval, name)) for name in ("value", "low", "high")}
     return rounded | {"resamples": interval.n}
 
@@ -126,14 +126,14 @@ def _measure_report(measure: Measure) -> dict[str, object]:
     return found | ({"delong": [_six(end) for end in measure.delong]} if measure.delong else {})
 
 
-def _tallies(model: Scored) -> dict[str, object]:
+def _class_counts(model: Scored) -> dict[str, object]:
     if model.task == "survival":
         return {"n_events": int(model.truth[:, 1].sum())}
-    return {"n_per_class": _present(model)} if model.task in ("classification", "multilabel") else {}
+    return {"n_per_class": _per_class(model)} if model.task in ("classification", "multilabel") else {}
 
 
-def _present(model: Scored) -> dict[str, int]:
-    """Class -> rows of it; empty for tasks without classes."""
+def _per_class(model: Scored) -> dict[str, int]:
+    """Class -> number of rows; empty for tasks without classes."""
     if model.task not in ("classification", "multilabel"):
         return {}
     of = [model.truth[:, i] if model.task == "multilabel" else model.truth == i for i in range(len(model.classes))]

@@ -1,7 +1,7 @@
-"""How much a model's numbers move with the seed: each seed's folds together test every slide once.
+"""Variation of a model's measures over seeds: the folds of one seed together test every slide once.
 
-Folds of one seed are pooled, except for survival, whose risks of two models cannot be compared: there the folds' mean
-counts. What an ensemble of all seeds reaches is another question; ``metrics.csv`` answers it.
+The folds of one seed are pooled, except for survival, where risks of two models are not comparable: there the mean over
+the folds is used. The performance of the ensemble of all seeds is in ``metrics.csv``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 
 from ..concordance import concordance
 from ..csvtable import csv_text, format_number, read_csv
+from ..project import label_classes
 from .metrics import classification_metrics, multilabel_metrics, regression_metrics
-from .predictions import labels_of
 
 COLUMNS = ("model", "measure", "mean", "sd", "seeds", "values")
-_SHOWN = {
+_MEASURES = {
     "classification": ("auroc", "auprc"),
     "multilabel": ("auroc", "auprc"),
     "regression": ("mae", "r2"),
@@ -30,7 +30,7 @@ _SHOWN = {
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """One measure of one model, a value a seed."""
+    """One measure of one model, with one value per seed."""
 
     model: str
     measure: str
@@ -38,16 +38,29 @@ class OverSeeds:
 
     @property
     def mean(self) -> float:
+        """Mean over the seeds."""
         return statistics.mean(self.values.values())
 
     @property
     def sd(self) -> float:
-        """Sample standard deviation; NaN of one seed."""
+        """Sample standard deviation over the seeds; NaN for a single seed."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else float("nan")
 
 
 def over_seeds(predictions: Path, task: str) -> list[OverSeeds]:
-    """Every model's measures on the test bags of ``train/predictions.csv``; those that are undefined are left out."""
+    """Measures of every model for each seed.
+
+    Parameters
+    ----------
+    predictions : Path
+        ``train/predictions.csv``; only its test bags are used.
+    task : str
+
+    Returns
+    -------
+    list of OverSeeds
+        Without undefined values.
+    """
     header, rows = read_csv(predictions)
     classes = [name.removeprefix("prob_") for name in header if name.startswith("prob_")]
     tested: dict[tuple[str, str], dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
@@ -58,7 +71,7 @@ def over_seeds(predictions: Path, task: str) -> list[OverSeeds]:
     found: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for (model, seed), pools in tested.items():
         measured = [_measures(pool, task, classes) for pool in pools.values()]
-        for name in _SHOWN[task]:
+        for name in _MEASURES[task]:
             defined = [m[name] for m in measured if not np.isnan(m[name])]
             if defined:
                 found[model, name][seed] = statistics.mean(defined)
@@ -66,7 +79,7 @@ def over_seeds(predictions: Path, task: str) -> list[OverSeeds]:
 
 
 def seeds_table(found: Sequence[OverSeeds]) -> str:
-    """The text of seeds.csv."""
+    """The text of seeds.csv, with ``COLUMNS``."""
     return csv_text(
         COLUMNS,
         [
@@ -92,7 +105,7 @@ def _measures(rows: Sequence[Mapping[str, str]], task: str, classes: Sequence[st
         return regression_metrics(truth, value)
     outcome = np.array([[float(r[f"prob_{c}"]) for c in classes] for r in rows])
     if task == "multilabel":
-        several = np.array([[c in labels_of(r["label"]) for c in classes] for r in rows])
-        return multilabel_metrics(several, outcome, outcome, classes, bins=1)
+        present = np.array([[c in label_classes(r["label"]) for c in classes] for r in rows])
+        return multilabel_metrics(present, outcome, outcome, classes, bins=1)
     truth = np.array([classes.index(r["label"]) for r in rows], np.int64)
     return classification_metrics(truth, outcome, outcome.argmax(axis=1), classes)

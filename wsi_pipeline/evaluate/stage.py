@@ -1,10 +1,10 @@
-"""``wsi evaluate``: measure the predictions and the maps of the whole cohort; report.json says it all."""
+"""``wsi evaluate``: metrics of the predictions and the maps of the whole cohort; report.json has all of them."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ..artifacts import (
 )
 from ..config import EvaluateConfig
 from ..csvtable import csv_text, format_number
-from ..engine import Engine, Job
+from ..engine import Job
 from ..predict import weights_id
 from ..project import Project
 from .detections import Detections, detections_csv
@@ -52,7 +52,7 @@ _log = logging.getLogger("wsi_pipeline")
 
 @dataclass(frozen=True)
 class Cohort:
-    """What the one job of this stage reads."""
+    """The inputs of the stage's only job."""
 
     predictions: tuple[Prediction, ...]
     patients: tuple[Prediction, ...]
@@ -61,8 +61,8 @@ class Cohort:
     task: str  # of the folds
 
 
-def run(project: Project, engine: Engine) -> None:
-    """One job for the cohort. Labels and annotations that are missing leave out what they are needed for.
+def jobs(project: Project) -> Iterator[list[Job]]:
+    """One job for the cohort. Metrics that need a missing label or annotation are left out.
 
     Raises ``ArtifactError`` where there are no predictions.
     """
@@ -86,18 +86,17 @@ def run(project: Project, engine: Engine) -> None:
     )
     output = folder.evaluate / "report.json"
     provenance = Provenance.of(key, "evaluate", config=settings)
-    arguments = (cohort, section, output, provenance)
-    engine.run("evaluate", [Job("cohort", output, key, evaluate_cohort, arguments, slide=False)])
+    yield [Job("cohort", output, provenance, evaluate_cohort, (cohort, section), slide=False)]
 
 
-def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, output: Path, provenance: Provenance) -> int:
-    """Write the tables, the pictures and, last, report.json; returns the number of slides that were looked at."""
+def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, *, output: Path, provenance: Provenance) -> int:
+    """Write the tables, the pictures and, last, report.json; returns the number of predicted slides."""
     provenance_path(output).unlink(missing_ok=True)  # the report is out of date from the first file that changes
     slides, patients = _measured(cohort.predictions, section), _measured(cohort.patients, section)
     maps = score_maps(cohort.maps, section)
     means = channel_means(maps.scores, section)
     for note in maps.notes:
-        _log.warning("%s", note)  # an annotation that cannot be used costs its slide's maps, and is said aloud
+        _log.warning("%s", note)  # an unusable annotation excludes its slide's maps, and is reported
 
     frocs = _frocs(cohort, section, output.parent)
     seeds = _seeds(cohort, output.parent / "seeds.csv")
@@ -130,13 +129,13 @@ def evaluate_cohort(cohort: Cohort, section: EvaluateConfig, output: Path, prove
 
 
 def _measured(rows: Sequence[Prediction], section: EvaluateConfig) -> list[Measured]:
-    """Every model with something to measure, in the order of the rows."""
+    """The metrics of every model that can be measured, in the order of the rows."""
     models = [found for name in _models(rows) if (found := scored(rows, name)) is not None]
     return [Measured(model, measures(model, section)) for model in models]
 
 
 def _frocs(cohort: Cohort, section: EvaluateConfig, folder: Path) -> list[ModelFroc]:
-    """The FROC of each model, written slide by slide; what an earlier setting left is taken away."""
+    """The FROC of each model, written slide by slide; files of an earlier setting are removed."""
     for old in (folder / "detections").rglob("*.csv"):
         old.unlink()
     if section.froc is None:
@@ -152,7 +151,7 @@ def _frocs(cohort: Cohort, section: EvaluateConfig, folder: Path) -> list[ModelF
 
 
 def _seeds(cohort: Cohort, output: Path) -> list[OverSeeds]:
-    """The models over the seeds, written too; none where a given model predicted."""
+    """The models' metrics over the seeds, also written; none where a given model predicted."""
     if cohort.folds is None:
         discard(output)
         return []
@@ -180,7 +179,7 @@ def _lesion_lines(one: ModelFroc) -> list[list[object]]:
 
 
 def _notes(cohort: Cohort) -> list[str]:
-    """Of slides, and of patients where those are not the slides again."""
+    """Notes on slides, and on patients where a patient has several slides."""
     levels = [("slides", cohort.predictions)]
     if len(cohort.patients) < len(cohort.predictions):
         levels.append(("patients", cohort.patients))
@@ -195,25 +194,25 @@ def _slide_maps(
     project: Project, rows: Sequence[Prediction], annotations: Mapping[str, Path | None]
 ) -> tuple[SlideMaps, ...]:
     """The predicted slides, with the maps of the models that predicted them and of the methods in the config."""
-    judged: dict[str, list[Prediction]] = {}
+    predicted: dict[str, list[Prediction]] = {}
     for row in rows:
-        judged.setdefault(row.name, []).append(row)
+        predicted.setdefault(row.name, []).append(row)
     slides = []
-    for slide_id, judgements in judged.items():
+    for slide_id, of_slide in predicted.items():
         files = [
             (project.folder.explanation(row.model, method, slide_id), row)
-            for row in judgements
+            for row in of_slide
             for method in (
                 *project.methods(row.model),
                 *(m for m in project.config.explain.summary_maps if m == "consensus"),
             )
         ]
         maps = tuple((path, row.held_out) for path, row in files if path.exists() and _of_same_members(path, row))
-        slides.append(SlideMaps(slide_id, judgements[0].patient_id, annotations[slide_id], maps))
+        slides.append(SlideMaps(slide_id, of_slide[0].patient_id, annotations[slide_id], maps))
     return tuple(slides)
 
 
 def _of_same_members(explanation: Path, row: Prediction) -> bool:
-    """Whether the map is of the members that made the prediction; one of an earlier model is not measured."""
+    """Whether the map is of the members that made the prediction; maps of an earlier model are not measured."""
     members = read_made_by(explanation).get("members", ())
     return weights_id(str(member[0]) for member in members) == row.weights

@@ -1,4 +1,4 @@
-"""The end of a run: what its models reach, as people say it."""
+"""The results of a run as tables for the terminal, and the names of measures for display."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ NAMES = {
     "f1": "F1",
     "accuracy": "Accuracy",
     "ece": "Calibration error",
-    "ece_calibrated": "Calibration error, after temperature",
+    "ece_calibrated": "Calibration error, temperature-scaled",
     "brier": "Brier score",
-    "brier_calibrated": "Brier score, after temperature",
-    "aurc": "Area under risk and coverage",
-    "aurc_calibrated": "Area under risk and coverage, after temperature",
+    "brier_calibrated": "Brier score, temperature-scaled",
+    "aurc": "Area under risk-coverage curve",
+    "aurc_calibrated": "Area under risk-coverage curve, temperature-scaled",
     "coverage": "Coverage of prediction sets",
     "set_size": "Size of prediction sets",
-    "abstained": "Share abstained",
-    "accuracy_not_abstained": "Accuracy where not abstained",
+    "abstained": "Fraction of abstentions",
+    "accuracy_not_abstained": "Accuracy without abstentions",
     "mae": "Mean absolute error",
     "rmse": "Root mean squared error",
     "r2": "R²",
@@ -42,7 +42,7 @@ NAMES = {
 }
 HEADLINES = ("auroc", "auprc", "balanced_accuracy", "mae", "r2", "concordance", "froc")
 MAP_MEANS = ("auprc", "base_rate", "lift")
-EXPLANATION_HEADLINES = {  # of wsi evaluate explanations; explanations.md has every measure
+EXPLANATION_HEADLINES = {  # columns after wsi evaluate explanations; explanations.md has all measures
     "aupc_drop": "AUPC ↓",
     "gain_drop": "gain ↑",
     "auprc": "AUPRC ↑",
@@ -51,14 +51,14 @@ EXPLANATION_HEADLINES = {  # of wsi evaluate explanations; explanations.md has e
     "mf1": "mF1 ↑",
     "pointing": "point ↑",
     "froc": "FROC ↑",
-    "redrawn": "redraw → 0",
+    "redrawn": "sanity → 0",
 }
-PICTURES = {  # what the report shows, in its order: file -> what it is
+PICTURES = {  # the plots of the report in order: file -> caption
     "roc.png": "ROC curves",
-    "pr.png": "Precision and recall",
+    "pr.png": "Precision-recall curves",
     "confusion.png": "Confusion matrices",
-    "reliability.png": "Reliability",
-    "risk_coverage.png": "Risk and coverage",
+    "reliability.png": "Reliability diagrams",
+    "risk_coverage.png": "Risk-coverage curves",
     "scatter.png": "Predicted and true values",
     "froc.png": "FROC curves",
     "explanations.png": "Patch flipping",
@@ -67,17 +67,21 @@ _SENSITIVITY, _FROC_SENSITIVITY = "sensitivity_at_", "froc_sensitivity_at_"
 
 
 def metric_name(metric: str) -> str:
-    """A measure of report.json as people say it: ``auroc[x]`` is the AUROC of class x."""
-    name, bracket, of = metric.partition("[")
+    """Display name of a measure of report.json; ``auroc[x]`` is the AUROC of class x.
+
+    >>> metric_name("auroc[tumour]")
+    'AUROC, tumour'
+    """
+    name, bracket, of_class = metric.partition("[")
     if name.startswith(_SENSITIVITY):
         return f"Sensitivity at specificity {name.removeprefix(_SENSITIVITY)}"
     if name.startswith(_FROC_SENSITIVITY):
-        return f"Lesions found at {name.removeprefix(_FROC_SENSITIVITY)} false positives a slide"
-    return NAMES.get(name, name) + (f", {of[:-1]}" if bracket else "")
+        return f"Lesions detected at {name.removeprefix(_FROC_SENSITIVITY)} false positives per slide"
+    return NAMES.get(name, name) + (f", {of_class[:-1]}" if bracket else "")
 
 
 def measure_text(measure: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Value and interval of a measure of report.json; a dash where there is no number."""
+    """Value and interval of a measure of report.json as text; a dash where it is undefined."""
     if not measure or measure.get("value") is None:
         return "–", ""
     low, high = measure.get("low"), measure.get("high")
@@ -86,7 +90,7 @@ def measure_text(measure: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def read_summary(path: Path) -> list[Table]:
-    """``summary_tables`` of a report.json; none where evaluate left none. Raises ``ArtifactError`` if it is damaged."""
+    """``summary_tables`` of a report.json; empty where it does not exist. Raises ``ArtifactError`` if it is damaged."""
     if not path.exists():
         return []
     try:
@@ -96,7 +100,7 @@ def read_summary(path: Path) -> list[Table]:
 
 
 def read_explanations_summary(path: Path) -> list[Table]:
-    """explanations.csv as a table a model, a line a method; none where it is not there."""
+    """explanations.csv as one table per model, one row per method; empty where it does not exist."""
     if not path.exists():
         return []
     header, rows = read_csv(path)
@@ -119,50 +123,50 @@ def _methods_table(model: str, lines: Sequence[Mapping[str, str]]) -> Table:
     for name in shown:
         values = [found[method, name]["value"] if (method, name) in found else "" for method in methods]
         columns.append([digits(float(value)) if value else "–" for value in values])
-        table.add_column(EXPLANATION_HEADLINES[name], min_width=max(map(len, columns[-1])))  # a number is never cut
+        table.add_column(EXPLANATION_HEADLINES[name], min_width=max(map(len, columns[-1])))  # never truncate a number
     for method, *cells in zip(methods, *columns, strict=True):
         table.add_row(*map(Text, (method, *cells)))
     return table
 
 
 def summary_tables(report: Mapping[str, Any]) -> list[Table]:
-    """The end of a run from report.json: the models, and their maps against the annotations where there are any."""
+    """The tables of a report.json: the models, and the localisation of their maps where there are annotations."""
     return [_models_table(report), *([_maps_table(report["maps"])] if report.get("maps") else [])]
 
 
 def _models_table(report: Mapping[str, Any]) -> Table:
-    """A line a model, a column a headline: of the ensembles, and over the seeds where there are several.
+    """One row per model and one column per headline: of the ensembles, and over seeds where there are several.
 
-    Patients stand apart where they are not the slides again. ``metrics.csv`` has every measure.
+    Patients have their own rows where some have several slides. ``metrics.csv`` has all measures.
     """
     slides, patients = report["models"], report.get("patients", {})
-    apart = any(model["n_slides"] > model["n_patients"] for model in slides.values())
-    blocks = [("slides", slides), *([("patients", patients)] if apart else [])]
+    several = any(model["n_slides"] > model["n_patients"] for model in slides.values())
+    blocks = [("slides", slides), *([("patients", patients)] if several else [])]
     lesions = {one["model"]: one["metrics"] for one in report.get("froc", ())}
-    known = [*(model["metrics"] for _, found in blocks for model in found.values()), *lesions.values()]
-    names = [name for name in HEADLINES if any(name in metrics for metrics in known)]
+    measured = [*(model["metrics"] for _, found in blocks for model in found.values()), *lesions.values()]
+    names = [name for name in HEADLINES if any(name in metrics for metrics in measured)]
     seeds = {(one["model"], one["metric"]): one for one in report.get("seeds", ()) if len(one["values"]) > 1}
-    again = [name for name in HEADLINES if any(name == metric for _, metric in seeds)]
+    of_seeds = [name for name in HEADLINES if any(name == metric for _, metric in seeds)]
     count = max((len(one["values"]) for one in seeds.values()), default=0)
 
     title = "held out: ensembles with 95 % intervals over patients" + ("; seeds ± sd" if seeds else "")
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("model", overflow="fold")
     table.add_column("of", overflow="fold")
-    for title in (*map(metric_name, names), *(f"{metric_name(name)}, {count} seeds" for name in again)):
+    for title in (*map(metric_name, names), *(f"{metric_name(name)}, {count} seeds" for name in of_seeds)):
         table.add_column(title, overflow="fold")
     for what, found in blocks:
-        for model, said in found.items():
-            metrics = said["metrics"] | (lesions.get(model, {}) if what == "slides" else {})
-            cells = [_two_lines(metrics.get(name)) for name in names]
-            moved = [mean_sd(seeds.get((model, name)) if what == "slides" else None) for name in again]
-            table.add_row(*map(Text, (model, f"{said[f'n_{what}']} {what}", *cells, *moved)))
+        for name, model in found.items():
+            metrics = model["metrics"] | (lesions.get(name, {}) if what == "slides" else {})
+            cells = [_two_lines(metrics.get(metric)) for metric in names]
+            over_seeds = [mean_sd(seeds.get((name, metric)) if what == "slides" else None) for metric in of_seeds]
+            table.add_row(*map(Text, (name, f"{model[f'n_{what}']} {what}", *cells, *over_seeds)))
         table.add_section()
     return table
 
 
 def _maps_table(maps: Sequence[Mapping[str, Any]]) -> Table:
-    title = "maps against the annotations: mean over the held-out slides that have one"
+    title = "localisation of the maps: mean over the annotated held-out slides"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("model", "method", "class", "slides", *map(metric_name, MAP_MEANS)):
         table.add_column(column, overflow="fold")
@@ -173,13 +177,13 @@ def _maps_table(maps: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _two_lines(measure: Mapping[str, Any] | None) -> str:
-    """A value and, in short, its interval below it."""
+    """A value with its interval, shortened, on a second line."""
     value, between = measure_text(measure)
     return f"{value}\n{measure['low']:.2f}–{measure['high']:.2f}" if measure and between else value
 
 
 def mean_sd(over_seeds: Mapping[str, Any] | None) -> str:
-    """A measure over seeds, of report.json; no sd of a single seed, empty for none."""
+    """Mean and standard deviation over seeds as text; only the mean for a single seed, empty for None."""
     if over_seeds is None:
         return ""
     sd = over_seeds["sd"]
@@ -187,5 +191,5 @@ def mean_sd(over_seeds: Mapping[str, Any] | None) -> str:
 
 
 def digits(value: float) -> str:
-    """Three decimals; one from 10 on."""
+    """Format a number with three decimals, or one from 10 on."""
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

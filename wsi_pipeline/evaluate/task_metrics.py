@@ -1,4 +1,4 @@
-"""Which measures a task has, on the labelled, held-out rows of one model, with their intervals."""
+"""The measures of each task on the labelled, held-out rows of one model, with their intervals."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Statistic = Callable[[Int64], dict[str, float]]
 
 
 class Measure(NamedTuple):
-    """A number with its interval over resampled patients and, of an AUROC of one class, DeLong's."""
+    """A measure with its bootstrap interval over patients and, for the AUROC of one class, DeLong's interval."""
 
     interval: Interval
     delong: tuple[float, float] | None = None  # NaN where it is undefined
 
 
 def statistic(model: Scored, section: EvaluateConfig) -> Statistic:
-    """Rows of ``model`` -> its measures, by name, always the same names in the same order."""
+    """A function from row indices of ``model`` to its measures, always the same names in the same order."""
     if model.task == "multilabel":
         return lambda rows: multilabel_metrics(
             model.truth[rows], model.outcome[rows], model.calibrated[rows], model.classes, section.bins
@@ -42,21 +42,23 @@ def statistic(model: Scored, section: EvaluateConfig) -> Statistic:
         return lambda rows: regression_metrics(model.truth[rows], model.outcome[rows, 0])
     if model.task == "survival":
         time, event = model.truth[:, 0], model.truth[:, 1] == 1
-        _, judge = np.unique(model.weights, return_inverse=True)
-        return lambda rows: {"concordance": concordance(time[rows], event[rows], model.outcome[rows, 0], judge[rows])}
+        _, ensemble = np.unique(model.weights, return_inverse=True)
+        return lambda rows: {
+            "concordance": concordance(time[rows], event[rows], model.outcome[rows, 0], ensemble[rows])
+        }
     predicted = decide(model.outcome, model.threshold)
 
     def classification(rows: Int64) -> dict[str, float]:
-        truth, outcome, said = model.truth[rows], model.outcome[rows], predicted[rows]
-        return classification_metrics(truth, outcome, said, model.classes, section.specificity) | certainty_metrics(
-            truth, outcome, model.calibrated[rows], model.sets[rows], said, section.bins
+        truth, outcome, called = model.truth[rows], model.outcome[rows], predicted[rows]
+        return classification_metrics(truth, outcome, called, model.classes, section.specificity) | certainty_metrics(
+            truth, outcome, model.calibrated[rows], model.sets[rows], called, section.bins
         )
 
     return classification
 
 
 def measures(model: Scored, section: EvaluateConfig) -> dict[str, Measure]:
-    """Every measure of the model's task."""
+    """All measures of the model's task by name, with intervals."""
     found = intervals(statistic(model, section), model.patients, section.bootstrap, section.seed)
     delong = {
         name: interval(areas(positive, model.outcome[None, :, c], model.patients))
@@ -66,7 +68,7 @@ def measures(model: Scored, section: EvaluateConfig) -> dict[str, Measure]:
 
 
 def one_against_rest(model: Scored) -> list[tuple[str, int, Bool]]:
-    """Name of each AUROC of a single class that is defined, the class's index, and which rows (n,) are of it."""
+    """Each defined AUROC of a single class: its name, the index of the class, and which rows (n,) are positive."""
     if model.task == "classification":
         classes = positive_classes(len(model.classes))
         found = [(c, model.truth == c) for c in classes]

@@ -1,4 +1,4 @@
-"""What was measured on each slide as lines: means with intervals over patients, and methods compared."""
+"""Statistics of the measures of explanations: means over slides with intervals over patients, and paired tests."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ NAN = float("nan")
 
 
 class Metric(NamedTuple):
-    """A column of the table for people."""
+    """A column of explanations.md."""
 
     title: str
-    better: str  # ↑, ↓ or → 0; empty: neither
+    better: str  # the better direction: ↑, ↓ or → 0
 
 
 METRICS = {
     "aupc_drop": Metric("AUPC", "↓"),
     "least_drop": Metric("insertion", "↑"),
     "gain_drop": Metric("gain", "↑"),
-    "contrast_drop": Metric("AUPC of the logit", "↓"),
+    "contrast_drop": Metric("AUPC of the explained output", "↓"),
     "aupc_replace": Metric("AUPC, replaced", "↓"),
     "least_replace": Metric("insertion, replaced", "↑"),
     "gain_replace": Metric("gain, replaced", "↑"),
-    "contrast_replace": Metric("AUPC of the logit, replaced", "↓"),
+    "contrast_replace": Metric("AUPC of the explained output, replaced", "↓"),
     "infidelity": Metric("infidelity", "↓"),
     "pixel_accuracy": Metric("pixel accuracy", "↑"),
     "miou": Metric("mIoU", "↑"),
@@ -51,19 +51,19 @@ METRICS = {
     "pointing": Metric("pointing game", "↑"),
     "mass": Metric("relevance mass", "↑"),
     "froc": Metric("FROC", "↑"),
-    "redrawn": Metric("likeness to redrawn weights", "→ 0"),
+    "redrawn": Metric("similarity to random weights", "→ 0"),
     "sensitivity": Metric("max-sensitivity", "↓"),
     "seconds": Metric("seconds", "↓"),
     "peak_mb": Metric("peak MiB", "↓"),
 }
-POOLED = ("pixel_accuracy", "miou")  # of counts over all slides; the others are means over slides
+POOLED = ("pixel_accuracy", "miou")  # from counts over all slides; the others are means over slides
 _UNTESTED = (*POOLED, "froc", "redrawn", "seconds", "peak_mb")
 OF_OVERLAP = {"map": "ap", "mf1": "f1", **{name: name for name in ("auprc", "auroc", "pointing", "mass")}}
 
 
 @dataclass(frozen=True)
 class MeasuredSlide:
-    """Where the measures of one slide by one model stand."""
+    """The file with the measures of one slide and model."""
 
     model: str
     slide_id: str
@@ -73,24 +73,25 @@ class MeasuredSlide:
 
 @dataclass(frozen=True, eq=False)
 class MethodTable:
-    """One method on all slides of one model."""
+    """One method on all S slides of one model."""
 
-    values: Mapping[str, Float64]  # metric -> (S,), NaN where it was not measured; without those from counts
-    counts: Int64  # (S, 4), zeros where nothing was outlined
-    curve: Float64  # (P,) mean over the slides, most relevant dropped first
-    unit: str | None  # of its scores; None: random ones
-    froc: Sequence[FrocSlide]  # of the slides that have their lesions or are normal
+    values: Mapping[str, Float64]  # metric -> (S,), NaN where it was not measured; without ``POOLED``
+    counts: Int64  # (S, 4), see ``overlap.Overlap``; zeros where nothing was outlined
+    curve: Float64  # (P,) mean patch-flipping curve of the slides, the most relevant patches removed first
+    unit: str | None  # of its scores; None: random scores
+    froc: Sequence[FrocSlide]  # the slides whose lesions are known, including normal ones
 
 
 @dataclass(frozen=True, eq=False)
 class ModelTable:
-    """One model: its methods on the same S slides."""
+    """One model with M methods on the same S slides."""
 
     model: str
+    task: str
     patients: tuple[str, ...]  # (S,)
     methods: Mapping[str, MethodTable]
-    spearman: Float64  # (M, M) mean over the slides
-    left_out: Mapping[str, int]  # of the FROC: reason -> slides
+    spearman: Float64  # (M, M) rank correlation of the methods' maps, mean over the slides
+    left_out: Mapping[str, int]  # slides left out of the FROC: reason -> number
 
 
 class Line(NamedTuple):
@@ -106,11 +107,11 @@ class Line(NamedTuple):
 
 
 def model_table(slides: Sequence[MeasuredSlide]) -> ModelTable:
-    """The measures of one model's slides, read. Raises ``ArtifactError`` where one is damaged."""
+    """Read the measures of one model's slides. Raises ``ArtifactError`` where a file is damaged."""
     found = [_read(slide.path) for slide in slides]
     patients = tuple(slide.patient_id for slide in slides)
     try:
-        names = list(found[0]["methods"])
+        task, names = found[0]["task"], list(found[0]["methods"])
         frocs = {name: _froc_slides(slides, found, name) for name in names}
         methods = {n: _method_table([one["methods"][n] for one in found], patients, frocs[n]) for n in names}
         spearman = _mean(np.array([one["spearman"] for one in found], np.float64))
@@ -118,30 +119,33 @@ def model_table(slides: Sequence[MeasuredSlide]) -> ModelTable:
     except (KeyError, TypeError, ValueError) as error:
         folder = slides[0].path.parent
         raise ArtifactError(f"{folder} cannot be read ({error!r}); delete it and run again") from error
-    return ModelTable(slides[0].model, patients, methods, spearman, left_out)
+    return ModelTable(slides[0].model, task, patients, methods, spearman, left_out)
 
 
 def model_lines(model: ModelTable, section: EvaluateConfig) -> list[Line]:
-    """Every metric of every method that was measured, with intervals and tests."""
+    """Every measured metric of every method, with intervals and tests."""
     lines = []
     for name, method in model.methods.items():
         for metric, interval in method_intervals(method, model.patients, section).items():
             if used := _used(method, metric, model.patients):
-                p = {other: _against(model, name, other, metric) for other in REFERENCES}
+                p = {other: _p_value(model, name, other, metric) for other in REFERENCES}
                 lines.append(Line(model.model, name, metric, interval, len(used), len(set(used)), p))
     return lines
 
 
 def _used(method: MethodTable, metric: str, patients: Sequence[str]) -> list[str]:
-    """The patient of each slide that the metric rests on."""
+    """The patient of each slide from which the metric is computed."""
     if metric == "froc":
         return [slide.patient_id for slide in method.froc]
-    known = method.counts.sum(axis=1) > 0 if metric in POOLED else np.isfinite(method.values[metric])  # (S,)
-    return [patient for patient, counts in zip(patients, known.tolist(), strict=True) if counts]
+    measured = method.counts.sum(axis=1) > 0 if metric in POOLED else np.isfinite(method.values[metric])  # (S,)
+    return [patient for patient, is_used in zip(patients, measured.tolist(), strict=True) if is_used]
 
 
 def method_intervals(method: MethodTable, patients: Sequence[str], section: EvaluateConfig) -> dict[str, Interval]:
-    """Each metric, in the order of ``METRICS``, with its interval over patients."""
+    """Each metric of ``method``, in the order of ``METRICS``, with its interval over patients.
+
+    ``patients``: that of each slide (S,).
+    """
     columns = np.stack(list(method.values.values()), axis=1)  # (S, metrics)
 
     def statistic(rows: Int64) -> dict[str, float]:
@@ -156,25 +160,35 @@ def method_intervals(method: MethodTable, patients: Sequence[str], section: Eval
 
 
 def paired_p(first: Float64, second: Float64, patients: Sequence[str]) -> float:
-    """Wilcoxon's signed-rank test, two-sided, of two methods on the same slides (S,), one mean difference a patient.
+    """Two-sided p-value of Wilcoxon's signed-rank test between two methods.
 
-    Slides of one patient are not independent, so they count once. 1 where all are equal, NaN where there is none.
+    Parameters
+    ----------
+    first, second : array (S,)
+        A metric of the two methods on the same slides; slides where either is not finite are not used.
+    patients : S strings
+        The mean difference of each patient is tested, since slides of one patient are not independent.
+
+    Returns
+    -------
+    float
+        1 where all differences are 0, NaN where there is none.
     """
     difference = first - second
-    own: dict[str, list[float]] = {}
+    of_patient: dict[str, list[float]] = {}
     for patient, value in zip(patients, difference.tolist(), strict=True):
         if np.isfinite(value):
-            own.setdefault(patient, []).append(value)
-    means = np.array([np.mean(values) for values in own.values()])
+            of_patient.setdefault(patient, []).append(value)
+    means = np.array([np.mean(values) for values in of_patient.values()])
     if not means.any():
         return 1.0 if len(means) else NAN
     return float(wilcoxon(means).pvalue)
 
 
-def _against(model: ModelTable, name: str, other: str, metric: str) -> float:
+def _p_value(model: ModelTable, name: str, other: str, metric: str) -> float:
     if metric in _UNTESTED or name == other or other not in model.methods:
         return NAN
-    first, second = (model.methods[who].values[metric] for who in (name, other))
+    first, second = (model.methods[method].values[metric] for method in (name, other))
     return paired_p(first, second, model.patients)
 
 
@@ -187,11 +201,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _froc_slides(slides: Sequence[MeasuredSlide], found: Sequence[Mapping[str, Any]], method: str) -> list[FrocSlide]:
-    """What the detections of one method met, on the slides where that is known."""
+    """The matched detections of one method, on the slides whose lesions are known."""
     frocs = []
     for slide, one in zip(slides, found, strict=True):
-        if met := one["methods"][method]["froc"]:
-            false, lesions = (np.array(met[name], np.float32) for name in ("false_positives", "lesions"))
+        if matched := one["methods"][method]["froc"]:
+            false, lesions = (np.array(matched[name], np.float32) for name in ("false_positives", "lesions"))
             isolated, targets = frozenset(one["lesions"]["isolated"]), one["lesions"]["targets"]
             frocs.append(FrocSlide(slide.slide_id, slide.patient_id, isolated, SlideFroc(false, lesions, targets)))
     return frocs
@@ -200,36 +214,36 @@ def _froc_slides(slides: Sequence[MeasuredSlide], found: Sequence[Mapping[str, A
 def _method_table(
     slides: Sequence[Mapping[str, Any]], patients: Sequence[str], froc: Sequence[FrocSlide]
 ) -> MethodTable:
-    """What ``explanations_slide.measure`` said of one method on each slide."""
+    """The entries of one method in the files that ``xai_slide.measure_explanations`` wrote, as arrays over slides."""
     values: dict[str, Float64] = {}
-    for way in ("drop", "replace"):
-        flips = [one["flips"].get(way) for one in slides]
+    for removal in ("drop", "replace"):
+        flips = [one["flips"].get(removal) for one in slides]
         most, least = (
             np.array([NAN if f is None else np.mean(f[order]) for f in flips]) for order in ("most", "least")
         )
-        values |= {f"aupc_{way}": most, f"least_{way}": least, f"gain_{way}": least - most}
-        values[f"contrast_{way}"] = np.array([NAN if f is None else f["most_contrast"] for f in flips], np.float64)
-    against = [one["overlap"] or {} for one in slides]
+        values |= {f"aupc_{removal}": most, f"least_{removal}": least, f"gain_{removal}": least - most}
+        values[f"contrast_{removal}"] = np.array([NAN if f is None else f["most_contrast"] for f in flips], np.float64)
+    overlaps = [one["overlap"] or {} for one in slides]
     for metric, key in OF_OVERLAP.items():
-        values[metric] = np.array([one.get(key) for one in against], np.float64)
+        values[metric] = np.array([one.get(key) for one in overlaps], np.float64)
     values["dice"] = np.full(len(slides), NAN)
-    outlined = [i for i, one in enumerate(against) if one]
+    outlined = [i for i, one in enumerate(overlaps) if one]
     if outlined:
-        curves = np.array([against[i]["dice"] for i in outlined])
+        curves = np.array([overlaps[i]["dice"] for i in outlined])
         values["dice"][outlined] = dice_of_others(curves, [patients[i] for i in outlined])
     for metric in ("infidelity", "redrawn", "sensitivity"):
         values[metric] = np.array([one[metric] for one in slides], np.float64)
     for metric in ("seconds", "peak_mb"):
         values[metric] = np.array([(one["cost"] or {}).get(metric) for one in slides], np.float64)
-    counts = np.array([one.get("counts", (0, 0, 0, 0)) for one in against], np.int64)
+    counts = np.array([one.get("counts", (0, 0, 0, 0)) for one in overlaps], np.int64)
     curve = np.mean([one["flips"]["drop"]["most"] for one in slides], axis=0)
     return MethodTable(values, counts, curve, slides[0]["unit"], froc)
 
 
 def _mean(values: Float64) -> Float64:
-    """Mean over the first axis of those that are numbers; NaN where none is."""
-    known = np.isfinite(values)
-    total = np.where(known, values, 0.0).sum(axis=0)
-    count = known.sum(axis=0)
+    """Mean of the finite values over the first axis; NaN where there is none."""
+    finite = np.isfinite(values)
+    total = np.where(finite, values, 0.0).sum(axis=0)
+    count = finite.sum(axis=0)
     mean: Float64 = np.divide(total, count, out=np.full(total.shape, NAN), where=count > 0)
     return mean

@@ -58,8 +58,8 @@ def selection_job(project: Project, label: str, members: Sequence[Path], candida
     identity = [[read_key(bag), card(member).weights_sha256, card(member).options] for bag, member in cases]
     key = content_key(stage="explain", part=AUTO, options=options, cases=identity, points=POINTS)
     output = project.folder.selection(label)
-    arguments = (cases, options, section.device, output, key)
-    return Job(f"{AUTO} {label}", output, key, select_method, arguments, slide=False)
+    provenance = Provenance.of(key, "explain")
+    return Job(f"{AUTO} {label}", output, provenance, select_method, (cases, options, section.device), slide=False)
 
 
 def validation_cases(project: Project, label: str, members: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -83,7 +83,12 @@ def validation_cases(project: Project, label: str, members: Sequence[Path]) -> l
 
 
 def select_method(
-    cases: Sequence[tuple[Path, Path]], options: Mapping[str, Mapping[str, Any]], device: str, output: Path, key: str
+    cases: Sequence[tuple[Path, Path]],
+    options: Mapping[str, Mapping[str, Any]],
+    device: str,
+    *,
+    output: Path,
+    provenance: Provenance,
 ) -> int:
     """Write the choice as JSON; returns the number of slides that decided."""
     methods: dict[str, Explainer] = {name: explainers.build(name, **given) for name, given in options.items()}
@@ -92,9 +97,7 @@ def select_method(
         aupc = validation_scores(_cases(cases, str(pick_device(device))), methods, points=POINTS)
     of_chance = aupc.pop(RANDOM)
     found = MethodSelection(choose(aupc), aupc, of_chance, len(cases))
-    write_text_with_provenance(
-        output, json.dumps(asdict(found), indent=1, allow_nan=False) + "\n", Provenance.of(key, "explain")
-    )
+    write_text_with_provenance(output, json.dumps(asdict(found), indent=1, allow_nan=False) + "\n", provenance)
     return len(cases)
 
 

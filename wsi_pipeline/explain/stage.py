@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..aggregate.inference import bag_tensors, cpu_threads, fault
 from ..artifacts import Provenance, content_key, read_key
 from ..config import ExplainConfig
 from ..device import pick_device
-from ..engine import Engine, Job
+from ..engine import Job
 from ..errors import ConfigError, SlideError, UnknownNameError
 from ..predict.ensembles import card, find_ensembles, held_out_members, load_members, predicted_class
 from ..project import AUTO, Project, read_selection
@@ -30,21 +30,19 @@ from .summary_maps.training_reference import reference_jobs
 _log = logging.getLogger("wsi_pipeline")
 
 
-def run(project: Project, engine: Engine) -> None:
+def jobs(project: Project, slides: Sequence[SlideRow]) -> Iterator[list[Job]]:
     """One file for each model, method and slide; one more method leaves the other methods' files alone.
 
     Raises ``UnknownNameError`` for a class that a model does not know, ``ConfigError`` for a method that fits no model.
     """
     section = project.config.explain
-    slides = engine.ready("explain", project.slides, project.folder.bag, "embed")
     members = find_ensembles(project)
     for label, folders in members.items():
         check_classes(section.classes or (), label, card(folders[0]).classes)
     kinds = {label: one_of_each_kind(folders) for label, folders in members.items()}
     fitting = fitting_methods(section, kinds)
     if AUTO in section.methods:
-        choices = [_choice_job(project, label, members[label], kinds[label]) for label in members]
-        engine.run("explain", choices, section.device)
+        yield [_choice_job(project, label, members[label], kinds[label]) for label in members]
         fitting = {label: _with_choice(project, label, fits) for label, fits in fitting.items()}
     patients = dict.fromkeys(slide.patient_id for slide in slides)
     held_out = {
@@ -52,21 +50,21 @@ def run(project: Project, engine: Engine) -> None:
         for label, folders in members.items()
         for patient in patients
     }
-    jobs = []
+    maps = []
     for label in members:
         for method in fitting[label]:
             measured = _measured(project, label, method)
-            jobs += [
+            maps += [
                 _job(project, slide, label, method, held_out[label, slide.patient_id], measured) for slide in slides
             ]
-    engine.run("explain", jobs, section.device)
+    yield maps
     if section.summary_maps:
         sampled: dict[Path, Job] = {}
         if "distance" in section.summary_maps:
             sampled = reference_jobs(project, {member for panel in held_out.values() for member in panel})
-            engine.run("explain", list({job.output: job for job in sampled.values()}.values()))
+            yield list({job.output: job for job in sampled.values()}.values())
         references = {member: job.output for member, job in sampled.items()}
-        engine.run("explain", derived_jobs(project, slides, fitting, held_out, references), section.device)
+        yield derived_jobs(project, slides, fitting, held_out, references)
 
 
 def _choice_job(project: Project, label: str, folders: Sequence[Path], kinds: Sequence[ExplainedModel]) -> Job:
@@ -149,8 +147,8 @@ def _job(
         **measured,
     }
     provenance = Provenance.of(content_key(stage="explain", **facts), "explain", **facts)
-    arguments = (bag, tuple(folders), label, method, section, output, provenance, measured)
-    return Job(slide.slide_id, output, provenance.key, explain_slide, arguments)
+    arguments = (bag, tuple(folders), label, method, section, measured)
+    return Job(slide.slide_id, output, provenance, explain_slide, arguments)
 
 
 def _measured(project: Project, label: str, method: str) -> dict[str, object]:
@@ -173,9 +171,10 @@ def explain_slide(
     label: str,
     method: str,
     section: ExplainConfig,
+    measured: Mapping[str, Any],
+    *,
     output: Path,
     provenance: Provenance,
-    measured: Mapping[str, Any],
 ) -> int:
     """Write one method's scores of one slide, the mean over the members; returns the number of patches.
 

@@ -1,7 +1,7 @@
-"""Scores of patches -> one OME-Zarr pyramid per slide, painted block by block. Starts without torch.
+"""Heatmaps: patch scores as one OME-Zarr pyramid per slide, painted block by block. Imports no torch.
 
-``paint`` holds the arithmetic, ``pyramid`` fills Zarr arrays with it, ``metadata`` says what other programs want to
-know of them, ``ngff`` writes the store and reads it back.
+``paint`` has the arithmetic, ``pyramid`` fills Zarr arrays with it, ``metadata`` has the descriptions that other
+programs read, and ``ngff`` writes the store and reads it.
 """
 
 from .paint import cell_side_px0, halve, paint_block, raster_shape

@@ -1,7 +1,7 @@
-"""What a pyramid says of itself to other programs: NGFF's ``multiscales`` and ``omero``, OME-XML, our own block.
+"""Metadata of a pyramid for other programs: NGFF's ``multiscales`` and ``omero``, OME-XML, and a block of our own.
 
-NGFF 0.4: https://ngff.openmicroscopy.org/0.4/ and 0.5: https://ngff.openmicroscopy.org/0.5/. QuPath takes pixel size,
-channel names and colours from the OME-XML alone; napari ignores the translation; vizarr needs every window.
+NGFF 0.4: https://ngff.openmicroscopy.org/0.4/ and 0.5: https://ngff.openmicroscopy.org/0.5/. QuPath reads pixel size,
+channel names and colours from the OME-XML alone; napari ignores the translation; vizarr needs a window per channel.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import numpy as np
 
 from ..types import Explanation, Float32, PatchGrid, Unit
 
-# Okabe and Ito's colours, told apart by colour-blind readers too (Okabe & Ito 2008, "Color universal design").
+# Colours that colour-blind readers can distinguish too (Okabe & Ito 2008, "Color universal design").
 COLORS = ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7", "FFFFFF")
-# One of these, in this order, is shown first: they are for one class, and large where the evidence is.
+# The methods that are shown first, in this order of preference: high scores of these are evidence for the class.
 PRIMARY_METHODS = ("contribution", "instance", "attention")
+_ULPS = 4  # float32 scores that differ by no more units in the last place are equal up to rounding
 _OME = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 
 
 @dataclass(frozen=True)
 class Channel:
-    """One map of the pyramid. ``window``: the values at which a display's colours begin and end."""
+    """One map of the pyramid, with the range of its display."""
 
     label: str
     model: str
@@ -35,9 +36,9 @@ class Channel:
     signed: bool
     color: str  # RRGGBB
     extent: tuple[float, float]  # smallest and largest value; symmetric about 0 if signed
-    window: tuple[float, float]
+    window: tuple[float, float]  # the values of the first and last colour
     aupc: float | None = None  # of the method on validation slides, lower is more faithful; None: not measured
-    selected: bool = False  # whether that is why the method is here
+    selected: bool = False  # whether the method was selected by its aupc
 
 
 def channels_of(explanations: Sequence[Explanation]) -> tuple[Channel, ...]:
@@ -46,13 +47,22 @@ def channels_of(explanations: Sequence[Explanation]) -> tuple[Channel, ...]:
 
 
 def primary(methods: Sequence[tuple[str, str]], selected: Sequence[bool] = ()) -> int:
-    """Which of the (model, method) is shown first: of the first model, the one that was ``selected`` by measurement.
+    """Index of the map that is shown first.
 
-    Else the first of ``PRIMARY_METHODS`` there is.
+    Parameters
+    ----------
+    methods : sequence of (model, method)
+    selected : sequence of bool, optional
+        Whether each method was selected by measurement.
+
+    Returns
+    -------
+    int
+        Of the first model, the selected method, else the first available of ``PRIMARY_METHODS``, else 0.
     """
     first_model = methods[0][0]
-    for i, (model, picked) in enumerate(zip((model for model, _ in methods), selected, strict=False)):
-        if picked and model == first_model:
+    for i, (model, is_selected) in enumerate(zip((model for model, _ in methods), selected, strict=False)):
+        if is_selected and model == first_model:
             return i
     for method in PRIMARY_METHODS:
         if (first_model, method) in methods:
@@ -60,10 +70,30 @@ def primary(methods: Sequence[tuple[str, str]], selected: Sequence[bool] = ()) -
     return 0
 
 
-def display_range(scores: Float32, unit: Unit, signed: bool) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(smallest, largest) and the (start, end) of a display, of the finite scores; never empty, never NaN.
+def is_constant(values: Float32) -> bool:
+    """Whether all finite values are equal, up to the rounding of float32; False where there is none."""
+    finite = values[np.isfinite(values)]
+    return bool(finite.size and np.ptp(finite) <= _ULPS * np.spacing(np.abs(finite).max().astype(np.float32)))
 
-    Signed: [-a, a]. Probabilities and shares: [0, 1]. Else the 1st and 99th percentile: one patch does not decide.
+
+def display_range(scores: Float32, unit: Unit, signed: bool) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Range of the scores and of their display, from the finite scores; never empty, never NaN.
+
+    Parameters
+    ----------
+    scores : array (N,)
+    unit : Unit
+    signed : bool
+
+    Returns
+    -------
+    extent : (float, float)
+        Smallest and largest score; [-a, a] if signed; [0, 1] for probabilities and fractions.
+    window : (float, float)
+        Scores of the first and last colour. Like the extent for probabilities and fractions, else cut at the 1st and
+        99th percentile (signed: the 99th of the absolute scores), so that a single patch does not determine it. Of a
+        constant map of any other unsigned unit (attention, value, risk, distance), whose scores mean something only
+        relative to each other, all patches get the first colour: it is not evidence.
     """
     finite = scores[np.isfinite(scores)].astype(np.float64)
     if finite.size == 0:
@@ -73,18 +103,34 @@ def display_range(scores: Float32, unit: Unit, signed: bool) -> tuple[tuple[floa
         a = largest if largest > 0 else 1.0
         b = end if end > 0 else a
         return (-float(a), float(a)), (-float(b), float(b))
-    if unit in ("probability", "share"):
+    if unit in ("probability", "fraction"):
         return (0.0, 1.0), (0.0, 1.0)
     low, high = float(finite.min()), float(finite.max())
-    if low == high:  # one value everywhere: the display begins or ends at 0
-        low, high = min(low, 0.0), max(high, 0.0) or float(low == 0)
-        return (low, high), (low, high)
+    if is_constant(finite.astype(np.float32)):
+        end = high + (abs(high) or 1.0)
+        return (low, end), (high, end)
     start, end = (float(v) for v in np.percentile(finite, (1, 99)))
     return (low, high), ((start, end) if start < end else (low, high))
 
 
 def multiscales(name: str, mpp: tuple[float, float], cell_px0: int, levels: int) -> dict[str, Any]:
-    """NGFF's description of the levels. Pixel centres: level l's first cell is centred on its 2^l x 2^l cells."""
+    """NGFF's description of the levels.
+
+    Parameters
+    ----------
+    name : str
+    mpp : (float, float)
+        µm per level-0 pixel, (x, y).
+    cell_px0 : int
+        Side of a cell of the finest level in level-0 pixels.
+    levels : int
+
+    Returns
+    -------
+    dict
+        Scales in µm; translations refer to pixel centres: the first cell of level l is centred on the 2^l x 2^l cells
+        of level 0 that it covers.
+    """
     datasets = []
     for level in range(levels):
         side = cell_px0 * 2**level
@@ -101,9 +147,9 @@ def multiscales(name: str, mpp: tuple[float, float], cell_px0: int, levels: int)
 
 
 def omero(name: str, channels: Sequence[Channel]) -> dict[str, Any]:
-    """Display settings; the primary channel alone is switched on."""
+    """Display settings of NGFF's ``omero``; only the primary channel is active."""
     first = primary([(c.model, c.method) for c in channels], [c.selected for c in channels])
-    shown = [
+    settings = [
         {
             "label": c.label,
             "color": c.color,
@@ -112,11 +158,11 @@ def omero(name: str, channels: Sequence[Channel]) -> dict[str, Any]:
         }
         for i, c in enumerate(channels)
     ]
-    return {"name": name, "channels": shown, "rdefs": {"defaultT": 0, "defaultZ": 0, "model": "color"}}
+    return {"name": name, "channels": settings, "rdefs": {"defaultT": 0, "defaultZ": 0, "model": "color"}}
 
 
 def own_block(grid: PatchGrid, cell_px0: int, channels: Sequence[Channel]) -> dict[str, Any]:
-    """What no standard has room for: where the values come from."""
+    """What the standards do not cover: the slide, the grid and the origin of each channel."""
     return {
         "slide_id": grid.slide_id,
         "slide_size_px0": list(grid.slide_size_px0),
@@ -132,13 +178,13 @@ def own_block(grid: PatchGrid, cell_px0: int, channels: Sequence[Channel]) -> di
 
 
 def _plain(channel: Channel) -> dict[str, Any]:
-    """As JSON has it; what is not known is left out, as some readers stumble over null."""
-    known = {name: value for name, value in asdict(channel).items() if value is not None}
-    return known | {"extent": list(channel.extent), "window": list(channel.window)}
+    """For JSON; absent values are left out, since some readers fail on null."""
+    present = {name: value for name, value in asdict(channel).items() if value is not None}
+    return present | {"extent": list(channel.extent), "window": list(channel.window)}
 
 
 def channels_from(block: dict[str, Any]) -> tuple[Channel, ...]:
-    """The channels back from ``own_block``'s result. Raises ``KeyError`` or ``TypeError`` where it is another's."""
+    """The channels from the result of ``own_block``. Raises ``KeyError`` or ``TypeError`` for any other dict."""
     return tuple(
         Channel(**{**c, "extent": tuple(c["extent"]), "window": tuple(c["window"])}) for c in block["channels"]
     )
@@ -147,7 +193,19 @@ def channels_from(block: dict[str, Any]) -> tuple[Channel, ...]:
 def ome_xml(
     name: str, shape: tuple[int, int], mpp: tuple[float, float], cell_px0: int, channels: Sequence[Channel]
 ) -> bytes:
-    """OME/METADATA.ome.xml of the largest level, (rows, columns)."""
+    """The text of OME/METADATA.ome.xml.
+
+    Parameters
+    ----------
+    name : str
+    shape : (int, int)
+        (rows, columns) of the finest level.
+    mpp : (float, float)
+        µm per level-0 pixel, (x, y).
+    cell_px0 : int
+        Side of a cell in level-0 pixels.
+    channels : sequence of Channel
+    """
     ElementTree.register_namespace("", _OME)
     root = ElementTree.Element(f"{{{_OME}}}OME")
     image = ElementTree.SubElement(root, f"{{{_OME}}}Image", ID="Image:0", Name=_xml_text(name))
@@ -184,7 +242,11 @@ def ome_xml(
 
 
 def signed_rgba(color: str) -> int:
-    """RRGGBB, opaque, as OME-XML's signed 32-bit RGBA."""
+    """RRGGBB, opaque, as OME-XML's signed 32-bit RGBA.
+
+    >>> signed_rgba("0000FF")
+    65535
+    """
     value = int(color + "FF", 16)
     return value - 2**32 if value >= 2**31 else value
 
@@ -196,5 +258,5 @@ def _channel(explanation: Explanation, color: str) -> Channel:
 
 
 def _xml_text(text: str) -> str:
-    """``text`` without the control characters that XML 1.0 has no way to write."""
+    """``text`` with the characters that XML 1.0 cannot represent replaced."""
     return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)

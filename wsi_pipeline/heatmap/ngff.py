@@ -1,7 +1,7 @@
-"""The store ``<slide_id>.ome.zarr``: written whole or not at all, and read back.
+"""Write the store ``<slide_id>.ome.zarr``, completely or not at all, and read it.
 
-OME-Zarr 0.4 on Zarr 2 is what QuPath opens; 0.5 on Zarr 3 by option. QuPath's reader takes the part of a path up to
-its first ".zarr" for the store, reads blosc or zlib only, and needs ``OME/METADATA.ome.xml`` inside.
+QuPath opens OME-Zarr 0.4 on Zarr 2; 0.5 on Zarr 3 is an option. QuPath's reader treats the part of a path up to its
+first ".zarr" as the store, reads blosc or zlib only, and needs ``OME/METADATA.ome.xml`` inside.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ZARR_3 = {
 
 @dataclass(frozen=True, eq=False)
 class Pyramid:
-    """A heatmap store that is read level by level and channel by channel."""
+    """A heatmap store, read by level and channel."""
 
     path: Path
     slide_id: str
@@ -47,11 +47,11 @@ class Pyramid:
     shapes: tuple[tuple[int, int], ...]  # (rows, columns) of each level
 
     def level_for(self, px0: float) -> int:
-        """The coarsest level whose cells are at most ``px0`` level-0 pixels wide; the finest if none is."""
+        """The coarsest level whose cells are at most ``px0`` level-0 pixels wide, else the finest."""
         return max((i for i in range(len(self.shapes)) if self.cell_px0 * 2**i <= px0), default=0)
 
     def read(self, channel: int, level: int = 0) -> Float32:
-        """Values of one channel, (rows, columns), NaN where there is no patch."""
+        """Values of one channel, array (rows, columns), NaN where there is no patch."""
         array = zarr.open_array(str(self.path), path=str(level), mode="r")
         values: Float32 = np.asarray(array[channel], np.float32)
         return values
@@ -60,18 +60,38 @@ class Pyramid:
 def write_heatmap(
     path: Path, explanations: Sequence[Explanation], config: HeatmapConfig, provenance: Provenance
 ) -> int:
-    """Write the pyramid of one slide, one channel an explanation; returns the number of cells painted.
+    """Write the pyramid of one slide.
 
-    Raises ``ConfigError`` where ``config.cell_px0`` does not suit the slide, and ``ArtifactError`` where the
-    explanations lie on different grids.
+    Parameters
+    ----------
+    path : Path
+        The store, ``….ome.zarr``.
+    explanations : sequence of Explanation
+        One channel each, all on the same grid.
+    config : HeatmapConfig
+    provenance : Provenance
+
+    Returns
+    -------
+    int
+        Number of cells painted.
+
+    Raises
+    ------
+    ConfigError
+        Where a parent folder of ``path`` contains ".zarr", or ``config.cell_px0`` is too large for the slide.
+    ArtifactError
+        Where the explanations have different grids.
     """
     if ".zarr" in str(path.parent):
-        raise ConfigError(f"out: {path.parents[1]} has '.zarr' in it, QuPath would look for the map there; rename it")
+        raise ConfigError(
+            f"out: {path.parents[1]} contains '.zarr', so QuPath would look for the map there; rename the folder"
+        )
     grid = explanations[0].grid
     for other in explanations[1:]:
         if not np.array_equal(other.grid.xy_px0, grid.xy_px0) or other.grid.side_px0 != grid.side_px0:
             raise ArtifactError(
-                f"the explanations of slide {grid.slide_id} lie on different patches; run `wsi explain` again"
+                f"the explanations of slide {grid.slide_id} have different patches; run `wsi explain` again"
             )
     cell_px0 = cell_side_px0(grid, config.cell_px0)
     scores = np.stack([e.scores for e in explanations])  # (C, N)
@@ -90,7 +110,22 @@ def write_heatmap(
 
 
 def read_heatmap(path: str | os.PathLike[str]) -> Pyramid:
-    """Open a pyramid that ``write_heatmap`` wrote. Raises ``ArtifactError`` where there is none."""
+    """Open a pyramid that ``write_heatmap`` wrote.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The store, ``….ome.zarr``.
+
+    Returns
+    -------
+    Pyramid
+
+    Raises
+    ------
+    ArtifactError
+        Where it does not exist, is damaged, or was written by another program.
+    """
     path = Path(path)
     try:
         group = zarr.open_group(str(path), mode="r")
@@ -101,11 +136,13 @@ def read_heatmap(path: str | os.PathLike[str]) -> Pyramid:
         width, height = block["slide_size_px0"]
         return Pyramid(path, block["slide_id"], (width, height), block["cell_px0"], channels_from(block), shapes)
     except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a heatmap of ours ({error!r}); run `wsi heatmap` again") from error
+        raise ArtifactError(
+            f"{path} is not a heatmap written by wsi_pipeline ({error!r}); run `wsi heatmap` again"
+        ) from error
 
 
 def _create(path: Path, version: str, ome: dict[str, Any], own: dict[str, Any]) -> zarr.Group:
-    """The root with its attributes, and the group ``OME`` that says which image the OME-XML is about."""
+    """The root with its attributes, and the group ``OME`` that names the image which the OME-XML describes."""
     if version == "0.4":
         scales = [{"version": version, **scale} for scale in ome["multiscales"]]
         group = zarr.create_group(str(path), zarr_format=2, attributes={**ome, "multiscales": scales, **own})

@@ -1,8 +1,8 @@
-"""Patch scores -> cells of a raster: the arithmetic, without a file.
+"""From patch scores to the cells of a raster: the arithmetic, without files.
 
-The raster begins at the slide's pixel (0, 0) and is never cropped, because viewers that ignore a translation would
-shift it. Cell (row, column) covers ``cell_px0`` x ``cell_px0`` level-0 pixels; its value is the mean score of the
-patches whose footprint [x, x + side) x [y, y + side) holds the cell's centre, NaN where none does.
+The raster starts at the slide's pixel (0, 0) and is never cropped, since viewers that ignore a translation would shift
+it. Cell (row, column) covers ``cell_px0`` x ``cell_px0`` level-0 pixels; its value is the mean score of the patches
+whose footprint [x, x + side) x [y, y + side) contains the cell's centre, NaN where none does.
 """
 
 from __future__ import annotations
@@ -19,12 +19,23 @@ LARGEST_CELL_PX0 = 32
 
 
 def cell_side_px0(grid: PatchGrid, wanted: int | None) -> int:
-    """Level-0 pixels per cell side: ``wanted``, or the largest power of two up to 32 and half the stride or side.
+    """Side of a cell in level-0 pixels.
 
-    With cells of at most half a patch, the cell that holds a patch's centre has its own centre in that patch and, on
-    grids without overlap and patches of 2 pixels or more, in no other: it carries that patch's score unchanged.
+    Parameters
+    ----------
+    grid : PatchGrid
+    wanted : int or None
+        The configured side; None: the largest power of two up to 32 and to half the stride and side of the patches.
 
-    Raises ``ConfigError`` where a wanted cell is larger than half a patch: patches would be lost between the cells.
+    Raises
+    ------
+    ConfigError
+        Where the wanted cell is larger than half a patch, so that patches would be lost between the cells.
+
+    Notes
+    -----
+    With cells of at most half a patch, the cell that contains a patch's centre has its own centre in that patch and, on
+    grids without overlap and patches of 2 pixels or more, in no other: it has that patch's score unchanged.
     """
     if wanted is None:
         half = min(*grid.stride_px0, *grid.side_px0) / 2
@@ -39,15 +50,32 @@ def cell_side_px0(grid: PatchGrid, wanted: int | None) -> int:
 
 
 def raster_shape(slide_size_px0: tuple[int, int], cell_px0: int) -> tuple[int, int]:
-    """(rows, columns) that cover a slide of (width, height) level-0 pixels."""
+    """(rows, columns) of cells that cover a slide of (width, height) level-0 pixels.
+
+    >>> raster_shape((6401, 3201), 32)
+    (101, 201)
+    """
     width, height = slide_size_px0
     return math.ceil(height / cell_px0), math.ceil(width / cell_px0)
 
 
 def paint_block(grid: PatchGrid, scores: Float32, cell_px0: int, row0: int, col0: int, rows: int, cols: int) -> Float32:
-    """Cells [row0, row0 + rows) x [col0, col0 + cols) of the raster: (C, N) scores -> (C, rows, cols).
+    """Paint one block of the raster.
 
-    A block is the same, bit for bit, as the same part of the whole.
+    Parameters
+    ----------
+    grid : PatchGrid
+    scores : array (C, N)
+        C channels of one score per patch.
+    cell_px0 : int
+        Side of a cell in level-0 pixels.
+    row0, col0, rows, cols : int
+        The block [row0, row0 + rows) x [col0, col0 + cols) of cells.
+
+    Returns
+    -------
+    float32 array (C, rows, cols)
+        Bit for bit the same as that part of the whole raster; NaN where there is no patch.
     """
     x_px0 = (col0 + np.arange(cols) + 0.5) * cell_px0  # (cols,) centres
     y_px0 = (row0 + np.arange(rows) + 0.5) * cell_px0  # (rows,)
@@ -62,7 +90,7 @@ def paint_block(grid: PatchGrid, scores: Float32, cell_px0: int, row0: int, col0
 def halve(block: Float32) -> Float32:
     """Mean of the values in each 2 x 2 cells that are not NaN: (C, r, c) -> (C, ceil(r / 2), ceil(c / 2)).
 
-    An odd last row or column counts as followed by NaN: nothing is stretched.
+    An odd last row or column is padded with NaN, so that nothing is stretched.
     """
     channels, rows, cols = block.shape
     even = np.full((channels, rows + rows % 2, cols + cols % 2), np.nan)
@@ -71,16 +99,16 @@ def halve(block: Float32) -> Float32:
     sums = np.zeros_like(quarters[0])
     counts = np.zeros(sums.shape, np.int32)
     for quarter in quarters:
-        there = ~np.isnan(quarter)
-        sums += np.where(there, quarter, 0.0)
-        counts += there
+        defined = ~np.isnan(quarter)
+        sums += np.where(defined, quarter, 0.0)
+        counts += defined
     return _mean(sums, counts)
 
 
 def _spans(grid: PatchGrid, x_px0: NDArray[np.floating], y_px0: NDArray[np.floating]) -> Int64:
-    """(patch, left, right, top, bottom) of every patch that holds a centre of the block, in the grid's order: (n, 5).
+    """(patch, left, right, top, bottom) of every patch that contains a centre of the block, in grid order: (n, 5).
 
-    Only the patches whose rows touch the block are looked at: the grid is sorted by y.
+    Only the patches whose rows touch the block are considered, since the grid is sorted by y.
     """
     side_x, side_y = grid.side_px0
     corner_y = grid.xy_px0[:, 1]

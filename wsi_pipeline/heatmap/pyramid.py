@@ -1,7 +1,7 @@
-"""Zarr arrays filled block by block: memory follows the chunk, not the slide.
+"""Fill Zarr arrays block by block, so that memory depends on the chunk, not on the slide.
 
-Each level is computed from the level below as it stands on disk, so a slide of 100,000 x 100,000 pixels needs no
-more memory than one chunk of its channels.
+Each level is computed from the one below, read from disk, so a slide of 100,000 x 100,000 pixels needs no more memory
+than one chunk of its channels.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from .paint import halve, paint_block
 
 SMALLEST_SIDE = 256  # the coarsest level is no larger than this
 
-# Gives the cells [row0, row1) x [col0, col1) of every channel: (C, row1 - row0, col1 - col0).
+# (row0, row1, col0, col1) -> the cells [row0, row1) x [col0, col1) of every channel, (C, row1 - row0, col1 - col0).
 Block = Callable[[int, int, int, int], Float32]
 
 
 def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """(rows, columns) of each level: halved, rounded up, until the larger side is at most 256."""
+    """(rows, columns) of each level: halved, rounded up, until the larger side is at most 256.
+
+    >>> level_shapes((3, 1025))
+    [(3, 1025), (2, 513), (1, 257), (1, 129)]
+    """
     shapes = [shape]
     while max(shapes[-1]) > SMALLEST_SIDE:
         rows, cols = shapes[-1]
@@ -32,7 +36,7 @@ def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def fill(levels: Sequence[zarr.Array[Any]], grid: PatchGrid, scores: Float32, cell_px0: int) -> None:
-    """Paint ``scores`` (C, N) into ``levels[0]`` (C, rows, cols), then halve level by level."""
+    """Paint ``scores`` (C, N) into ``levels[0]`` (C, rows, cols) and fill the others by halving the one below."""
 
     def paint(row0: int, row1: int, col0: int, col1: int) -> Float32:
         return paint_block(grid, scores, cell_px0, row0, col0, row1 - row0, col1 - col0)

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..artifacts import Provenance, content_key, read_key
 from ..config import HeatmapConfig
-from ..engine import Engine, Job
+from ..engine import Job
 from ..project import Project
 from ..store import read_explanations
+from ..types import SlideRow
 from .sources import Source, source_finder
 
 
-def run(project: Project, engine: Engine) -> None:
-    """Paint every slide that has an explanation."""
+def first_explanation(project: Project) -> Callable[[str], Path]:
+    """A function from slide_id to one of its explanation files; where it has none, to the pattern of their paths."""
+    find, folder = source_finder(project), project.folder.root / "explain"
+    return lambda slide_id: next((source.path for source in find(slide_id)), folder / "*" / "*" / f"{slide_id}.h5")
+
+
+def jobs(project: Project, slides: Sequence[SlideRow]) -> Iterator[list[Job]]:
+    """One pyramid per slide."""
     find = source_finder(project)
-    nowhere = project.folder.root / "explain"
-
-    def first(slide_id: str) -> Path:
-        return next((source.path for source in find(slide_id)), nowhere / "*" / "*" / f"{slide_id}.h5")
-
-    slides = engine.ready("heatmap", project.slides, first, "explain")
-    engine.run("heatmap", [_job(project, slide.slide_id, find(slide.slide_id)) for slide in slides])
+    yield [_job(project, slide.slide_id, find(slide.slide_id)) for slide in slides]
 
 
-def paint_slide(paths: Sequence[Path], config: HeatmapConfig, output: Path, key: str) -> int:
-    """Write one slide's pyramid from its explanation files. Returns how many cells were painted."""
+def paint_slide(paths: Sequence[Path], config: HeatmapConfig, *, output: Path, provenance: Provenance) -> int:
+    """Write one slide's pyramid from its explanation files. Returns the number of cells painted."""
     from .ngff import write_heatmap
 
     explanations = [e for path in paths for e in read_explanations(path)]
-    provenance = Provenance.of(key, "heatmap", config=config.for_key(), channels=[e.label for e in explanations])
-    return write_heatmap(output, explanations, config, provenance)
+    made = provenance.with_facts(channels=[e.label for e in explanations])
+    return write_heatmap(output, explanations, config, made)
 
 
 def heatmap_key(project: Project, sources: Sequence[Source]) -> str:
@@ -41,6 +42,7 @@ def heatmap_key(project: Project, sources: Sequence[Source]) -> str:
 
 
 def _job(project: Project, slide_id: str, sources: Sequence[Source]) -> Job:
-    output, key = project.folder.heatmap(slide_id), heatmap_key(project, sources)
-    arguments = ([s.path for s in sources], project.config.heatmap, output, key)
-    return Job(slide_id, output, key, paint_slide, arguments)
+    config = project.config.heatmap
+    provenance = Provenance.of(heatmap_key(project, sources), "heatmap", config=config.for_key())
+    arguments = ([s.path for s in sources], config)
+    return Job(slide_id, project.folder.heatmap(slide_id), provenance, paint_slide, arguments)

@@ -1,1 +1,1 @@
-"""Files of other programs, read as they are."""
+"""Readers for the files of other programs."""

@@ -1,7 +1,7 @@
-"""Feature files that CLAM, TRIDENT, STAMP and AtlasPatch wrote: found in a folder, and what each holds, as it is.
+"""Feature files of CLAM, TRIDENT, STAMP and AtlasPatch: found in a folder and read as stored.
 
-Nothing is interpreted here: ``tile.producers`` says what the numbers mean. Attributes come as plain Python values;
-the text ``None``, which TRIDENT writes for what it does not know, counts as absent.
+The numbers are interpreted in ``tile.producers``. Attributes are returned as plain Python values; the text ``None``,
+which TRIDENT writes for unknown values, counts as absent.
 """
 
 from __future__ import annotations
@@ -22,67 +22,81 @@ from ..types import Float64
 
 
 class ImportOptions(Section):
-    """What feature files may not hold; ``embed.import_options``, and options of ``wsi import-features``."""
+    """Properties that feature files may lack; ``embed.import_options``, and options of ``wsi import-features``."""
 
-    coords: Path | None = Field(None, description="folder of CLAM's coordinates files, where it is another")
+    coords: Path | None = Field(None, description="folder of CLAM's coordinates files, if it is another one")
     patch_size_level0: Positive | None = Field(None, description="side of a patch in level-0 pixels")
-    patch_size: Count | None = Field(None, description="side of a patch in the pixels that the encoder was given")
-    encoder: str | None = Field(None, description="name of the encoder; of several in one place, the one to take")
+    patch_size: Count | None = Field(None, description="side of the encoder's input patches in pixels")
+    encoder: str | None = Field(None, description="name of the encoder; if there are several, the one to import")
     slide_size: tuple[Count, Count] | Literal["patches"] | None = Field(
         None, description="width and height of level 0; patches: as far as the patches reach"
     )
     target_mpp: Positive | None = Field(
         None,
-        description="nominal µm per pixel of the patches, where slides of slightly different mpp are to be one kind",
+        description="nominal µm per pixel of the patches, if slides of slightly different mpp are to count as one",
     )
 
 
 @dataclass(frozen=True)
-class ForeignFile:
-    """What one HDF5 file holds. Shapes are as stored."""
+class FeatureFile:
+    """Contents of one HDF5 file. Shapes are as stored.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    features : mapping of str to tuple of int
+        Shape of each dataset of patch features.
+    coords : tuple of int, optional
+        Shape of ``coords``.
+    attributes, coords_attributes, features_attributes : mapping
+        Attributes of the file, of ``coords``, and of the first dataset of features.
+    others : frozenset of str
+        Further datasets.
+    """
 
     path: Path
-    features: Mapping[str, tuple[int, ...]]  # dataset of patch features -> shape
-    coords: tuple[int, ...] | None  # shape of ``coords``
-    attributes: Mapping[str, Any]  # of the file
+    features: Mapping[str, tuple[int, ...]]
+    coords: tuple[int, ...] | None
+    attributes: Mapping[str, Any]
     coords_attributes: Mapping[str, Any]
-    features_attributes: Mapping[str, Any]  # of the first features
-    others: frozenset[str]  # further datasets
+    features_attributes: Mapping[str, Any]
+    others: frozenset[str]
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Attributes of the file and of ``coords``; what stands at ``coords`` counts."""
+        """Attributes of the file and of ``coords``; those of ``coords`` take precedence."""
         return {**self.attributes, **self.coords_attributes}
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """The encoders that it says its features are of: by dataset, by attribute, by TRIDENT's folder name."""
+        """Encoders of the features: from the dataset names, an attribute, or TRIDENT's folder name."""
         grouped = [name.removeprefix("features/") for name in self.features if "/" in name]
-        said = self.features_attributes.get("encoder") or self.attributes.get("extractor")
+        stated = self.features_attributes.get("encoder") or self.attributes.get("extractor")
         folder = self.path.parent.name
         if grouped:
             return tuple(grouped)
-        if said:
-            return (str(said),)
+        if stated:
+            return (str(stated),)
         return (folder.removeprefix("features_"),) if folder.startswith("features_") else ()
 
 
 @dataclass(frozen=True)
-class Found:
-    """The files of one slide; ``problem``: why there is no features file."""
+class SlideFiles:
+    """The feature files of one slide; ``problem``: why there is no file of features."""
 
     features: Path | None = None
     coordinates: Path | None = None
     problem: str = ""
 
     def digests(self) -> dict[str, str]:
-        """What a result depends on: the files' fingerprints, wherever they lie."""
+        """Fingerprints of the files, independent of their location; results depend on these."""
         files = {"features": self.features, "coordinates": self.coordinates}
         return {name: fingerprint(path) if path else "missing" for name, path in files.items()}
 
 
 def import_options(embed: EmbedConfig) -> ImportOptions:
-    """The options of the section, with ``coords`` taken from the import folder. Raises ``ConfigError``."""
+    """The options of the section, with ``coords`` relative to the import folder. Raises ``ConfigError``."""
     try:
         options = ImportOptions.model_validate(embed.import_options)
     except ValidationError as error:
@@ -96,14 +110,22 @@ def import_options(embed: EmbedConfig) -> ImportOptions:
 
 
 def key_parts(options: ImportOptions) -> dict[str, Any]:
-    """The options that decide a result: all but where files lie."""
+    """The options that results depend on: all but the location of files."""
     return options.model_dump(mode="json", exclude={"coords"})
 
 
 def index(folder: Path) -> dict[str, list[Path]]:
-    """File name without ``.h5`` -> the files of that name in ``folder`` and below, hidden folders left out.
+    """Index the HDF5 files in a folder and below, without hidden folders.
 
-    Raises ``ConfigError`` where there is no such folder.
+    Returns
+    -------
+    dict of str to list of Path
+        File name without ``.h5`` -> the files of that name.
+
+    Raises
+    ------
+    ConfigError
+        The folder does not exist.
     """
     if not folder.is_dir():
         raise ConfigError(f"embed.import: {folder} is not a folder; give the one that holds the feature files")
@@ -120,42 +142,63 @@ def find(
     files: Mapping[str, list[Path]],
     coordinates: Mapping[str, list[Path]],
     encoder: str | None,
-) -> Found:
-    """The feature file called by one of ``names``, the first that matches, and CLAM's coordinates file of the slide.
+) -> SlideFiles:
+    """Find the feature file of one slide, and CLAM's separate file of coordinates.
 
-    ``files``: the index of ``folder``; ``coordinates``: the index of where coordinates files are.
-    Raises ``ConfigError`` where several files would do.
+    Parameters
+    ----------
+    names : iterable of str
+        Possible file names without ``.h5``; the first that exists is used.
+    folder : Path
+        The import folder, for the error message.
+    files, coordinates : mapping of str to list of Path
+        Index of ``folder``, and of the folder with CLAM's coordinates files.
+    encoder : str, optional
+        The encoder to choose if there are several files.
+
+    Returns
+    -------
+    SlideFiles
+        The files, or the reason why there are none.
+
+    Raises
+    ------
+    ConfigError
+        Several files match.
     """
     names = list(dict.fromkeys(names))
     candidates = next((files[name] for name in names if name in files), [])
     try:
-        looked = [look(path) for path in candidates]
-        matching = [file for file in looked if file.features]
+        inspected = [inspect_file(path) for path in candidates]
+        matching = [file for file in inspected if file.features]
         if len(matching) > 1 and encoder is not None:
             matching = [file for file in matching if encoder in file.encoders]
-        _one([file.path for file in matching], f"features of {names[0]}", "--encoder NAME")
+        _require_one([file.path for file in matching], f"features of {names[0]}", "--encoder NAME")
         if not matching:
-            return Found(problem=_nothing(names[0], folder, looked))
-        return Found(matching[0].path, _coordinates(matching[0], names, coordinates))
+            return SlideFiles(problem=_why_none(names[0], folder, inspected))
+        return SlideFiles(matching[0].path, _coordinates(matching[0], names, coordinates))
     except SlideError as error:
-        return Found(problem=str(error))
+        return SlideFiles(problem=str(error))
 
 
 def slide_names(folder: Path) -> list[str]:
-    """The names of all files in ``folder`` and below that hold patch features, or cannot be read; sorted, each once."""
-    return sorted(name for name, paths in index(folder).items() if any(_of_interest(path) for path in paths))
+    """Sorted names of all files in ``folder`` and below that contain patch features, or cannot be read."""
+    return sorted(name for name, paths in index(folder).items() if any(_is_candidate(path) for path in paths))
 
 
-def look(path: Path) -> ForeignFile:
-    """What a file holds. Raises ``SlideError`` where it is no HDF5 file, or one of this program."""
+def inspect_file(path: Path) -> FeatureFile:
+    """Read the structure and the attributes of a file.
+
+    Raises ``SlideError`` if it is not an HDF5 file, or if this package wrote it.
+    """
     try:
         with h5py.File(path, "r") as file:
             if "made_by" in file.attrs:
-                raise SlideError(f"{path} is a bag of this program; use its run folder instead of importing it")
+                raise SlideError(f"{path} is a bag of wsi_pipeline; use its run folder instead of importing it")
             arrays = _arrays(file)
             features = _patch_features(arrays, _plain(file.attrs))
             coords = arrays.get("coords")
-            return ForeignFile(
+            return FeatureFile(
                 path=path,
                 features=features,
                 coords=coords.shape if coords is not None else None,
@@ -171,7 +214,7 @@ def look(path: Path) -> ForeignFile:
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
-    """A whole dataset, as stored. Raises ``SlideError`` where it cannot be read."""
+    """Read a whole dataset as stored. Raises ``SlideError`` if it cannot be read."""
     try:
         with h5py.File(path, "r") as file:
             array: np.ndarray = file[name][:]
@@ -180,10 +223,13 @@ def read_array(path: Path, name: str) -> np.ndarray:
         raise SlideError(f"{path}: {name} cannot be read ({error}); copy the file again") from error
 
 
-def read_xy(file: ForeignFile) -> Float64:
-    """The first two columns of ``coords``, (N, 2), in the file's own unit and order."""
+def read_xy(file: FeatureFile) -> Float64:
+    """Read the first two columns of ``coords``, (N, 2), in the file's own unit and order.
+
+    Raises ``SlideError`` if there are none, or if they cannot be read.
+    """
     if file.coords is None:
-        raise SlideError(f"{file.path} has no coords; patches without a place cannot be imported")
+        raise SlideError(f"{file.path} has no coords; patches without a position cannot be imported")
     if 0 in file.coords:
         return np.zeros((0, 2))
     if len(file.coords) != 2 or file.coords[1] < 2:
@@ -192,9 +238,9 @@ def read_xy(file: ForeignFile) -> Float64:
     return xy
 
 
-def _of_interest(path: Path) -> bool:
+def _is_candidate(path: Path) -> bool:
     try:
-        return bool(look(path).features)
+        return bool(inspect_file(path).features)
     except SlideError:
         return True  # listed, so that it fails under its name
 
@@ -212,7 +258,7 @@ def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
 
 
 def _patch_features(arrays: Mapping[str, h5py.Dataset], attributes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The datasets that hold one row a patch: not those of whole slides or patients."""
+    """The datasets with one row per patch: not those of whole slides or patients."""
     if str(attributes.get("feat_type", "tile")) != "tile" or "coords" not in arrays:
         return {}
     named = {
@@ -231,27 +277,27 @@ def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _coordinates(file: ForeignFile, names: list[str], files: Mapping[str, list[Path]]) -> Path | None:
-    """CLAM's coordinates file, where ``file`` does not say itself how large its patches are."""
+def _coordinates(file: FeatureFile, names: list[str], files: Mapping[str, list[Path]]) -> Path | None:
+    """CLAM's coordinates file, if ``file`` itself does not state how large its patches are."""
     if "features" not in file.features or "patch_size" in file.facts:
         return None
-    called = [name + ending for name in names for ending in ("", "_patches")]
-    candidates = [path for name in called for path in files.get(name, []) if path != file.path]
-    matching = [path for path in candidates if not (found := look(path)).features and found.coords is not None]
-    _one(matching, f"coordinates of {names[0]}", "--coords DIR")
+    possible = [name + ending for name in names for ending in ("", "_patches")]
+    candidates = [path for name in possible for path in files.get(name, []) if path != file.path]
+    matching = [path for path in candidates if not (found := inspect_file(path)).features and found.coords is not None]
+    _require_one(matching, f"coordinates of {names[0]}", "--coords DIR")
     return matching[0] if matching else None
 
 
-def _one(paths: list[Path], what: str, option: str) -> None:
+def _require_one(paths: list[Path], what: str, option: str) -> None:
     if len(paths) > 1:
         raise ConfigError(f"{what} are in {paths[0]} and in {paths[1]}; give the folder of one, or {option}")
 
 
-def _nothing(name: str, folder: Path, looked: list[ForeignFile]) -> str:
-    if any(file.attributes.get("feat_type", "tile") != "tile" for file in looked):
-        return f"{looked[0].path} holds one vector for the whole slide; import the features of its patches"
-    if looked:
-        return f"{looked[0].path} holds no features of patches with coords (datasets features or feats, and coords)"
+def _why_none(name: str, folder: Path, inspected: list[FeatureFile]) -> str:
+    if any(file.attributes.get("feat_type", "tile") != "tile" for file in inspected):
+        return f"{inspected[0].path} has one vector for the whole slide; import the features of its patches"
+    if inspected:
+        return f"{inspected[0].path} has no patch features with coords (datasets features or feats, and coords)"
     if next(folder.rglob(f"{name}.pt"), None) is not None:
-        return f"{name}: {folder} holds only its .pt file, which has no coordinates; import CLAM's h5_files folder"
+        return f"{name}: {folder} has only its .pt file, which has no coordinates; import CLAM's h5_files folder"
     return f"{name} has no feature file: no {name}.h5 in {folder} or below; put it there, or leave the slide out"

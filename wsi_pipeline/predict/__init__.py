@@ -1,4 +1,4 @@
-"""Prediction: an ensemble's word on every slide, from the members that have not seen its patient."""
+"""Prediction: every slide by every ensemble, using the members that were not trained on its patient."""
 
 from __future__ import annotations
 
@@ -7,5 +7,16 @@ from collections.abc import Iterable
 
 
 def weights_id(digests: Iterable[str]) -> str:
-    """Twelve characters for the members that judged: maps of other members are told apart by them."""
+    """Identify the members of an ensemble by twelve hexadecimal characters.
+
+    Parameters
+    ----------
+    digests : iterable of str
+        SHA-256 of each member's weights, in the ensemble's order.
+
+    Returns
+    -------
+    str
+        The same for the same members only; explanations of other members are recognised by it.
+    """
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Who held_out_members a slide: the models of each ensemble, and which of them have not seen the patient."""
+"""The ensembles of a run: their trained models, and which of these were not trained on a given patient."""
 
 from __future__ import annotations
 
@@ -25,10 +25,18 @@ Loaded = tuple[nn.Module, ModelCard]  # the module is in eval mode and its param
 
 
 def find_ensembles(project: Project) -> dict[str, list[Path]]:
-    """Model label -> folders of its members: those of ``predict.model`` if given, else this run's own folds.
+    """Find the trained models of ``predict.model`` if it is set, else those of the run's own folds.
 
-    All members of all ensembles know the same classes. Raises ``ArtifactError`` where there is no model, or where
-    models cannot stand side by side.
+    Returns
+    -------
+    dict of str to list of Path
+        Label of the model -> folders of its members. All members of all ensembles have the same classes.
+
+    Raises
+    ------
+    ArtifactError
+        Where there is no model, models differ in classes, task or kind of bag, members of one ensemble differ in
+        their options, or a model names a plug-in that the config does not.
     """
     config = project.config
     groups = _of_folder(config.predict.model) if config.predict.model is not None else _of_run(project, config)
@@ -45,12 +53,13 @@ def find_ensembles(project: Project) -> dict[str, list[Path]]:
 
 
 def _what(folder: Path) -> str:
+    """What a model predicts, as the end of a message."""
     found = card(folder)
-    return f"{', '.join(found.classes)} ({found.task} of one {found.bag} a bag)"
+    return f"{', '.join(found.classes)} ({found.task}, one {found.bag} per bag)"
 
 
 def _check_plugins(groups: Mapping[str, Sequence[Path]], config: Config) -> None:
-    """A model.json from elsewhere must not choose which code runs here: the config has to name it, too."""
+    """Check plug-ins: a model.json from elsewhere must not select which code runs, so the config must name it too."""
     allowed = {choice.name for choice in config.aggregate.models}
     for folder in (folder for members in groups.values() for folder in members):
         name = card(folder).model
@@ -63,23 +72,36 @@ def _check_plugins(groups: Mapping[str, Sequence[Path]], config: Config) -> None
 def held_out_members(
     members: Sequence[Path], patient_id: str, slide_ids: Sequence[str]
 ) -> tuple[tuple[Path, ...], bool]:
-    """The members that have not seen the patient, and True; where all have seen it, all of them, and False.
+    """The members that were not trained on a patient.
 
-    ``slide_ids``: the patient's slides. A member that has seen one of them has seen the patient, by whatever name the
-    manifest of its training knew it.
+    Parameters
+    ----------
+    members : sequence of Path
+        Folders of an ensemble's models.
+    patient_id : str
+    slide_ids : sequence of str
+        The patient's slides. A member trained or validated on one of them counts as trained on the patient, under
+        whatever patient_id the manifest of its training had.
+
+    Returns
+    -------
+    folders : tuple of Path
+        The held-out members; where there are none, all members.
+    held_out : bool
+        Whether the members are held out.
     """
 
-    def saw(folder: Path) -> bool:
+    def has_seen(folder: Path) -> bool:
         trained = card(folder).trained
         slides = set(trained.get("seen_slides", ()))
         return patient_id in trained.get("seen_patients", ()) or not slides.isdisjoint(slide_ids)
 
-    unseen = tuple(folder for folder in members if not saw(folder))
-    return (unseen, True) if unseen else (tuple(members), False)
+    held_out = tuple(folder for folder in members if not has_seen(folder))
+    return (held_out, True) if held_out else (tuple(members), False)
 
 
 def card(folder: Path) -> ModelCard:
-    """The card of the model in ``folder``, read again only when it has changed."""
+    """The card of the model in ``folder``, cached until the file changes. Raises ``ArtifactError``."""
     try:
         stamp = (folder / CARD).stat().st_mtime_ns
     except OSError:
@@ -89,27 +111,44 @@ def card(folder: Path) -> ModelCard:
 
 @lru_cache(maxsize=64)
 def load(folder: Path, digest: str, device: str) -> Loaded:  # noqa: ARG001
-    """Module and card of ``folder``; kept for the next slide. ``digest``: of its weights, so that new ones are seen."""
+    """Module and card of the model in ``folder``, cached for the next slide.
+
+    Parameters
+    ----------
+    folder : Path
+    digest : str
+        SHA-256 of the weights; part of the cache's key, so that a retrained model is loaded again.
+    device : str
+
+    Raises
+    ------
+    ArtifactError
+        Where the model cannot be loaded.
+    """
     module, card = load_model(folder, device)
     return module.requires_grad_(False), card
 
 
 def load_members(folders: Sequence[Path], device: str) -> list[Loaded]:
-    """The members of an ensemble on ``device``, in the order of ``folders``, with their cards as they now stand."""
+    """The members of an ensemble on ``device``, in the order of ``folders``, with their current cards."""
     return [(load(folder, card(folder).weights_sha256, device)[0], card(folder)) for folder in folders]
 
 
 def member_logits(members: Sequence[Loaded], bags: Sequence[FeatureBag], device: str) -> Float64:
-    """Logits (M, C) of the one bag that ``bags`` make together."""
+    """Logits (M, C) of all members for one bag, which ``bags`` (the feature bags of its slides) form together.
+
+    Raises ``ArtifactError`` where a bag does not fit a member.
+    """
     for bag in bags:
         _check(members, bag)
     return np.stack([logits_of(bag_output(module, bags, device)) for module, _ in members])
 
 
 def dropout_logits(members: Sequence[Loaded], bags: Sequence[FeatureBag], device: str, passes: int) -> Float64:
-    """Logits (M * passes, C) with dropout at work, member by member; the same for every call. No pass: (0, C).
+    """Logits (M * passes, C) with active dropout, member by member; the same for every call. No pass: (0, C).
 
-    Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016. A model without dropout repeats itself.
+    Monte Carlo dropout: Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016. All passes of a model
+    without dropout are equal.
     """
     rows: list[Float64] = []
     names = [bag.grid.slide_id for bag in bags]
@@ -128,7 +167,7 @@ def dropout_logits(members: Sequence[Loaded], bags: Sequence[FeatureBag], device
 
 
 def predicted_class(members: Sequence[Loaded], bag: FeatureBag, device: str) -> int:
-    """The class that the ensemble names for ``bag``."""
+    """Index of the class that the ensemble predicts for ``bag``."""
     cards = [of_model for _, of_model in members]
     logits = member_logits(members, [bag], device)
     return combine_members(cards, member_outputs(cards, logits, logits[:0]), PredictConfig()).predicted
@@ -140,7 +179,7 @@ def _check(members: Sequence[Loaded], bag: FeatureBag) -> None:
 
 
 def _of_folder(path: Path) -> dict[str, list[Path]]:
-    """One ensemble a model name; options must agree, since a mean over different designs is no ensemble of folds."""
+    """One ensemble per model name; options must agree, since models of different options are not folds of one model."""
     groups: dict[str, list[Path]] = {}
     for folder in model_folders(path):
         found = card(folder)
@@ -155,10 +194,10 @@ def _of_folder(path: Path) -> dict[str, list[Path]]:
 
 
 def _of_run(project: Project, config: Config) -> dict[str, list[Path]]:
-    """The folds that ``train/predictions.csv`` lists, of the configured models and seeds."""
+    """The folds in ``train/predictions.csv`` of the configured models and seeds."""
     path = project.folder.train / "predictions.csv"
     if not path.exists():
-        raise ArtifactError(f"{path} is not there; run `wsi train` first, or give predict.model a trained model")
+        raise ArtifactError(f"{path} does not exist; run `wsi train` first, or give predict.model a trained model")
     _, rows = read_csv(path)
     trained = sorted({(label, int(seed), int(fold)) for label, seed, fold, *_ in rows})
     groups: dict[str, list[Path]] = {}

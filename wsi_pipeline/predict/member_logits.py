@@ -23,15 +23,15 @@ Logits = tuple[Float64, Float64]  # of the members (M, C), and of their passes w
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Who held_out_members one slide in the name of one model."""
+    """The members of one model that predict a slide, see ``held_out_members``."""
 
-    model: str  # label
-    members: tuple[Path, ...]
-    held_out: bool  # whether none of them has seen the patient
+    model: str  # label of the model
+    members: tuple[Path, ...]  # folders
+    held_out: bool  # whether none of them was trained on the patient
 
 
 def whole_bag(path: Path) -> FeatureBag:
-    """A bag that can be judged. Raises ``SlideError`` where it is empty or holds features that are no numbers."""
+    """Read a bag for prediction. Raises ``SlideError`` where it is empty or has features that are not finite."""
     bag = read_bag(path)
     if reason := fault(bag):
         raise SlideError(f"the bag {path} {reason}")
@@ -41,7 +41,27 @@ def whole_bag(path: Path) -> FeatureBag:
 def compute_member_logits(
     ensembles: Sequence[Ensemble], bags: Sequence[FeatureBag], section: PredictConfig
 ) -> list[Logits]:
-    """Each ensemble's logits of the one bag that ``bags`` make. One CPU thread: equal bytes on any machine's share."""
+    """Logits of every ensemble for one bag.
+
+    Parameters
+    ----------
+    ensembles : sequence of Ensemble
+    bags : sequence of FeatureBag
+        The feature bags of the slides that form the bag together.
+    section : PredictConfig
+        ``device`` and ``mc_dropout`` are used.
+
+    Returns
+    -------
+    list of (array (M, C), array (K, C))
+        Per ensemble the logits of its members, and of their passes with dropout. Computed on one CPU thread, so that
+        the result does not depend on the number of cores.
+
+    Raises
+    ------
+    ArtifactError
+        Where a bag does not fit a model, or a model cannot be loaded.
+    """
     device = str(pick_device(section.device))
     logits_of_each = []
     with cpu_threads(1):
@@ -54,12 +74,12 @@ def compute_member_logits(
 
 
 def member_logits_path(output: Path) -> Path:
-    """Where the logits behind ``slides/<slide_id>.csv`` stand."""
+    """Path of the logits from which ``slides/<slide_id>.csv`` was computed."""
     return output.parent.parent / "members" / output.name
 
 
 def member_logits_table(ensembles: Sequence[Ensemble], logits_of_each: Sequence[Logits]) -> str:
-    """model, member (as in the folder's order), pass (whole or dropout), and a column a logit, to the last bit."""
+    """The logits as CSV text, without rounding: model, member (index), pass (whole or dropout), a column per logit."""
     classes = card(ensembles[0].members[0]).classes
     rows = []
     for ensemble, (logits, dropout) in zip(ensembles, logits_of_each, strict=True):
@@ -70,7 +90,7 @@ def member_logits_table(ensembles: Sequence[Ensemble], logits_of_each: Sequence[
 
 
 def read_member_logits(path: Path) -> dict[str, Logits]:
-    """model -> its members' logits, as ``member_logits_table`` wrote them."""
+    """Read what ``member_logits_table`` wrote: model -> logits. Raises ``ArtifactError`` where the file is damaged."""
     header, rows = read_csv(path)
     outputs = len(header) - 3
     found: dict[str, Logits] = {}
@@ -86,18 +106,18 @@ def read_member_logits(path: Path) -> dict[str, Logits]:
     return found
 
 
-def who_columns(task: str, *more: str) -> list[str]:
-    """patient_id, ``more``, label, what was followed, and how the judgement came about."""
-    followed = ["time", "event"] if task == "survival" else []
-    return ["patient_id", *more, "label", *followed, "model", "task", "members", "weights", "held_out"]
+def case_columns(task: str, *more: str) -> list[str]:
+    """Columns before the prediction: patient_id, ``more``, label, time and event (survival only), and the ensemble."""
+    follow_up = ["time", "event"] if task == "survival" else []
+    return ["patient_id", *more, "label", *follow_up, "model", "task", "members", "weights", "held_out"]
 
 
-def who_cells(slide: SlideRow, label: str, ensemble: Ensemble, *more: object) -> list[object]:
-    """One row of ``who_columns``. ``label``: of the slide, or of its patient."""
+def case_cells(slide: SlideRow, label: str, ensemble: Ensemble, *more: object) -> list[object]:
+    """The values of ``case_columns``. ``label``: that of the slide, or of its patient."""
     cards = [card(folder) for folder in ensemble.members]
     task = cards[0].task
     event = "" if slide.event is None else int(slide.event)
-    followed = [format_number(slide.time), event] if task == "survival" else []
+    follow_up = [format_number(slide.time), event] if task == "survival" else []
     weights = weights_id(c.weights_sha256 for c in cards)
     held_out = str(ensemble.held_out).lower()
-    return [slide.patient_id, *more, label, *followed, ensemble.model, task, len(cards), weights, held_out]
+    return [slide.patient_id, *more, label, *follow_up, ensemble.model, task, len(cards), weights, held_out]

@@ -1,4 +1,4 @@
-"""Patients: a joint bag where the model was trained on such, else each member's mean over the patient's slides."""
+"""Predictions for patients: from a joint bag where the model was trained on such, else the mean over the slides."""
 
 from __future__ import annotations
 
@@ -14,46 +14,64 @@ from .ensemble_prediction import cells, columns, combine_members, mean_member_ou
 from .ensembles import card
 from .member_logits import (
     Ensemble,
+    case_cells,
+    case_columns,
     compute_member_logits,
     member_logits_table,
     read_member_logits,
-    who_cells,
-    who_columns,
     whole_bag,
 )
 
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient's slides that could be judged, and the ensembles that predict for them."""
+    """The slides of one patient that have predictions, and the ensembles that predict the patient."""
 
     slides: tuple[SlideRow, ...]
     ensembles: tuple[Ensemble, ...]
-    joint: Path | None  # logits of the joint bag; None: the mean over the slides counts
+    joint: Path | None  # logits of the joint bag; None: the mean over the slides is used
     member_logits: tuple[Path, ...]  # logits of each slide
 
     @property
     def label(self) -> str:
-        """What all the slides say; empty where they differ, since nobody said which counts for the patient."""
+        """The label that all slides share; empty where they differ, since it is unknown which one is the patient's."""
         found = {slide.label or "" for slide in self.slides}
         return found.pop() if len(found) == 1 else ""
 
 
 def compute_joint_logits(
-    ensembles: Sequence[Ensemble], bags: Sequence[Path], section: PredictConfig, output: Path, key: str
+    ensembles: Sequence[Ensemble], bags: Sequence[Path], section: PredictConfig, *, output: Path, provenance: Provenance
 ) -> int:
-    """Write every member's logits of the patient's joint bag; returns its patches."""
+    """Write every member's logits for the joint bag of a patient.
+
+    Parameters
+    ----------
+    ensembles : sequence of Ensemble
+    bags : sequence of Path
+        The feature bags of the patient's slides.
+    section : PredictConfig
+    output : Path
+
+    Returns
+    -------
+    int
+        Number of patches in the joint bag.
+
+    Raises
+    ------
+    SlideError
+        Where a bag is empty or has features that are not finite.
+    ArtifactError
+        Where a bag does not fit a model.
+    """
     whole = [whole_bag(path) for path in bags]
-    write_text_with_provenance(
-        output,
-        member_logits_table(ensembles, compute_member_logits(ensembles, whole, section)),
-        Provenance.of(key, "predict"),
-    )
+    table = member_logits_table(ensembles, compute_member_logits(ensembles, whole, section))
+    write_text_with_provenance(output, table, provenance)
     return sum(len(bag.grid) for bag in whole)
 
 
-def join_patients(patients: Sequence[Patient], section: PredictConfig, output: Path, key: str) -> int:
-    """Write ``patients.csv``, in the manifest's order, models side by side. Returns its rows."""
+def join_patients(patients: Sequence[Patient], section: PredictConfig, *, output: Path, provenance: Provenance) -> int:
+    """Write ``patients.csv``: one row per patient and model, in the order of ``patients``. Returns how many."""
     rows: list[list[object]] = []
     header: list[str] = []
     for patient in patients:
@@ -62,9 +80,9 @@ def join_patients(patients: Sequence[Patient], section: PredictConfig, output: P
         for ensemble in patient.ensembles:
             cards = [card(folder) for folder in ensemble.members]
             outputs = [member_outputs(cards, *logits[ensemble.model]) for logits in logits_of_each]
-            said = combine_members(cards, mean_member_outputs(outputs), section)
-            header = [*who_columns(said.task, "slides"), *columns(said.task, said.classes)]
-            who = who_cells(patient.slides[0], patient.label, ensemble, len(patient.slides))
-            rows.append([*who, *cells(said, section.abstain)])
-    write_text_with_provenance(output, csv_text(header, rows), Provenance.of(key, "predict"))
+            prediction = combine_members(cards, mean_member_outputs(outputs), section)
+            header = [*case_columns(prediction.task, "slides"), *columns(prediction.task, prediction.classes)]
+            case = case_cells(patient.slides[0], patient.label, ensemble, len(patient.slides))
+            rows.append([*case, *cells(prediction, section.abstain)])
+    write_text_with_provenance(output, csv_text(header, rows), provenance)
     return len(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..artifacts import (
@@ -17,18 +17,18 @@ from ..artifacts import (
 )
 from ..config import PredictConfig
 from ..csvtable import csv_text, read_csv
-from ..engine import Engine, Job
+from ..engine import Failure, Job
 from ..project import Project
 from ..types import SlideRow
 from .ensemble_prediction import cells, columns, combine_members, member_outputs
 from .ensembles import card, find_ensembles, held_out_members
 from .member_logits import (
     Ensemble,
+    case_cells,
+    case_columns,
     compute_member_logits,
     member_logits_path,
     member_logits_table,
-    who_cells,
-    who_columns,
     whole_bag,
 )
 from .patients import Patient, compute_joint_logits, join_patients
@@ -37,36 +37,40 @@ Groups = Mapping[str, Sequence[Path]]
 _BEFORE = ("tile", "embed", "predict")
 
 
-def run(project: Project, engine: Engine) -> None:
-    """Predict what is not current, one small table a slide; then the tables of slides and of patients join them.
+def jobs(project: Project, slides: Sequence[SlideRow], failures: Sequence[Failure]) -> Iterator[list[Job]]:
+    """One small table a slide; then the tables of slides and of patients join them.
 
-    Raises ``ArtifactError`` where there is no model.
+    ``failures``: all of this call so far. Raises ``ArtifactError`` where there is no model.
     """
-    slides = engine.ready("predict", project.slides, project.folder.bag, "embed")
     groups = find_ensembles(project)
-    device = project.config.predict.device
-    engine.run("predict", [_job(project, groups, slide) for slide in slides], device)
-    # What --only leaves out keeps its rows, as long as they are current; a slide that failed loses its own.
-    failed = {failure.slide_id for failure in engine.failures if failure.stage in _BEFORE}
+    yield [_job(project, groups, slide) for slide in slides]
+    # A slide that --only leaves out keeps its rows as long as they are current; one that failed loses them.
+    failed = {failure.slide_id for failure in failures if failure.stage in _BEFORE}
     kept = [s for s in project.cohort if project.folder.bag(s.slide_id).exists() and s.slide_id not in failed]
-    jobs = [(slide, _job(project, groups, slide)) for slide in kept]
-    done = {slide: job for slide, job in jobs if is_current(job.output, job.key)}
+    of_slides = [(slide, _job(project, groups, slide)) for slide in kept]
+    done = {slide: job for slide, job in of_slides if is_current(job.output, job.key)}
     if not done:
         discard(project.folder.predictions)
         discard(project.folder.patients)
         return
     joint = _joint_jobs(project, groups, list(done))
-    engine.run("predict", list(joint.values()), device)
-    engine.run("predict", [_slides_job(project, list(done.values())), _patients_job(project, groups, done, joint)])
+    yield list(joint.values())
+    yield [_slides_job(project, list(done.values())), _patients_job(project, groups, done, joint)]
 
 
 def predict_slide(
-    slide: SlideRow, bag: Path, ensembles: Sequence[Ensemble], section: PredictConfig, output: Path, key: str
+    slide: SlideRow,
+    bag: Path,
+    ensembles: Sequence[Ensemble],
+    section: PredictConfig,
+    *,
+    output: Path,
+    provenance: Provenance,
 ) -> int:
-    """Write one row a ensemble, and beside them every member's logits; returns how many patches were judged.
+    """Write one row per ensemble, and beside it every member's logits; returns the number of patches.
 
     Raises ``ArtifactError`` where the bag is not of the kind that a model was trained on, ``SlideError`` where it is
-    empty or holds features that are no numbers.
+    empty or contains features that are not finite.
     """
     whole = whole_bag(bag)
     logits_of_each = compute_member_logits(ensembles, [whole], section)
@@ -75,31 +79,28 @@ def predict_slide(
     for ensemble, logits in zip(ensembles, logits_of_each, strict=True):
         cards = [card(folder) for folder in ensemble.members]
         said = combine_members(cards, member_outputs(cards, *logits), section)
-        header = ["slide_id", *who_columns(said.task), *columns(said.task, said.classes)]
-        rows.append([slide.slide_id, *who_cells(slide, slide.label or "", ensemble), *cells(said, section.abstain)])
+        header = ["slide_id", *case_columns(said.task), *columns(said.task, said.classes)]
+        rows.append([slide.slide_id, *case_cells(slide, slide.label or "", ensemble), *cells(said, section.abstain)])
     provenance_path(output).unlink(missing_ok=True)  # killed below, the slide is not current
     write_text(member_logits_path(output), member_logits_table(ensembles, logits_of_each))
-    write_text_with_provenance(output, csv_text(header, rows), Provenance.of(key, "predict"))
+    write_text_with_provenance(output, csv_text(header, rows), provenance)
     return len(whole.grid)
 
 
-def join_slides(parts: Sequence[Path], splits: Sequence[str], output: Path, key: str) -> int:
-    """Write the slides' tables as one, in the manifest's order, each with its split. Returns its rows."""
+def join_slides(parts: Sequence[Path], splits: Sequence[str], *, output: Path, provenance: Provenance) -> int:
+    """Write the slides' tables as one, in the manifest's order, with the splits. Returns its row count."""
     tables = [read_csv(path) for path in parts]
     at = tables[0][0].index("model")
     rows = [[*row[:at], split, *row[at:]] for (_, lines), split in zip(tables, splits, strict=True) for row in lines]
     header = [*tables[0][0][:at], "split", *tables[0][0][at:]]
-    write_text_with_provenance(output, csv_text(header, rows), Provenance.of(key, "predict"))
+    write_text_with_provenance(output, csv_text(header, rows), provenance)
     return len(rows)
 
 
 def _job(project: Project, groups: Groups, slide: SlideRow) -> Job:
     output = project.folder.predictions.parent / "slides" / f"{slide.slide_id}.csv"
-    ensembles, bag, section = (
-        _ensembles(project, groups, slide),
-        project.folder.bag(slide.slide_id),
-        project.config.predict,
-    )
+    ensembles = _ensembles(project, groups, slide)
+    bag, section = project.folder.bag(slide.slide_id), project.config.predict
     key = content_key(
         stage="predict",
         config=_result(section),
@@ -107,14 +108,14 @@ def _job(project: Project, groups: Groups, slide: SlideRow) -> Job:
         bag=read_key(bag),
         ensembles=_identities(ensembles),
     )
-    return Job(slide.slide_id, output, key, predict_slide, (slide, bag, ensembles, section, output, key))
+    return Job(slide.slide_id, output, _provenance(key), predict_slide, (slide, bag, ensembles, section))
 
 
 def _joint_jobs(project: Project, groups: Groups, slides: Sequence[SlideRow]) -> dict[str, Job]:
-    """patient_id -> the job of its joint bag, where models were trained on such and there is more than one slide."""
+    """patient_id -> the job of the joint bag, where models were trained on patients and there are several slides."""
     if all(card(folders[0]).bag == "slide" for folders in groups.values()):
         return {}
-    section, jobs = project.config.predict, {}
+    section, made = project.config.predict, {}
     for patient_id, own in _by_patient(slides).items():
         if len(own) > 1:
             output = project.folder.predictions.parent / "joint" / f"{own[0].slide_id}.csv"
@@ -126,18 +127,18 @@ def _joint_jobs(project: Project, groups: Groups, slides: Sequence[SlideRow]) ->
                 bags=[read_key(bag) for bag in bags],
                 ensembles=_identities(ensembles),
             )
-            jobs[patient_id] = Job(
-                own[0].slide_id, output, key, compute_joint_logits, (ensembles, bags, section, output, key)
-            )
-    return jobs
+            arguments = (ensembles, bags, section)
+            made[patient_id] = Job(own[0].slide_id, output, _provenance(key), compute_joint_logits, arguments)
+    return made
 
 
-def _slides_job(project: Project, jobs: Sequence[Job]) -> Job:
+def _slides_job(project: Project, done: Sequence[Job]) -> Job:
     output = project.folder.predictions
     splits = {slide.slide_id: slide.split or "" for slide in project.cohort}
-    of_jobs = [splits[job.name] for job in jobs]
-    key = content_key(stage="predict", part="cohort", slides=[(job.name, job.key) for job in jobs], splits=of_jobs)
-    return Job("cohort", output, key, join_slides, ([job.output for job in jobs], of_jobs, output, key), slide=False)
+    of_done = [splits[job.name] for job in done]
+    key = content_key(stage="predict", part="cohort", slides=[(job.name, job.key) for job in done], splits=of_done)
+    arguments = ([job.output for job in done], of_done)
+    return Job("cohort", output, _provenance(key), join_slides, arguments, slide=False, on_device=False)
 
 
 def _patients_job(project: Project, groups: Groups, done: Mapping[SlideRow, Job], joint: Mapping[str, Job]) -> Job:
@@ -153,7 +154,8 @@ def _patients_job(project: Project, groups: Groups, done: Mapping[SlideRow, Job]
         slides=[(slide.slide_id, job.key) for slide, job in done.items()],
         joint=[job.key for job in joint.values()],
     )
-    return Job("patients", output, key, join_patients, (patients, section, output, key), slide=False)
+    arguments = (patients, section)
+    return Job("patients", output, _provenance(key), join_patients, arguments, slide=False, on_device=False)
 
 
 def _ensembles(project: Project, groups: Groups, slide: SlideRow) -> tuple[Ensemble, ...]:
@@ -170,8 +172,12 @@ def _by_patient(slides: Sequence[SlideRow]) -> dict[str, list[SlideRow]]:
     return found
 
 
+def _provenance(key: str) -> Provenance:
+    return Provenance.of(key, "predict")
+
+
 def _result(section: PredictConfig) -> dict[str, object]:
-    """What of the section decides the numbers. The model counts by its weights, wherever its folder lies."""
+    """The part of the section that decides the numbers. The model counts by its weights, not by its path."""
     return {name: value for name, value in section.for_key().items() if name != "model"}
 
 

@@ -1,7 +1,7 @@
-"""Opens slides and reads their pixels: one frame, white outside, and no unreadable region passed off as white.
+"""Open slides and read their pixels: one frame for all formats, white outside, unreadable regions always reported.
 
-A slide is opened in the process that reads it: ``open_slide(path, config, mpp)`` gives a ``types.Slide``. Readers
-are plug-ins (see ``slide.Backend``); the first that opens the file reads it, unless the config names one.
+A slide is opened in the process that reads it: ``open_slide(path, config, mpp)`` returns a ``types.Slide``. Readers
+are plug-ins (see ``slide.Backend``); the first one that opens the file is used, unless the config names one.
 """
 
 from __future__ import annotations

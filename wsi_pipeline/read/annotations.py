@@ -1,4 +1,4 @@
-"""What people drew on a slide: GeoJSON (QuPath) or ASAP XML (CAMELYON), as shapes in level-0 pixels."""
+"""Annotations drawn on a slide: GeoJSON (QuPath) or ASAP XML (CAMELYON), as shapes in level-0 pixels."""
 
 from __future__ import annotations
 
@@ -18,45 +18,77 @@ from ..errors import ConfigError
 from ..types import Box
 from .geojson import from_qupath_frame, parse_geojson
 
-# CAMELYON16's group of holes in a tumour, its name in other ASAP files, and QuPath's class for what does not count.
+# CAMELYON16's group of holes in a tumour, its name in other ASAP files, and QuPath's class for regions to ignore.
 EXCLUSIONS = ("_2", "Exclusion", "Ignore*")
 
-_OUTLINES = {"Polygon", "Spline", "Rectangle"}  # ASAP writes the points of all three in order around the region
+_OUTLINES = {"Polygon", "Spline", "Rectangle"}  # ASAP writes the vertices of all three in order around the region
 
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """The regions of one slide; ``notes`` says what had to be repaired or left out."""
+    """The annotated regions of one slide.
 
-    regions: tuple[tuple[str, BaseGeometry], ...]  # (class name, Polygon or MultiPolygon in px0)
+    Attributes
+    ----------
+    regions : tuple of (str, BaseGeometry)
+        Class name ("" without a class) and Polygon or MultiPolygon in level-0 pixels.
+    notes : tuple of str
+        The regions that were repaired or left out, and why.
+    """
+
+    regions: tuple[tuple[str, BaseGeometry], ...]
     notes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names that occur, sorted; "" where a region has none."""
+        """Class names that occur, sorted; "" for regions without a class."""
         return tuple(sorted({name for name, _ in self.regions}))
 
     def area(self, classes: Sequence[str] | None = None, exclude: Sequence[str] = EXCLUSIONS) -> MultiPolygon:
-        """Union of the regions of ``classes`` (default: all), minus those of ``exclude``, in px0.
+        """Union of the regions of some classes, minus the excluded ones.
 
-        Class names are compared without regard to case. A class that is asked for is not excluded.
+        Parameters
+        ----------
+        classes : sequence of str, optional
+            Classes to include, compared without regard to case; default: all.
+        exclude : sequence of str
+            Classes to subtract; a class in ``classes`` is not subtracted.
+
+        Returns
+        -------
+        MultiPolygon
+            The area in level-0 pixels, possibly empty.
         """
-        wanted = None if classes is None else {c.casefold() for c in classes}
-        excluded = {c.casefold() for c in exclude} - (wanted or set())
+        included = None if classes is None else {c.casefold() for c in classes}
+        excluded = {c.casefold() for c in exclude} - (included or set())
         inside, outside = [], []
         for name, region in self.regions:
             if name.casefold() in excluded:
                 outside.append(region)
-            elif wanted is None or name.casefold() in wanted:
+            elif included is None or name.casefold() in included:
                 inside.append(region)
         return _polygons(shapely.difference(shapely.union_all(inside), shapely.union_all(outside)))
 
 
 def read_annotation(path: str | os.PathLike[str], bounds_px0: Box = (0, 0, 0, 0)) -> Annotation:
-    """Read GeoJSON or ASAP XML, whichever the file holds.
+    """Read GeoJSON or ASAP XML, whichever the file contains.
 
-    GeoJSON is in QuPath's frame, which starts at ``bounds_px0``; ASAP counts from the full slide's corner. Invalid
-    outlines are made valid (``notes`` says which). Raises ``ConfigError`` where the file cannot be used.
+    Parameters
+    ----------
+    path : str or path-like
+        GeoJSON in QuPath's frame, or ASAP XML in the frame of the full slide.
+    bounds_px0 : (int, int, int, int)
+        Scanned part (x, y, width, height) of the slide: the origin of QuPath's frame.
+
+    Returns
+    -------
+    Annotation
+        The regions in level-0 pixels; invalid outlines are repaired and listed in ``notes``.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be used.
     """
     path = Path(path)
     try:
@@ -77,7 +109,7 @@ def read_annotation(path: str | os.PathLike[str], bounds_px0: Box = (0, 0, 0, 0)
 
 
 def _parse_asap(data: bytes) -> Iterator[tuple[str, BaseGeometry]]:
-    """(group, outline) of each annotation. Dots and rulers come as points."""
+    """(group, outline) of each annotation. Dots and rulers become points."""
     root: Element = fromstring(data)
     if root.tag != "ASAP_Annotations":
         raise ValueError(f"its root is <{root.tag}>, not <ASAP_Annotations>")

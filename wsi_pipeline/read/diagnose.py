@@ -1,4 +1,4 @@
-"""Why a file cannot be a slide, in words that say what to do."""
+"""Diagnosis of files that no reader opens: the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ..errors import SlideError
 _HEAD = 4096
 _DIRECTORIES = 100  # more than any slide has
 
-# Version in the header -> where the first pointer stands, types of a pointer and of an entry count, bytes an entry.
+# Version in the header -> offset of the first pointer, types of a pointer and of an entry count, bytes per entry.
 _TIFF = {42: (4, "I", "H", 12), 43: (8, "Q", "Q", 20)}
 
 
 def check_file(path: Path) -> None:
-    """Raises ``SlideError`` where ``path`` is no readable file, or an empty one."""
+    """Raise ``SlideError`` if ``path`` is not a readable file, or is an empty one."""
     if path.is_dir():
         raise SlideError(f"{path} is a folder; give the path of one slide file")
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
     except FileNotFoundError as error:
-        raise SlideError(f"{path} is not there; check the manifest's path column") from error
+        raise SlideError(f"{path} does not exist; check the manifest's path column") from error
     except OSError as error:
         raise SlideError(f"{path} cannot be read: {error.strerror}; check its disk and permissions") from error
     if size == 0:
@@ -30,16 +30,16 @@ def check_file(path: Path) -> None:
 
 
 def diagnose(path: Path) -> str:
-    """What is wrong with a file that no reader opens, and what to do about it."""
+    """Describe what is wrong with a file that no reader opens, and what to do about it."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if _is_text(head):
         first = head.decode("utf-8", "replace").lstrip("\ufeff").split("\n", 1)[0].strip()
         return f"it is a text file (it begins {first[:40]!r}), not a slide; copy the slide itself"
-    cut = _tiff_cut_off(path)
-    if cut:
-        return f"it is cut off: {cut}; copy the slide again"
-    return "no reader knows this format, or the file is damaged; open it in a viewer, copy or convert it again"
+    truncation = _tiff_truncation(path)
+    if truncation:
+        return f"it is truncated: {truncation}; copy the slide again"
+    return "no reader supports this format, or the file is damaged; open it in a viewer, copy or convert it again"
 
 
 def _is_text(head: bytes) -> bool:
@@ -52,8 +52,8 @@ def _is_text(head: bytes) -> bool:
     return all(c.isprintable() or c in "\r\n\t\f\ufeff" for c in text)
 
 
-def _tiff_cut_off(path: Path) -> str | None:
-    """TIFF and BigTIFF are a chain of directories, each at a byte that the one before it names."""
+def _tiff_truncation(path: Path) -> str | None:
+    """Where a TIFF or BigTIFF ends too early: it is a chain of directories, each at an offset stored in the last."""
     size = path.stat().st_size
     with path.open("rb") as file:
 
@@ -70,9 +70,9 @@ def _tiff_cut_off(path: Path) -> str | None:
             if offset == 0:
                 return None
             if offset + struct.calcsize(count) > size:
-                return f"a directory should stand at byte {offset:,}, but it has only {size:,}"
+                return f"a directory should be at byte {offset:,}, but the file has only {size:,}"
             after = offset + struct.calcsize(count) + number(offset, count) * entry
             if after + struct.calcsize(pointer) > size:
-                return f"the directory at byte {offset:,} is not whole"
+                return f"the directory at byte {offset:,} is incomplete"
             offset = number(after, pointer)
     return None

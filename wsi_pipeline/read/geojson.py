@@ -1,7 +1,7 @@
 """GeoJSON as QuPath reads and writes it: regions with a class name, in QuPath's frame.
 
-QuPath shows a slide from its bounds on (``openslide.bounds-x/y``), and so do the coordinates in its files. The two
-functions at the end are the only place that moves between that frame and ours.
+QuPath's frame starts at the slide's bounds (``openslide.bounds-x/y``), in its display and in its files. The first two
+functions are the only ones that convert between that frame and ours.
 """
 
 from __future__ import annotations
@@ -20,20 +20,32 @@ from ..types import Box
 
 
 def from_qupath_frame(geometry: BaseGeometry, bounds_px0: Box) -> BaseGeometry:
-    """QuPath's coordinates -> level-0 pixels of the full slide."""
+    """Move a geometry from QuPath's frame to level-0 pixels of the full slide; ``bounds_px0`` are the slide's."""
     return _moved(geometry, bounds_px0[0], bounds_px0[1])
 
 
 def to_qupath_frame(geometry: BaseGeometry, bounds_px0: Box) -> BaseGeometry:
-    """Level-0 pixels of the full slide -> QuPath's coordinates."""
+    """Move a geometry from level-0 pixels of the full slide to QuPath's frame; ``bounds_px0`` are the slide's."""
     return _moved(geometry, -bounds_px0[0], -bounds_px0[1])
 
 
 def parse_geojson(text: str) -> Iterator[tuple[str, BaseGeometry]]:
-    """(class name, geometry) of each feature, as written; the class is "" where there is none.
+    """Parse GeoJSON, coordinates as written.
 
-    Takes a FeatureCollection, a Feature, a bare geometry, or QuPath's plain list of features. Raises ``ValueError``
-    where the text is none of these.
+    Parameters
+    ----------
+    text : str
+        A FeatureCollection, a Feature, a bare geometry, or QuPath's plain list of features.
+
+    Yields
+    ------
+    str, BaseGeometry
+        Class name ("" without a class) and geometry of each feature.
+
+    Raises
+    ------
+    ValueError
+        The text is none of these, or a coordinate is not a finite number.
     """
     try:
         data = json.loads(text)
@@ -48,7 +60,7 @@ def parse_geojson(text: str) -> Iterator[tuple[str, BaseGeometry]]:
         except (shapely.errors.ShapelyError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"the geometry of feature {number} cannot be read ({error})") from error
         if not np.isfinite(shapely.get_coordinates(drawn)).all():
-            raise ValueError(f"feature {number} has a coordinate that is no number")
+            raise ValueError(f"feature {number} has a coordinate that is not a finite number")
         yield _class_name(feature.get("properties")), drawn
 
 
@@ -57,7 +69,7 @@ def _features(data: object) -> Iterator[Mapping[str, Any]]:
         for item in data:
             yield from _features(item)
     elif not isinstance(data, dict):
-        raise ValueError("it holds no GeoJSON features")
+        raise ValueError("it contains no GeoJSON features")
     elif data.get("type") == "FeatureCollection" and isinstance(data.get("features"), list):
         yield from _features(data["features"])
     elif data.get("type") == "Feature":
@@ -65,7 +77,7 @@ def _features(data: object) -> Iterator[Mapping[str, Any]]:
     elif "coordinates" in data or "geometries" in data:
         yield {"geometry": data}
     else:
-        raise ValueError(f"it holds no GeoJSON features but {data.get('type', 'other data')!r}")
+        raise ValueError(f"it contains {data.get('type', 'other data')!r} instead of GeoJSON features")
 
 
 def _class_name(properties: object) -> str:

@@ -1,4 +1,4 @@
-"""Plain images: PNG, JPEG and one-page TIFF, held in memory as one level."""
+"""Reader for plain images: PNG, JPEG and one-page TIFF, kept in memory as one level."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .resolution import Claim, tiff_claim
 from .slide import Backend, readers
 
 _EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB"}
-# What Pillow raises on damaged files, besides OSError.
+# Exceptions that Pillow raises on damaged files.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, struct.error)
 _RESOLUTION_UNIT, _X_RESOLUTION, _Y_RESOLUTION = 296, 282, 283
 
 
 class PlainImage:
-    """One picture in memory."""
+    """One image in memory; see ``slide.Backend``."""
 
     def __init__(self, pixels: UInt8, vendor: str, claims: tuple[Claim, ...]) -> None:
         height, width = pixels.shape[:2]
@@ -42,9 +42,9 @@ class PlainImage:
 
 @readers.register("image")
 def plain_image(path: Path) -> Backend:
-    """PNG, JPEG or one-page TIFF of up to 89 million pixels; they carry no resolution, except some TIFFs."""
+    """PNG, JPEG or one-page TIFF of up to 89 million pixels; only some TIFFs state a resolution."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's doubts about metadata that is not used here
+        warnings.simplefilter("ignore")  # Pillow's warnings about metadata that is not used here
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
@@ -52,7 +52,7 @@ def plain_image(path: Path) -> Backend:
                 return PlainImage(_over_white(image), f"{image.format}".lower(), _claims(image))
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise SlideError(
-                f"more than {Image.MAX_IMAGE_PIXELS} pixels are too many for a plain image; make it a pyramid, "
+                f"more than {Image.MAX_IMAGE_PIXELS} pixels are too many for a plain image; convert it to a pyramid, "
                 f"for example with `vips tiffsave in.png out.tif --tile --pyramid --compression jpeg`"
             ) from error
         except UnidentifiedImageError as error:
@@ -60,7 +60,7 @@ def plain_image(path: Path) -> Backend:
         except SlideError:
             raise
         except _DAMAGE as error:
-            raise SlideError(f"damaged or cut off ({' '.join(str(error).split())})") from error
+            raise SlideError(f"damaged or truncated ({' '.join(str(error).split())})") from error
 
 
 def _check(image: Image.Image) -> None:
@@ -80,7 +80,7 @@ def _over_white(image: Image.Image) -> UInt8:
 
 
 def _claims(image: Image.Image) -> tuple[Claim, ...]:
-    """A TIFF's resolution tags; a screen's density in a PNG or JPEG says nothing of a microscope."""
+    """A TIFF's resolution tags; the screen density in a PNG or JPEG is not the resolution of a microscope."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return ()
     tags = image.tag_v2

@@ -1,7 +1,7 @@
-"""The JPEG tiles of one level, each decoded by libjpeg-turbo straight from the file.
+"""The JPEG tiles of one level, decoded by libjpeg-turbo directly from the file.
 
-A TIFF keeps what its tiles share (quantisation and Huffman tables) once, and says how they are coloured in a tag. A
-decoder wants both in front of each tile: start of image, Adobe's APP14 marker with the colour transform, the tables.
+A TIFF stores the tables that its tiles share (quantisation and Huffman) once, and their colour space in a tag. A JPEG
+decoder needs both in front of each tile: start of image, Adobe's APP14 marker with the colour transform, the tables.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ..types import Int64, UInt8
 from .memory import Scratch, tile_memory
 from .resample import block_means
 
-SCALES = (1, 2, 4, 8)  # what the inverse DCT can shrink a tile by
+SCALES = (1, 2, 4, 8)  # factors by which the inverse DCT can shrink a tile
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 
 
 class TileFile:
-    """A file that threads read at once, each into a buffer of its own."""
+    """A file that several threads read concurrently, each into its own buffer."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,21 +37,31 @@ class TileFile:
         self._lock = threading.Lock()
         self._local = threading.local()
 
-    def read_after_header(self, head: bytes, offset: int, count: int) -> memoryview | None:
-        """``head`` and the ``count`` bytes at ``offset``, without the two that begin an image; None without those.
+    def read_after_header(self, header: bytes, offset: int, count: int) -> memoryview | None:
+        """Read a tile's JPEG stream with a header in place of its start-of-image marker.
 
-        The view is this thread's until its next call.
+        Parameters
+        ----------
+        header : bytes
+            See ``header_of``.
+        offset, count : int
+            Position and length of the tile in the file, bytes.
+
+        Returns
+        -------
+        memoryview or None
+            The stream, valid until this thread's next call; None if no image begins at ``offset``.
         """
-        length = len(head) - len(_SOI) + count
+        length = len(header) - len(_SOI) + count
         buffer: bytearray | None = getattr(self._local, "buffer", None)
         if buffer is None or len(buffer) < length:
             buffer = self._local.buffer = bytearray(2 * length)
-        whole = memoryview(buffer)[:length]
-        data = whole[len(head) - len(_SOI) :]
+        stream = memoryview(buffer)[:length]
+        data = stream[len(header) - len(_SOI) :]
         if self._read_at(offset, data) < count or data[: len(_SOI)] != _SOI:
             return None
-        whole[: len(head)] = head
-        return whole
+        stream[: len(header)] = header
+        return stream
 
     def _read_at(self, offset: int, data: memoryview) -> int:
         if hasattr(os, "preadv"):
@@ -61,23 +71,41 @@ class TileFile:
             return self._file.readinto(data) or 0  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._file.close()
 
 
 @dataclass(frozen=True, eq=False)
 class TileLevel:
-    """One level as its tiles, numbered row by row. Frame: pixels of the level as they are given, shrunk or not."""
+    """The tiles of one level, numbered row by row. Frame: pixels of the level after any shrinking.
+
+    Attributes
+    ----------
+    file : TileFile
+        The slide file.
+    level : int
+        Index of the stored level.
+    downsample : float
+        Level-0 pixels per pixel.
+    size, tile : (int, int)
+        (width, height) of the level and of a tile.
+    offsets, counts : ndarray of int64, (tiles,)
+        Position and length of each tile in the file, bytes; length 0: the scanner stored nothing there.
+    header : bytes
+        See ``header_of``.
+    full : TileLevel, optional
+        Each pixel is the mean of a square of pixels of this level; None: the level is decoded as it is.
+    """
 
     file: TileFile
     level: int
-    downsample: float  # level-0 pixels per pixel
-    size: tuple[int, int]  # (width, height)
-    tile: tuple[int, int]  # (width, height) of a tile
-    offsets: Int64 = field(repr=False)  # (tiles,) bytes
-    counts: Int64 = field(repr=False)  # (tiles,) bytes; 0: the scanner stored nothing there
-    head: bytes = field(repr=False)
-    full: TileLevel | None = None  # each pixel is the mean of a square of this one's; None: it is what is decoded
+    downsample: float
+    size: tuple[int, int]
+    tile: tuple[int, int]
+    offsets: Int64 = field(repr=False)  # (tiles,)
+    counts: Int64 = field(repr=False)  # (tiles,)
+    header: bytes = field(repr=False)
+    full: TileLevel | None = None
 
     @property
     def columns(self) -> int:
@@ -90,7 +118,7 @@ class TileLevel:
         return -(-self.size[1] // self.tile[1])
 
     def scaled(self, by: int) -> TileLevel:
-        """The same tiles, shrunk while they are decoded, by the inverse DCT; ``by`` is one of ``SCALES``."""
+        """The same tiles, shrunk by the inverse DCT while they are decoded; ``by`` is one of ``SCALES``."""
         return replace(
             self,
             downsample=self.downsample * by,
@@ -99,26 +127,45 @@ class TileLevel:
         )
 
     def averaged(self, by: int) -> TileLevel:
-        """The same tiles, each square of ``by`` x ``by`` pixels as its mean: ``resample.area_mean``'s.
+        """The same tiles with each square of ``by`` x ``by`` pixels replaced by its mean, as ``resample.area_mean``.
 
-        ``by`` divides the sides of a tile. White outside the level counts in the squares that its edge crosses.
+        ``by`` divides the sides of a tile. Squares on the level's edge include white pixels outside the level.
         """
         return self if by == 1 else replace(self.scaled(by), full=self)
 
     def spans(self, start: Int64, size: Int64) -> Int64:
-        """(N, 4): the first column and row, and those after the last, of the tiles that each region touches.
+        """Tiles that each region touches.
 
-        ``start`` and ``size`` are (N, 2); what lies outside the level touches none.
+        Parameters
+        ----------
+        start, size : ndarray of int64, (N, 2)
+            First pixel (x, y) and (width, height) of each region, pixels of the level.
+
+        Returns
+        -------
+        ndarray of int64, (N, 4)
+            First column, first row, column after the last, row after the last; regions outside the level touch none.
         """
         low = np.maximum(start, 0) // self.tile
         high = -(-np.minimum(start + size, self.size) // self.tile)
         return np.hstack([low, high])
 
     def decode(self, tile: int, out: UInt8) -> None:
-        """Fill ``out`` (tile height, tile width, 3); a tile that is not stored is white.
+        """Decode a tile; one that is not stored is white. Thread-safe.
 
-        Thread-safe. Raises ``RegionError`` where the tile's bytes are no whole picture of its size, and ``SlideError``
-        where the file cannot be read at all.
+        Parameters
+        ----------
+        tile : int
+            Number of the tile, row by row.
+        out : ndarray of uint8, (tile height, tile width, 3)
+            Filled with RGB.
+
+        Raises
+        ------
+        RegionError
+            The tile's bytes are not a complete image of its size.
+        SlideError
+            The file can no longer be read.
         """
         if self.full is not None:
             self._average(self.full, tile, out)
@@ -130,11 +177,11 @@ class TileLevel:
         if offset + count > self.file.size:
             raise self._damaged(tile, "the file ends before it")
         try:
-            data = self.file.read_after_header(self.head, offset, count)
+            data = self.file.read_after_header(self.header, offset, count)
         except OSError as error:
             raise SlideError(f"{self.file.path} can no longer be read ({error}); is its disk still there?") from error
         if data is None:
-            raise self._damaged(tile, "no picture begins there")
+            raise self._damaged(tile, "no image begins there")
         try:
             decoded = simplejpeg.decode_jpeg(
                 data, "RGB", fastdct=False, fastupsample=False, min_height=len(out), min_width=out.shape[1], buffer=out
@@ -142,7 +189,7 @@ class TileLevel:
         except ValueError as error:
             raise self._damaged(tile, " ".join(str(error).split())) from error
         if decoded.shape != out.shape:
-            raise self._damaged(tile, f"it holds {decoded.shape[1]} x {decoded.shape[0]} pixels")
+            raise self._damaged(tile, f"it has {decoded.shape[1]} x {decoded.shape[0]} pixels")
 
     def _average(self, full: TileLevel, tile: int, out: UInt8) -> None:
         row, column = divmod(tile, self.columns)
@@ -156,14 +203,28 @@ class TileLevel:
         row, column = divmod(tile, self.columns)
         return RegionError(
             f"{self.file.path.name}: level {self.level}, the tile in column {column}, row {row} cannot be decoded "
-            f"({reason}); copy the slide again if it should be whole"
+            f"({reason}); copy the slide again if the original is intact"
         )
 
 
 def assemble(level: TileLevel, start: Sequence[int], tiles: dict[int, UInt8], out: UInt8) -> UInt8:
-    """Fill ``out`` (h, w, 3), whose first pixel is ``start``, from decoded ``tiles``, by number.
+    """Copy a region from decoded tiles, white outside the level.
 
-    White outside the level. Gives ``out``.
+    Parameters
+    ----------
+    level : TileLevel
+        The level.
+    start : (int, int)
+        First pixel (x, y) of the region, pixels of the level.
+    tiles : dict of int to ndarray of uint8, (tile height, tile width, 3)
+        Decoded tiles by number; all that the region touches.
+    out : ndarray of uint8, (h, w, 3)
+        Filled with the region.
+
+    Returns
+    -------
+    ndarray of uint8, (h, w, 3)
+        ``out``.
     """
     height, width = out.shape[:2]
     (x0, y0), (side_x, side_y), columns = start, level.tile, level.columns
@@ -182,7 +243,7 @@ def assemble(level: TileLevel, start: Sequence[int], tiles: dict[int, UInt8], ou
 
 
 def _steps(start: int, stop: int, side: int) -> Iterator[tuple[int, int]]:
-    """From ``start`` to ``stop``, ended by each edge of a tile."""
+    """Intervals from ``start`` to ``stop``, divided at the tile edges."""
     while start < stop:
         far = min((start // side + 1) * side, stop)
         yield start, far
@@ -190,15 +251,30 @@ def _steps(start: int, stop: int, side: int) -> Iterator[tuple[int, int]]:
 
 
 def _parts(at: int, far: int, origin: int, side: int) -> tuple[slice, slice]:
-    """Of what begins at ``origin``, and of the tile that ``at`` is in."""
+    """The interval from ``at`` to ``far`` relative to ``origin``, and relative to the tile that contains ``at``."""
     begin = at // side * side
     return slice(at - origin, far - origin), slice(at - begin, far - begin)
 
 
 def region(level: TileLevel, start: Sequence[int], size: tuple[int, int]) -> UInt8:
-    """Pixels (height, width, 3) of ``size`` = (width, height) from ``start``, white outside the level.
+    """Decode a region, white outside the level.
 
-    Raises ``RegionError`` where one of its tiles cannot be decoded.
+    Parameters
+    ----------
+    level : TileLevel
+        The level.
+    start, size : (int, int)
+        First pixel (x, y) and (width, height), pixels of the level.
+
+    Returns
+    -------
+    ndarray of uint8, (height, width, 3)
+        RGB.
+
+    Raises
+    ------
+    RegionError
+        One of its tiles cannot be decoded.
     """
     left, top, right, bottom = level.spans(np.array([start]), np.array([size]))[0].tolist()
     tiles: dict[int, UInt8] = {}
@@ -208,8 +284,8 @@ def region(level: TileLevel, start: Sequence[int], size: tuple[int, int]) -> UIn
     return assemble(level, start, tiles, np.empty((size[1], size[0], 3), np.uint8))
 
 
-def head_of(tables: bytes | None, rgb: bool) -> bytes:
-    """What goes in front of each tile: Adobe's marker (transform 0: RGB, 1: YCbCr), then the shared tables."""
+def header_of(tables: bytes | None, rgb: bool) -> bytes:
+    """JPEG header for each tile: start of image, Adobe's marker (transform 0: RGB, 1: YCbCr), the shared tables."""
     adobe = b"\xff\xee" + struct.pack(">H5sHHHB", 14, b"Adobe", 100, 0, 0, 0 if rgb else 1)
     if tables is None:
         return _SOI + adobe

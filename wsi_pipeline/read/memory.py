@@ -1,4 +1,4 @@
-"""Memory that is used again and again: a fresh array costs a page fault every 4 KB, and is in no cache."""
+"""Reused memory: a new array costs a page fault per 4 KB, and is not in the processor's cache."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..types import UInt8
 
 
 def tile_memory(shape: tuple[int, ...]) -> UInt8:
-    """An array that tiles are decoded into.
+    """Create an uninitialised uint8 array of ``shape`` for decoded tiles.
 
-    It begins 16 bytes off a multiple of 32: where a row is aligned, libjpeg-turbo writes it past the processor's
-    cache, and both it and who reads the tile next are slower.
+    It begins 16 bytes after a multiple of 32: libjpeg-turbo writes aligned rows past the processor's cache, which
+    slows down both the decoder and the next reader of the tile.
     """
     count = math.prod(shape)
     memory = np.empty(count + 31, np.uint8)
@@ -24,34 +24,34 @@ def tile_memory(shape: tuple[int, ...]) -> UInt8:
 
 
 class Scratch(threading.local):
-    """Memory of each thread."""
+    """Scratch memory of each thread."""
 
     def __init__(self) -> None:
-        self._held = tile_memory((0,))
+        self._memory = tile_memory((0,))
 
     def array(self, shape: tuple[int, int, int]) -> UInt8:
-        """An array of this thread, until its next call."""
+        """An uninitialised uint8 array of this thread, valid until its next call."""
         count = math.prod(shape)
-        if len(self._held) < count:
-            self._held = tile_memory((count,))
-        return self._held[:count].reshape(shape)
+        if len(self._memory) < count:
+            self._memory = tile_memory((count,))
+        return self._memory[:count].reshape(shape)
 
 
 class Recycled:
-    """Makes arrays; the memory of one that nobody holds any more, nor a view of it, goes to the next.
+    """Creates arrays; the memory of an array without remaining references, views included, is used again.
 
-    One thread makes them; any may be the last to hold one.
+    One thread creates the arrays; the last reference may be dropped by any thread.
     """
 
     def __init__(self) -> None:
         self._free: list[UInt8] = []
 
     def __call__(self, shape: tuple[int, ...]) -> UInt8:
-        """An array with anything in it."""
+        """An uninitialised uint8 array of ``shape``."""
         count = math.prod(shape)
         memory = self._free.pop() if self._free else np.empty(count, np.uint8)
         if len(memory) < count:
             memory = np.empty(count, np.uint8)
-        array = np.frombuffer(memory.data, np.uint8, count)  # views of it hold it, and not the memory alone
+        array = np.frombuffer(memory.data, np.uint8, count)  # its views reference it, and not only the memory
         weakref.finalize(array, self._free.append, memory).atexit = False
         return array.reshape(shape)

@@ -1,4 +1,4 @@
-"""Every format that OpenSlide opens, DICOM included."""
+"""Reader for every format that OpenSlide opens, DICOM included."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .slide import Backend, readers
 
 
 class OpenSlideFile:
-    """An OpenSlide handle, and a new one after each error: OpenSlide refuses all work on a handle that met one."""
+    """An OpenSlide handle, replaced after each error: OpenSlide refuses further reads on a handle with an error."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -34,17 +34,17 @@ class OpenSlideFile:
         try:
             return _over_white(handle.read_region(xy_px0, level, size))
         except openslide.OpenSlideError:
-            return self._read_alone(handle, xy_px0, level, size)
+            return self._read_on_new_handle(handle, xy_px0, level, size)
 
     def close(self) -> None:
         self._handle.close()
 
-    def _read_alone(
+    def _read_on_new_handle(
         self, poisoned: openslide.OpenSlide, xy_px0: tuple[int, int], level: int, size: tuple[int, int]
     ) -> UInt8:
-        """Read again on a handle of its own: only that tells a bad region from another thread's error.
+        """Read again on a separate handle: only this distinguishes a bad region from another thread's error.
 
-        A poisoned handle is dropped, not closed: other threads may still be inside it.
+        A poisoned handle is dropped, not closed: other threads may still be using it.
         """
         try:
             with self._lock:
@@ -59,7 +59,7 @@ class OpenSlideFile:
             x, y = xy_px0
             raise RegionError(
                 f"{self._path.name}: level {level}, {size[0]} x {size[1]} px at ({x}, {y}) cannot be decoded "
-                f"({error}); copy the slide again if it should be whole"
+                f"({error}); copy the slide again if the original is intact"
             ) from error
         finally:
             own.close()
@@ -67,7 +67,7 @@ class OpenSlideFile:
 
 @readers.register("openslide")
 def openslide_file(path: Path) -> Backend:
-    """SVS, NDPI, MRXS, SCN, BIF, VMS, Philips and generic tiled TIFF, DICOM and all else that OpenSlide opens."""
+    """SVS, NDPI, MRXS, SCN, BIF, VMS, Philips and generic tiled TIFF, DICOM and every other OpenSlide format."""
     return OpenSlideFile(path)
 
 
@@ -79,7 +79,7 @@ def _open(path: Path) -> openslide.OpenSlide:
 
 
 def _bounds(properties: Mapping[str, str], size: tuple[int, int]) -> Box:
-    """``openslide.bounds-*`` where all four are there, clipped to the slide; else the whole slide."""
+    """``openslide.bounds-*`` if all four are present, clipped to the slide; else the whole slide."""
     try:
         x, y, width, height = (int(properties[f"openslide.bounds-{name}"]) for name in ("x", "y", "width", "height"))
     except (KeyError, ValueError):
@@ -88,7 +88,7 @@ def _bounds(properties: Mapping[str, str], size: tuple[int, int]) -> Box:
 
 
 def _over_white(region: Image.Image) -> UInt8:
-    """RGBA -> RGB; what the scanner left out is transparent, and becomes white."""
+    """RGBA -> RGB; regions that the scanner left out are transparent, and become white."""
     if region.getchannel("A").getextrema() == (255, 255):
         return np.asarray(region.convert("RGB"))
     white = Image.new("RGB", region.size, (255, 255, 255))

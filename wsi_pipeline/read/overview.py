@@ -1,4 +1,4 @@
-"""The whole slide, small: read block by block, so that memory follows the output and never the slide."""
+"""Low-resolution overview of a slide, read block by block: memory depends on the output, never on the slide."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..geometry import best_level, um_to_px0, window
 from ..types import Box, Slide, UInt8
 from .resample import area_mean
 
-BLOCK_PX = 2048  # level pixels a side that are in memory at once
+BLOCK_PX = 2048  # side of the largest block in memory, level pixels
 SMALLEST_PX = 256  # an unreadable block is split down to this, about one tile of the file
 MAX_PIXELS = 2**26  # 200 MB
 
@@ -21,24 +21,50 @@ Part = tuple[int, int, int, int]  # columns x0 to x1, rows y0 to y1 of the overv
 
 
 class Overview(NamedTuple):
-    """A raster whose (0, 0) is the slide's (0, 0)."""
+    """A raster whose (0, 0) is the slide's (0, 0).
 
-    rgb: UInt8  # (h, w, 3); white outside the slide, and where unreadable
-    side_px0: tuple[float, float]  # width and height of one pixel
-    unreadable_px0: tuple[Box, ...]  # what could not be decoded
+    Attributes
+    ----------
+    rgb : ndarray of uint8, (h, w, 3)
+        White outside the slide and in unreadable regions.
+    side_px0 : (float, float)
+        Width and height of one pixel in level-0 pixels.
+    unreadable_px0 : tuple of (int, int, int, int)
+        Boxes (x, y, width, height) in level-0 pixels that could not be decoded.
+    """
+
+    rgb: UInt8  # (h, w, 3)
+    side_px0: tuple[float, float]
+    unreadable_px0: tuple[Box, ...]
 
 
 def read_overview(slide: Slide, *, mpp: float | None = None, max_px: int | None = None) -> Overview:
-    """The slide at ``mpp`` µm per pixel, or with at most ``max_px`` pixels a side; never finer than level 0.
+    """Read the whole slide at low resolution. Each pixel is the exact mean over its footprint in the best level.
 
-    Each pixel is the exact mean over its footprint in the best level. Raises ``SlideError`` where nothing can be
-    decoded, or where the result would not fit in memory.
+    Parameters
+    ----------
+    slide : Slide
+        The open slide.
+    mpp : float, optional
+        µm per pixel of the overview; never finer than level 0. Give this or ``max_px``.
+    max_px : int, optional
+        Largest side of the overview in pixels.
+
+    Returns
+    -------
+    Overview
+        The raster and its unreadable regions.
+
+    Raises
+    ------
+    SlideError
+        Nothing can be decoded, or the overview would not fit in memory.
     """
     side = _side_px0(slide, mpp, max_px)
     width, height = (math.ceil(extent / s - 1e-9) for extent, s in zip(slide.sizes[0], side, strict=True))
     if width * height > MAX_PIXELS:
         raise SlideError(
-            f"{slide.path.name}: an overview of {width} x {height} pixels is too large; ask for a coarser one "
+            f"{slide.path.name}: an overview of {width} x {height} pixels is too large; use a coarser one "
             f"(tile.tissue_mpp)"
         )
     level = best_level(slide.downsamples, min(side))
@@ -79,7 +105,7 @@ def _blocks(size: tuple[int, int], side: tuple[float, float], downsample: float)
 def _read_part(
     slide: Slide, part: Part, side: tuple[float, float], level: int
 ) -> Iterator[tuple[Part, UInt8 | RegionError]]:
-    """The part's pixels; where they cannot be decoded, quarter by quarter, so that little is lost."""
+    """The part's pixels; if they cannot be decoded, quarter by quarter, so that little is lost."""
     x0, y0, x1, y1 = part
     corner = math.floor(x0 * side[0]), math.floor(y0 * side[1])
     footprint = x1 * side[0] - corner[0], y1 * side[1] - corner[1]

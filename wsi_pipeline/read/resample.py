@@ -1,4 +1,4 @@
-"""One resampling for patches and overviews: the exact mean over each output pixel's footprint."""
+"""Resampling of patches and overviews: the exact mean over each output pixel's footprint."""
 
 from __future__ import annotations
 
@@ -14,11 +14,25 @@ Rectangle = tuple[float, float, float, float]  # (left, top, right, bottom)
 
 
 def area_mean(pixels: UInt8, box: Rectangle, size: tuple[int, int]) -> UInt8:
-    """``box`` of ``pixels`` (h, w, 3) as ``size`` = (width, height) pixels, uint8 (height, width, 3).
+    """Resample a box of an image with an area filter that neither shifts nor aliases.
 
-    The picture is constant on each of its pixels and each output pixel is its mean over that pixel's exact,
-    fractional footprint, rounded half up: an area filter that neither shifts nor aliases. Where the footprints are
-    whole pixels, the same comes faster; where one is one pixel, nothing is computed at all.
+    The image is constant on each of its pixels, and each output pixel is the mean over its exact, fractional
+    footprint, rounded half up. Footprints of whole pixels take a faster path to the same result; footprints of one
+    pixel are copied.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, (h, w, 3)
+        The image.
+    box : (float, float, float, float)
+        (left, top, right, bottom) inside the image, in pixels.
+    size : (int, int)
+        (width, height) of the output.
+
+    Returns
+    -------
+    ndarray of uint8, (height, width, 3)
+        The resampled box.
     """
     left, top, right, bottom = box
     factors = (right - left) / size[0], (bottom - top) / size[1]
@@ -33,10 +47,23 @@ def area_mean(pixels: UInt8, box: Rectangle, size: tuple[int, int]) -> UInt8:
 
 
 def block_means(pixels: UInt8, fx: int, fy: int) -> UInt8:
-    """Means over blocks of ``fx`` x ``fy`` pixels, in whole numbers, rounded half up: (h / fy, w / fx, 3)."""
+    """Means over blocks of pixels, in integer arithmetic, rounded half up.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, (h, w, 3)
+        The image.
+    fx, fy : int
+        Width and height of a block; they divide w and h.
+
+    Returns
+    -------
+    ndarray of uint8, (h / fy, w / fx, 3)
+        The means.
+    """
     if (fx, fy) == (1, 1):
         return pixels.copy()
-    if (fx, fy) == (2, 2):  # OpenCV's area filter does this one in whole numbers, too, at four times the speed
+    if (fx, fy) == (2, 2):  # OpenCV's area filter also uses integers here, at four times the speed
         size = pixels.shape[1] // 2, pixels.shape[0] // 2
         return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
     count = fx * fy
@@ -54,9 +81,9 @@ def block_means(pixels: UInt8, fx: int, fy: int) -> UInt8:
 
 @functools.lru_cache(maxsize=64)
 def _filter(length: int, start: float, step: float, count: int) -> csr_array:
-    """(count, length): row i holds the share that each pixel has in [start + i step, start + (i + 1) step).
+    """(count, length): row i has each pixel's weight in the mean over [start + i step, start + (i + 1) step).
 
-    A grid's patches share a few of them.
+    Cached, because the patches of a grid need only a few different filters.
     """
     edges = np.clip(start + step * np.arange(count + 1), 0, length)
     low, high = edges[:-1], edges[1:]
@@ -64,6 +91,6 @@ def _filter(length: int, start: float, step: float, count: int) -> csr_array:
     taps = max(int(np.max(np.ceil(high).astype(np.int64) - first)), 1)
     pixel = first[:, None] + np.arange(taps)  # (count, taps)
     covered = np.clip(np.minimum(high[:, None], pixel + 1) - np.maximum(low[:, None], pixel), 0, None)
-    shares = (covered / (high - low)[:, None]).astype(np.float32)
-    starts = np.arange(0, shares.size + 1, taps)
-    return csr_array((shares.ravel(), np.minimum(pixel, length - 1).ravel(), starts), shape=(count, length))
+    weights = (covered / (high - low)[:, None]).astype(np.float32)
+    starts = np.arange(0, weights.size + 1, taps)
+    return csr_array((weights.ravel(), np.minimum(pixel, length - 1).ravel(), starts), shape=(count, length))

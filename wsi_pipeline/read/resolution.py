@@ -1,4 +1,4 @@
-"""How many micrometres a pixel of level 0 is, and who says so."""
+"""Resolution of level 0 in micrometres per pixel, and where it is stated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import SlideError
 
 PLAUSIBLE_UM = (0.05, 20.0)  # from beyond the finest objective to a flatbed scan of the whole glass
 
-# Written by programs that know nothing of a microscope: screens, printers, flatbed scanners, Pillow's defaults.
+# Written by programs that do not know the microscope's resolution: for screens, printers, flatbed scanners, defaults.
 PRINTER_DPI = (72, 75, 96, 100, 120, 144, 150, 180, 200, 240, 254, 300, 350, 360, 400, 600, 720, 1200, 2400, 4800)
 
 UM_PER_INCH, UM_PER_CM = 25_400.0, 10_000.0
@@ -20,18 +20,47 @@ UM_PER_INCH, UM_PER_CM = 25_400.0, 10_000.0
 
 @dataclass(frozen=True)
 class Claim:
-    """A resolution that the file states: µm per pixel of level 0, and the property that says it."""
+    """A resolution that the file states.
 
-    mpp: tuple[float, float]  # (x, y)
+    Attributes
+    ----------
+    mpp : (float, float)
+        µm per level-0 pixel, (x, y).
+    source : str
+        The property that states it.
+    """
+
+    mpp: tuple[float, float]
     source: str
 
 
 def resolve_mpp(
     path: Path, manifest: float | None, config: ReadConfig, claims: Sequence[Claim]
 ) -> tuple[tuple[float, float], str]:
-    """(x, y) µm per pixel and where it was found: the manifest, then ``read.mpp``, then the first claim that holds.
+    """Find a slide's resolution: the manifest, then ``read.mpp``, then the first plausible claim of the file.
 
-    Raises ``SlideError`` that says which claims were not trusted, and how to give the resolution.
+    Parameters
+    ----------
+    path : Path
+        The slide, for the error message.
+    manifest : float, optional
+        µm per level-0 pixel from the manifest.
+    config : ReadConfig
+        The config section ``read``.
+    claims : sequence of Claim
+        Resolutions that the file states, the most reliable first.
+
+    Returns
+    -------
+    mpp : (float, float)
+        µm per level-0 pixel, (x, y).
+    source : str
+        Where it was found.
+
+    Raises
+    ------
+    SlideError
+        No resolution was found; names the implausible claims and how to give the resolution.
     """
     if manifest is not None:
         return (manifest, manifest), "manifest"
@@ -41,7 +70,7 @@ def resolve_mpp(
         return (config.mpp, config.mpp), "read.mpp"
     doubts = []
     for claim in claims:
-        doubt = distrust(claim)
+        doubt = implausible(claim)
         if doubt is None:
             return claim.mpp, claim.source
         doubts.append(f"{claim.source} {doubt}")
@@ -52,22 +81,22 @@ def resolve_mpp(
     )
 
 
-def distrust(claim: Claim) -> str | None:
-    """Why a claim is not believed; None: it is."""
+def implausible(claim: Claim) -> str | None:
+    """Why a claim is not a microscope's resolution; None if it is plausible."""
     low, high = PLAUSIBLE_UM
     for mpp in claim.mpp:
         if not (math.isfinite(mpp) and mpp > 0):
             return "is not a resolution"
         dpi = UM_PER_INCH / mpp
         if any(abs(dpi - known) < 0.005 * known for known in PRINTER_DPI):
-            return f"means {dpi:.0f} dpi, a screen's or printer's"
+            return f"means {dpi:.0f} dpi, the resolution of a screen or printer"
         if not low <= mpp <= high:
-            return f"means {mpp:.4g} µm/px, no microscope's"
+            return f"means {mpp:.4g} µm/px, not the resolution of a microscope"
     return None
 
 
 def openslide_claims(properties: Mapping[str, str]) -> tuple[Claim, ...]:
-    """What OpenSlide's properties state, the best first."""
+    """Resolutions that OpenSlide's properties state, the most reliable first."""
     claims = [
         _pair(properties, "openslide.mpp-x", "openslide.mpp-y"),
         _pair(properties, "aperio.MPP", "aperio.MPP"),
@@ -84,7 +113,7 @@ def openslide_claims(properties: Mapping[str, str]) -> tuple[Claim, ...]:
 
 
 def tiff_claim(x: float | None, y: float | None, unit: str) -> Claim | None:
-    """TIFF's XResolution and YResolution (pixels per ``unit``); without a unit of length they say nothing."""
+    """TIFF's XResolution and YResolution (pixels per ``unit``); None without a unit of length."""
     um = {"inch": UM_PER_INCH, "centimeter": UM_PER_CM}.get(unit)
     if not (x and y and um):
         return None

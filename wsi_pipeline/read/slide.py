@@ -1,4 +1,4 @@
-"""The slide that every room reads from: the public ``read`` checks and pads, a reader's own ``read`` only reads."""
+"""The slide that every stage reads from: the public ``read`` checks and pads, a backend's own ``read`` only reads."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ AUTO = ("jpeg_tiff", "openslide", "image")  # tried in this order
 
 
 class Backend(Protocol):
-    """What a reader gives: the file's facts, and pixels of regions that lie wholly inside it.
+    """What a reader plug-in returns: the file's metadata, and pixels of regions that lie entirely inside the slide.
 
-    A factory takes the path and raises ``SlideError`` with the bare reason where it cannot open the file.
+    A factory takes the path and raises ``SlideError`` with only the reason if it cannot open the file. The attributes
+    are those of ``types.Slide``; ``claims`` are the resolutions that the file states, the most reliable first.
     """
 
     vendor: str
-    sizes: tuple[tuple[int, int], ...]  # (width, height) of each level, largest first
+    sizes: tuple[tuple[int, int], ...]
     downsamples: tuple[float, ...]
     bounds_px0: Box
-    claims: tuple[Claim, ...]  # resolutions that the file states, the best first
+    claims: tuple[Claim, ...]
 
     def read(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> UInt8:
         """Pixels (height, width, 3), transparent ones white. Thread-safe.
 
-        Raises ``RegionError`` where they cannot be decoded, and can be read again afterwards.
+        Raises ``RegionError`` if they cannot be decoded; the backend stays usable.
         """
         ...
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         ...
 
 
@@ -48,9 +49,26 @@ readers: Registry[Backend] = Registry("reader", "wsi_pipeline.read")
 
 
 def open_slide(path: str | os.PathLike[str], config: ReadConfig, mpp: float | None = None) -> CheckedSlide:
-    """Open a slide; ``mpp``: µm per pixel of level 0 as the manifest gives it.
+    """Open a slide.
 
-    Raises ``SlideError`` with one line where no reader opens it or nothing says how large a pixel is.
+    Parameters
+    ----------
+    path : str or path-like
+        The slide file.
+    config : ReadConfig
+        The config section ``read``: reader and resolution.
+    mpp : float, optional
+        µm per level-0 pixel from the manifest; takes precedence over the config and the file.
+
+    Returns
+    -------
+    CheckedSlide
+        The open slide, a context manager.
+
+    Raises
+    ------
+    SlideError
+        No reader opens the file, or its resolution is not known; the message is one line.
     """
     path = Path(path)
     check_file(path)
@@ -72,12 +90,12 @@ def open_slide(path: str | os.PathLike[str], config: ReadConfig, mpp: float | No
 
 
 def tile_levels(slide: Slide) -> tuple[TileLevel, ...]:
-    """The stored tiles of each level of ``slide``, for those who read many patches; empty where there are none."""
+    """Stored tiles of each level of ``slide``, for reading many patches; empty if the reader has no access to them."""
     return slide.tiles if isinstance(slide, CheckedSlide) else ()
 
 
 class CheckedSlide:
-    """A ``types.Slide`` over a backend: checks what is asked for and pads what lies outside with white."""
+    """A ``types.Slide`` over a backend: checks arguments, and pads with white outside the slide."""
 
     def __init__(
         self,
@@ -89,7 +107,7 @@ class CheckedSlide:
         rejected_readers: tuple[str, ...] = (),
     ) -> None:
         self.path = path
-        self.rejected_readers = rejected_readers  # readers that were tried before, and why they could not
+        self.rejected_readers = rejected_readers
         self.reader = reader
         self.vendor = backend.vendor
         self.sizes = backend.sizes
@@ -106,15 +124,15 @@ class CheckedSlide:
 
     @property
     def tiles(self) -> tuple[TileLevel, ...]:
-        """The stored tiles of each level; empty where the reader has none to give."""
+        """Stored tiles of each level; empty if the reader has no access to them."""
         return getattr(self._backend, "levels", ())
 
     def read(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> UInt8:
-        """See ``types.Slide``. The region starts at the level pixel that ``xy_px0`` falls on, to the nearest."""
+        """See ``types.Slide``. The region starts at the level pixel nearest to ``xy_px0``."""
         if self._backend is None:
             raise ValueError(f"{self.path} is closed")
         if not 0 <= level < len(self.sizes) or min(size) < 1:
-            raise ValueError(f"no region of {size} pixels at level {level}: the levels are {self.sizes}")
+            raise ValueError(f"invalid region of {size} pixels at level {level}: the levels are {self.sizes}")
         start = [round(c / self.downsamples[level]) for c in xy_px0]
         low = [max(s, 0) for s in start]
         high = [min(s + n, extent) for s, n, extent in zip(start, size, self.sizes[level], strict=True)]
@@ -133,7 +151,7 @@ class CheckedSlide:
         return read_overview(self, max_px=max_px).rgb
 
     def close(self) -> None:
-        """Give the file back. Reading afterwards is an error."""
+        """Close the file. Reading afterwards is an error."""
         if self._backend is not None:
             self._backend.close()
             self._backend = None

@@ -1,4 +1,4 @@
-"""Patches cut from stored tiles, each of which is decoded once, by however many threads there are."""
+"""Patches assembled from stored tiles, each of which is decoded once for all threads."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .resample import area_mean
 
 
 class _Tile:
-    """The memory of a tile that is decoded or will be, and how many chunks still need it."""
+    """A tile that is or will be decoded, its memory, and how many chunks still need it."""
 
     __slots__ = ("error", "kept", "last", "number", "pixels", "ready", "users")
 
     def __init__(self, number: int, last: int, pixels: UInt8) -> None:
         self.number = number
-        self.last = last  # row of the grid that needs it
+        self.last = last  # last row of the grid that needs it
         self.pixels = pixels
         self.ready = False
         self.error: RegionError | None = None
@@ -43,7 +43,7 @@ class _Chunk:
     rows: range  # of the grid
     pixels: UInt8  # (n, s, s, 3), to be filled
     readable: list[bool]
-    left: int  # patches that are not cut yet
+    left: int  # patches that are not assembled yet
     done: Future[list[bool]] = field(default_factory=Future)
     tiles: set[_Tile] = field(default_factory=set)  # that its patches touch
 
@@ -54,14 +54,25 @@ class _Patch(NamedTuple):
     chunk: _Chunk
     place: int
     tiles: list[_Tile]  # that it touches
-    new: list[_Tile]  # those of them that nobody has asked for before
+    new: list[_Tile]  # those of them that no earlier patch needed
 
 
-class Tiled:
-    """Tiles are decoded as patches need them and kept, within ``tile_cache_mb``, until the last patch is cut.
+class TileCache:
+    """Decodes tiles as patches need them and keeps them, within ``tile_cache_mb``, until their last patch is assembled.
 
-    A patch is cut as soon as its tiles are there, while they are in the processor's cache. Where another thread still
-    decodes one of them it is left, to be cut by whichever thread is done next: none ever waits for another.
+    A patch is assembled as soon as its tiles are decoded, while they are in the processor's cache. If another thread
+    is still decoding one of them, the patch is deferred to whichever thread finishes next: no thread ever waits.
+
+    Parameters
+    ----------
+    level : TileLevel
+        The tiles.
+    grid : PatchGrid
+        All patches.
+    pool : Executor
+        Threads that decode and assemble.
+    tile_cache_mb : int
+        Megabytes of decoded tiles to keep.
     """
 
     def __init__(self, level: TileLevel, grid: PatchGrid, pool: Executor, tile_cache_mb: int) -> None:
@@ -70,58 +81,58 @@ class Tiled:
         self._spans = level.spans(self._windows.start, self._windows.size)
         self._last = _last_rows(self._spans, level)
         self._shape = (level.tile[1], level.tile[0], 3)
-        self._most = max(1, tile_cache_mb * 2**20 // math.prod(self._shape))
+        self._capacity = max(1, tile_cache_mb * 2**20 // math.prod(self._shape))
         self._kept: dict[int, _Tile] = {}
-        self._free: list[UInt8] = []  # memory to be used again: see ``Scratch``
-        self._asked: deque[_Chunk] = deque()
+        self._free: list[UInt8] = []  # memory to be used again
+        self._queue: deque[_Chunk] = deque()
         self._open: set[_Chunk] = set()
-        self._left: list[_Patch] = []
-        self._planning = threading.Lock()  # around asked, kept and what is taken from free
-        self._lock = threading.Lock()  # around users, open and left
+        self._deferred: list[_Patch] = []
+        self._planning = threading.Lock()  # protects queue, kept and what is taken from free
+        self._lock = threading.Lock()  # protects users, open and deferred
 
     def submit(self, rows: range, pixels: UInt8) -> Future[list[bool]]:
-        """Begin to fill ``pixels`` (n, s, s, 3) with the patches ``rows``; gives which of them are readable."""
+        """Begin to fill ``pixels`` (n, s, s, 3) with the patches ``rows``; returns which are readable."""
         chunk = _Chunk(rows, pixels, [False] * len(rows), len(rows))
-        self._asked.append(chunk)
+        self._queue.append(chunk)
         with self._lock:
             self._open.add(chunk)
-        self._pool.submit(self._read_next).add_done_callback(self._pass_on)
+        self._pool.submit(self._read_next).add_done_callback(self._propagate_error)
         return chunk.done
 
     def _read_next(self) -> None:
         with self._planning:  # in the order of the grid, whichever thread comes first
-            patches = self._plan(self._asked.popleft())
-        left = []
+            patches = self._plan(self._queue.popleft())
+        deferred = []
         for patch in patches:
             for tile in patch.new:
                 self._decode(tile)
             if _is_ready(patch):
-                self._cut(patch)
+                self._assemble(patch)
             else:
-                left.append(patch)
+                deferred.append(patch)
         with self._lock:
-            left += self._left
-            ready = [patch for patch in left if _is_ready(patch)]
-            self._left = [patch for patch in left if patch not in ready]
+            deferred += self._deferred
+            ready = [patch for patch in deferred if _is_ready(patch)]
+            self._deferred = [patch for patch in deferred if patch not in ready]
         for patch in ready:
-            self._cut(patch)
+            self._assemble(patch)
 
     def _plan(self, chunk: _Chunk) -> list[_Patch]:
-        """Its patches with their tiles; what nobody will need again is no longer kept."""
+        """The chunk's patches with their tiles; tiles that no later patch needs are no longer kept."""
         columns = self._level.columns
         touched = [
             [row * columns + column for row in range(top, bottom) for column in range(left, right)]
             for left, top, right, bottom in self._spans[chunk.rows.start : chunk.rows.stop].tolist()
         ]
-        wanted = set(itertools.chain.from_iterable(touched))
-        excess = len(self._kept.keys() | wanted) - self._most
-        if excess > 0:  # the latest are needed last: when the next row of patches comes by
-            self._drop([tile for n, tile in self._kept.items() if n not in wanted][-excess:])
+        needed = set(itertools.chain.from_iterable(touched))
+        excess = len(self._kept.keys() | needed) - self._capacity
+        if excess > 0:  # the latest are needed last, for the next row of patches
+            self._drop([tile for n, tile in self._kept.items() if n not in needed][-excess:])
         patches = []
         for place, numbers in enumerate(touched):
             new = [self._tile(n) for n in numbers if n not in self._kept]
             patches.append(_Patch(chunk, place, [self._kept[n] for n in numbers], new))
-        chunk.tiles = {self._kept[n] for n in wanted}
+        chunk.tiles = {self._kept[n] for n in needed}
         with self._lock:
             for tile in chunk.tiles:
                 tile.users += 1
@@ -148,8 +159,8 @@ class Tiled:
             tile.error = error
         tile.ready = True
 
-    def _cut(self, patch: _Patch) -> None:
-        """Fill its pixels, unless it touches a tile that cannot be decoded."""
+    def _assemble(self, patch: _Patch) -> None:
+        """Fill the patch's pixels, unless it touches a tile that cannot be decoded."""
         chunk = patch.chunk
         if not any(tile.error for tile in patch.tiles):
             chunk.readable[patch.place] = True
@@ -175,9 +186,9 @@ class Tiled:
             region = assemble(self._level, start, tiles, self._level.file.scratch.array((height, width, 3)))
             pixels[:] = area_mean(region, tuple(box), (side, side))
 
-    def _pass_on(self, work: Future[None]) -> None:
-        """What no tile answers for, to all who wait."""
-        if work.cancelled() or (error := work.exception()) is None:
+    def _propagate_error(self, done: Future[None]) -> None:
+        """Give an error that is not a tile's ``RegionError`` to all open chunks."""
+        if done.cancelled() or (error := done.exception()) is None:
             return
         with self._lock:
             failed, self._open = self._open, set()
@@ -190,7 +201,7 @@ def _is_ready(patch: _Patch) -> bool:
 
 
 def _last_rows(spans: Int64, level: TileLevel) -> Int64:
-    """(tiles,) the last row of ``spans`` that each tile is in; -1: none."""
+    """(tiles,) the last row of ``spans`` that contains each tile; -1: none."""
     last = np.full(level.columns * level.rows, -1, np.int64)
     left, top, right, bottom = spans.T
     for down in range((bottom - top).max(initial=0)):
@@ -198,5 +209,5 @@ def _last_rows(spans: Int64, level: TileLevel) -> Int64:
             row, column = top + down, left + across
             inside = (row < bottom) & (column < right)
             tiles = (row * level.columns + column)[inside]
-            last[tiles] = np.maximum(last[tiles], np.flatnonzero(inside))  # ascending: of equal tiles the last counts
+            last[tiles] = np.maximum(last[tiles], np.flatnonzero(inside))  # ascending: for equal tiles the last wins
     return last

@@ -1,4 +1,4 @@
-"""Studies on public cohorts: their manifests, the runs of a study, and its runs in one table.
+"""Studies on public cohorts: their manifests, the runs of a study, and a summary table of its runs.
 
-The graphs that compute them stand in the repository's ``workflows/``; what is pure in them stands here.
+The Snakemake workflows that compute them are in the repository's ``workflows/`` and use this package.
 """

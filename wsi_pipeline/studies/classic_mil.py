@@ -1,8 +1,8 @@
-"""The classic MIL sets (MUSK1, elephant and their kin): a CSV of instances becomes bags that `wsi train` reads.
+"""The classic MIL data sets (MUSK1, elephant and similar): from a CSV of instances to bags for `wsi train`.
 
 Dietterich, Lathrop and Lozano-Pérez, "Solving the multiple instance problem with axis-parallel rectangles", Artificial
-Intelligence 1997 (MUSK); Andrews, Tsochantaridis and Hofmann, NeurIPS 2002 (elephant). No header; column 0 is the
-bag's label (1 or larger: positive), column 1 the bag's number, the rest are the instance's features.
+Intelligence 1997 (MUSK); Andrews, Tsochantaridis and Hofmann, NeurIPS 2002 (elephant). The CSV has no header; column 0
+is the bag's label (1 or larger: positive), column 1 the bag's number, the others are the instance's features.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ CLASSES = ("negative", "positive")
 
 @dataclass(frozen=True, eq=False)
 class ClassicBag:
-    """One bag of a set."""
+    """One bag of a data set."""
 
     name: str
     positive: bool
-    features: Float64  # (N, D) as the file gives them
+    features: Float64  # (N, D) as in the file
 
 
 def read_bags(path: Path) -> tuple[ClassicBag, ...]:
-    """The bags of a CSV, by number. Raises ``ConfigError`` with the line that cannot be used."""
+    """Read the bags of a CSV, sorted by number. Raises ``ConfigError`` with the line that cannot be used."""
     instances: dict[int, list[list[float]]] = defaultdict(list)
     labels: dict[int, bool] = {}
     try:
@@ -53,10 +53,10 @@ def read_bags(path: Path) -> tuple[ClassicBag, ...]:
         raise ConfigError(f"cannot read {path}: {error.strerror}; give a CSV of instances") from error
     except ValueError as error:
         raise ConfigError(
-            f"{path}: a cell is no number, or a line has none ({error}); it needs label,bag,features"
+            f"{path}: a cell is not a number, or a line is empty ({error}); it needs label,bag,features"
         ) from error
     if not instances:
-        raise ConfigError(f"{path} holds no instance")
+        raise ConfigError(f"{path} has no instances")
     return tuple(
         ClassicBag(f"{path.stem}_{number:04d}", labels[number], np.array(instances[number]))
         for number in sorted(instances)
@@ -64,9 +64,9 @@ def read_bags(path: Path) -> tuple[ClassicBag, ...]:
 
 
 def standardised(bags: Sequence[ClassicBag]) -> list[Float32]:
-    """The bags' features, each with mean 0 and standard deviation 1 over all instances, as the published runs do.
+    """Standardise the features to mean 0 and standard deviation 1 over all instances, as in the published runs.
 
-    No label is used. A feature that never changes is 0.
+    Uses no label. A constant feature becomes 0.
     """
     every = np.concatenate([bag.features for bag in bags])
     spread = every.std(axis=0)
@@ -77,7 +77,7 @@ def standardised(bags: Sequence[ClassicBag]) -> list[Float32]:
 def write_study(source: Path, out: Path) -> int:
     """Write ``embed/<bag>.h5`` and the manifest ``slides.csv`` of a run folder; returns the number of bags.
 
-    Instances have no place: they stand on a square raster in the file's order.
+    Instances have no position: they are placed on a square raster in the file's order.
     """
     bags = read_bags(source)
     digest = file_digest(source)
@@ -101,13 +101,26 @@ def _raster(name: str, count: int) -> PatchGrid:
 
 
 def accuracies(predictions: Path, part: str = "test") -> dict[str, list[float]]:
-    """model -> accuracy of each repeat (seed) over all its folds' bags of ``part``, where 0.5 decides."""
+    """Accuracy at threshold 0.5 of each model and repeat.
+
+    Parameters
+    ----------
+    predictions : Path
+        ``train/predictions.csv`` of a run.
+    part : {"test", "val"}
+        The bags to evaluate, of all folds.
+
+    Returns
+    -------
+    dict of str to list of float
+        Model -> accuracy of each repeat (seed).
+    """
     header, rows = read_csv(predictions)
     right: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for row in (dict(zip(header, cells, strict=True)) for cells in rows):
         if row["part"] == part:
-            said = CLASSES[float(row[f"prob_{CLASSES[1]}"]) >= 0.5]
-            right[row["model"], row["seed"]].append(said == row["label"])
+            predicted = CLASSES[float(row[f"prob_{CLASSES[1]}"]) >= 0.5]
+            right[row["model"], row["seed"]].append(predicted == row["label"])
     found: dict[str, list[float]] = defaultdict(list)
     for (model, _), hits in right.items():
         found[model].append(float(np.mean(hits)))
@@ -115,7 +128,20 @@ def accuracies(predictions: Path, part: str = "test") -> dict[str, list[float]]:
 
 
 def accuracy_table(runs: dict[str, Path], published: dict[str, dict[str, float]]) -> str:
-    """Markdown: a row a model, a column a set: mean ± sd over the repeats, and the published accuracy beside it."""
+    """Format accuracies as Markdown: a row per model, two columns per data set.
+
+    Parameters
+    ----------
+    runs : dict of str to Path
+        Data set -> run folder.
+    published : dict of str to dict
+        Model -> data set -> published accuracy.
+
+    Returns
+    -------
+    str
+        Mean ± sd over the repeats, and the published accuracy beside it.
+    """
     found = {name: accuracies(run / "train" / "predictions.csv") for name, run in runs.items()}
     models = list(dict.fromkeys(model for of_set in found.values() for model in of_set))
     lines = [

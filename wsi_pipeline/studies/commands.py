@@ -1,4 +1,4 @@
-"""``wsi manifest`` and ``wsi summary``: what the graphs in workflows/ call, of use without them as well."""
+"""The commands ``wsi manifest`` and ``wsi summary``, used by the workflows in workflows/ and on their own."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 manifest = typer.Typer(no_args_is_help=True, help="Write the manifest of a public cohort from its download.")
 
-Data = Annotated[Path, typer.Argument(metavar="FOLDER", help="The download; slides may lie in folders of it.")]
+Data = Annotated[Path, typer.Argument(metavar="FOLDER", help="The download; slides may be in subfolders.")]
 Out = Annotated[Path, typer.Option(help="The manifest to write.")]
 LeaveOut = Annotated[list[str] | None, typer.Option(metavar="SLIDE_ID", help="Leave this slide out as well.")]
-Count = Annotated[int | None, typer.Option(help="How many slides there must be; else nothing is written.")]
+Count = Annotated[int | None, typer.Option(help="Expected number of slides; otherwise nothing is written.")]
 
 
 @manifest.command()
 def camelyon16(
     folder: Data,
     out: Out = Path("slides.csv"),
-    reference: Annotated[Path | None, typer.Option(help="reference.csv, where it lies elsewhere.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="reference.csv, if it is in another folder.")] = None,
     leave_out: LeaveOut = None,
     count: Count = None,
 ) -> None:
-    """CAMELYON16: labels, the official split, lesion annotations; known bad slides by a listed rule."""
+    """CAMELYON16: labels, official split, lesion annotations; slides with known issues are handled by a listed rule."""
     from .camelyon16 import read_camelyon16
 
     _write(read_camelyon16(folder, reference), out, leave_out, count)
@@ -39,7 +39,7 @@ def tcga(
     sheet: Annotated[Path, typer.Option(help="The GDC sample sheet (TSV).")],
     out: Out = Path("slides.csv"),
     project: Annotated[
-        list[str] | None, typer.Option(help="A project, e.g. TCGA-LUAD; default: all of the sheet.")
+        list[str] | None, typer.Option(help="A project, e.g. TCGA-LUAD; default: all in the sheet.")
     ] = None,
     clinical: Annotated[Path | None, typer.Option(help="The GDC clinical table (TSV): time and event.")] = None,
     leave_out: LeaveOut = None,
@@ -54,9 +54,9 @@ def tcga(
 @manifest.command(name="classic-mil")
 def classic_mil(
     file: Annotated[Path, typer.Argument(metavar="CSV", help="Lines of label, bag, features…; no header.")],
-    out: Annotated[Path, typer.Option(help="Run folder: its bags and slides.csv are written.")],
+    out: Annotated[Path, typer.Option(help="Run folder in which bags and slides.csv are written.")],
 ) -> None:
-    """MUSK1, elephant and their kin: bags that need no slide, and their manifest."""
+    """MUSK1, elephant and similar data sets: bags without slides, and their manifest."""
     from .classic_mil import write_study
 
     typer.echo(f"{out / 'slides.csv'}: {write_study(file, out)} bags in {out / 'embed'}")
@@ -66,16 +66,16 @@ def summary(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished run folders.")],
     out: Annotated[Path, typer.Option(help="Folder for summary.csv and summary.md.")],
 ) -> None:
-    """Runs in one table, mean ± sd: those that lie in one folder differ in their seed only."""
+    """Summarise runs in one table, mean ± sd over the seeds: runs in one folder differ in their seed only."""
     from .study_table import summarise
 
     typer.echo(summarise(runs, out), nl=False)
 
 
 def _write(rows: tuple[SlideRow, ...], out: Path, leave_out: list[str] | None, count: int | None) -> None:
-    from .manifest import chosen, write_study_manifest
+    from .manifest import select_slides, write_study_manifest
 
-    kept = chosen(rows, leave_out or (), count)
+    kept = select_slides(rows, leave_out or (), count)
     write_study_manifest(out, kept)
     parts = Counter((row.split or "slides", row.label) for row in kept)
     text = ", ".join(f"{part} {label} {n}" for (part, label), n in sorted(parts.items()))

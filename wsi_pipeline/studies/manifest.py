@@ -1,4 +1,4 @@
-"""A study's manifest as text, and the two promises that are checked before it is written."""
+"""A study's manifest as text, and the checks before it is written."""
 
 from __future__ import annotations
 
@@ -15,16 +15,35 @@ COLUMNS = ("slide_id", "path", "patient_id", "label", "split", "annotation", "si
 
 
 def manifest_text(rows: Sequence[SlideRow]) -> str:
-    """The rows as a CSV, in the order given; a column that no row fills is left out."""
+    """Format rows as CSV, in the given order; empty columns are left out."""
     cells = [[_cell(row, name) for name in COLUMNS] for row in rows]
     used = [i for i, name in enumerate(COLUMNS) if name in COLUMNS[:2] or any(line[i] for line in cells)]
     return csv_text([COLUMNS[i] for i in used], [[line[i] for i in used] for line in cells])
 
 
-def chosen(rows: Sequence[SlideRow], leave_out: Sequence[str] = (), count: int | None = None) -> tuple[SlideRow, ...]:
-    """The rows without the slides that ``leave_out`` names; ``count`` is how many must remain.
+def select_slides(
+    rows: Sequence[SlideRow], leave_out: Sequence[str] = (), count: int | None = None
+) -> tuple[SlideRow, ...]:
+    """Leave slides out, and check the number of the others.
 
-    Raises ``ConfigError`` where a name is unknown or the number differs: half a download is no cohort.
+    Parameters
+    ----------
+    rows : sequence of SlideRow
+        All slides.
+    leave_out : sequence of str
+        slide_ids to leave out.
+    count : int, optional
+        How many slides must remain.
+
+    Returns
+    -------
+    tuple of SlideRow
+        The remaining slides.
+
+    Raises
+    ------
+    ConfigError
+        A slide_id is unknown, or the number differs, as for an incomplete download.
     """
     unknown = sorted(set(leave_out) - {row.slide_id for row in rows})
     if unknown:
@@ -38,11 +57,11 @@ def chosen(rows: Sequence[SlideRow], leave_out: Sequence[str] = (), count: int |
 
 
 def write_study_manifest(path: Path, rows: Sequence[SlideRow]) -> None:
-    """Write ``manifest_text`` with absolute paths, so that the manifest may lie anywhere."""
-    there = [
+    """Write ``manifest_text`` with absolute paths, so that the manifest can be in any folder."""
+    absolute = [
         replace(row, path=row.path.resolve(), annotation=row.annotation and row.annotation.resolve()) for row in rows
     ]
-    write_text(path, manifest_text(there))
+    write_text(path, manifest_text(absolute))
 
 
 def _cell(row: SlideRow, name: str) -> str:

@@ -1,11 +1,11 @@
-"""What a study runs: encoders x models x seeds from its YAML, and the config of each run. Nothing is run here.
+"""The plan of a study: encoders x models x seeds from its YAML, and the config of each run. Runs nothing.
 
     OUT/slides.csv                          the manifest
-    OUT/<encoder>/bags/                     tile/ and embed/, once for each encoder
+    OUT/<encoder>/bags/                     tile/ and embed/, once per encoder
     OUT/<encoder>/<model>/seed<seed>/       a run folder; its tile/ and embed/ are links to those of bags/
-    OUT/summary.csv, summary.md             the runs in one table
+    OUT/summary.csv, summary.md             the summary of all runs
 
-Each file ``<folder>.yaml`` beside such a folder is its config.
+The file ``<folder>.yaml`` beside each of these folders is its config.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..errors import ConfigError
 
 
 class EncoderChoice(Section):
-    """One encoder of a study: the sections that differ for it."""
+    """One encoder of a study, and the config keys that differ for it."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="folder name")
     embed: Options = Field(default_factory=dict)
@@ -34,15 +34,15 @@ class StudyConfig(Section):
     """A study's config.yaml."""
 
     data: Path = Field(description="the folder of the download")
-    out: Path = Field(description="where the study goes")
-    manifest: Options = Field(default_factory=dict, description="what the manifest's rule is told")
+    out: Path = Field(description="the folder of the study's results")
+    manifest: Options = Field(default_factory=dict, description="options of `wsi manifest`")
     encoders: tuple[EncoderChoice, ...] = Field(min_length=1)
-    models: AggregateConfig = Field(description="as aggregate.models of a run")
+    models: AggregateConfig = Field(description="as in aggregate.models of a run")
     seeds: tuple[int, ...] = Field(min_length=1)
     explain_seeds: tuple[int, ...] = Field((), description="seeds whose models are explained")
     view_seeds: tuple[int, ...] = Field((), description="of these, the seeds that get heatmaps and a report")
-    settings: Options = Field(default_factory=dict, description="sections of a run's config, the same for all runs")
-    threads: dict[str, int] = Field(default_factory=dict, description="cores of a rule, by its name")
+    settings: Options = Field(default_factory=dict, description="sections of the config, the same for all runs")
+    threads: dict[str, int] = Field(default_factory=dict, description="cores of each rule, by its name")
 
     @field_validator("models", mode="before")
     @classmethod
@@ -52,13 +52,13 @@ class StudyConfig(Section):
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study; folders and configs of its runs."""
+    """A validated study: folders and configs of its runs."""
 
     config: StudyConfig
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Study:
-        """Raises ``ConfigError`` with one line that names the key, for a run's own keys too."""
+        """Validate a study's YAML, the configs of its runs included; ``ConfigError`` names the key in one line."""
         try:
             study = cls(StudyConfig.model_validate(dict(data)))
         except ValidationError as error:
@@ -82,11 +82,11 @@ class Study:
         return tuple((e, m, s) for e in self.encoders for m in self.models for s in self.config.seeds)
 
     def bags_yaml(self, encoder: str) -> str:
-        """The config that tiles and embeds for one encoder, as OUT/<encoder>/bags.yaml."""
+        """The config that tiles and embeds for one encoder: the text of OUT/<encoder>/bags.yaml."""
         return _yaml({"slides": "../slides.csv", "out": "bags", **self._sections(encoder)})
 
     def run_yaml(self, encoder: str, model: str, seed: int) -> str:
-        """The config of one run, as OUT/<encoder>/<model>/seed<seed>.yaml."""
+        """The config of one run: the text of OUT/<encoder>/<model>/seed<seed>.yaml."""
         sections = self._sections(encoder)
         choice = next(c for c in self.config.models.models if c.label == model)
         sections["aggregate"] = {"models": [choice.model_dump(mode="json", exclude_defaults=True)]}
@@ -102,13 +102,13 @@ class Study:
     def _check(self) -> None:
         for name in ("slides", "out", "aggregate"):
             if name in self.config.settings:
-                raise ConfigError(f"the study's config: settings.{name}: the study gives it itself; take it out")
+                raise ConfigError(f"the study's config: settings.{name}: it is set by the study; remove it")
         for what, seeds in (("explain_seeds", self.config.explain_seeds), ("view_seeds", self.config.view_seeds)):
             among = self.config.seeds if what == "explain_seeds" else self.config.explain_seeds
             if other := sorted(set(seeds) - set(among)):
                 raise ConfigError(f"the study's config: {what}: {other[0]} is not among {list(among)}")
         if len(set(self.encoders)) < len(self.encoders):
-            raise ConfigError("the study's config: encoders: two have the same id; give each its own")
+            raise ConfigError("the study's config: encoders: two have the same id; give each a different one")
         texts = [self.bags_yaml(encoder) for encoder in self.encoders] + [self.run_yaml(*run) for run in self.runs]
         for text in texts:
             build_config(yaml.safe_load(text), [], base=Path(), source="the study's config")

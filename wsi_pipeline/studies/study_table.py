@@ -1,4 +1,4 @@
-"""Runs of one design with several seeds in one table: mean ± sd of every measure."""
+"""Summary of a study's runs: mean ± sd of every measure over the seeds of each design."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Line = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Design:
-    """What runs share that differ in their seed only: they lie in one folder."""
+    """Common properties of runs that differ in their seed only: the runs in one folder."""
 
-    name: str  # that folder, from the one that all designs share
+    name: str  # that folder, relative to the common parent of all designs
     encoder: str
     model: str
 
@@ -39,10 +39,20 @@ Measures = dict[tuple[Design, str], list[float]]
 def run_measures(
     metrics: Iterable[Line], patients: Iterable[Line], maps: Iterable[Line]
 ) -> dict[tuple[str, str], float]:
-    """(model, measure) -> value of one run, from metrics.csv, metrics_patients.csv and maps.csv.
+    """Collect the measures of one run.
 
-    What has no value is left out. Slides that are their own patients would say everything twice: a value of patients
-    stands only where it differs from the one of slides for some measure of the model.
+    Values of patients are included for a model only if some of them differs from the slides' value: otherwise every
+    slide is its own patient, and they are redundant.
+
+    Parameters
+    ----------
+    metrics, patients, maps : iterable of mapping
+        Lines of metrics.csv, metrics_patients.csv and maps.csv.
+
+    Returns
+    -------
+    dict of (str, str) to float
+        (model, measure) -> value; missing values are left out.
     """
     found = {(line["model"], line["metric"]): float(line["value"]) for line in metrics if line["value"]}
     of_patients = {(line["model"], line["metric"]): float(line["value"]) for line in patients if line["value"]}
@@ -56,7 +66,7 @@ def run_measures(
 
 
 def summary_rows(measures: Measures) -> list[list[str]]:
-    """The lines of summary.csv; sd is the sample's, empty for a single run."""
+    """The rows of summary.csv, columns as in ``COLUMNS``; sd is the sample standard deviation, empty for one run."""
     return [
         [design.name, design.encoder, design.model, measure, *_mean_sd(values), str(len(values))]
         for (design, measure), values in measures.items()
@@ -64,7 +74,7 @@ def summary_rows(measures: Measures) -> list[list[str]]:
 
 
 def summary_markdown(measures: Measures) -> str:
-    """A design a line; the columns are ``HEADLINES``, of slides and of patients, and the maps. The CSV has the rest."""
+    """Format measures as Markdown, one line per design: the headline measures of slides and patients, and the maps."""
     designs = list(dict.fromkeys(design for design, _ in measures))
     known = dict.fromkeys(name for _, name in measures)
     names = [name for name in known if name.removeprefix(PATIENTS) in HEADLINES or name.startswith(MAP)]
@@ -78,9 +88,9 @@ def summary_markdown(measures: Measures) -> str:
 
 
 def summarise(runs: Sequence[Path], out: Path) -> str:
-    """Write ``out/summary.csv`` and ``out/summary.md`` of finished runs; returns the latter.
+    """Write ``out/summary.csv`` and ``out/summary.md`` of finished runs; returns the text of the latter.
 
-    Runs in one folder are one design. Raises ``ArtifactError`` where a run is not evaluated.
+    Runs in one folder are one design. Raises ``ArtifactError`` if a run is not evaluated.
     """
     parents = [run.resolve().parent for run in runs]
     root = os.path.commonpath(parents)
@@ -111,7 +121,7 @@ def _encoder(path: Path) -> str:
     try:
         return str(yaml.safe_load(path.read_text(encoding="utf-8"))["embed"]["encoder"])
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise ArtifactError(f"{path} is not the config of a run; give folders of finished runs") from error
+        raise ArtifactError(f"{path} is not the config of a run; give the folders of finished runs") from error
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -119,4 +129,4 @@ def _rows(path: Path) -> list[dict[str, str]]:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
     except OSError as error:
-        raise ArtifactError(f"{path} is not there; run `wsi evaluate` first") from error
+        raise ArtifactError(f"{path} does not exist; run `wsi evaluate` first") from error

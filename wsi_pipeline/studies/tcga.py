@@ -1,7 +1,7 @@
-"""TCGA: the manifest of diagnostic slides, from the sheets that the GDC portal gives with a download.
+"""TCGA: the manifest of diagnostic slides, from the sheets that the GDC portal provides with a download.
 
-A barcode TCGA-05-4244-01Z-00-DX1 names the tissue-source site (05), with it the patient (its first 12 characters),
-and the slide: DX is a diagnostic slide (paraffin); TS, MS and BS are frozen sections, which are left out.
+A barcode TCGA-05-4244-01Z-00-DX1 contains the tissue-source site (05), the patient (its first 12 characters) and the
+slide: DX is a diagnostic slide (paraffin); TS, MS and BS are frozen sections, which are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..types import SlideRow
 
 _DIAGNOSTIC = re.compile(r"(TCGA-(\w{2})-\w{4})-\w{3}-\w{2}-DX\w*\..*", re.IGNORECASE)
 _NEEDED = ("File ID", "File Name", "Project ID")
-_NOT_SAID = {"", "'--", "--", "not reported", "unknown"}
+_MISSING = {"", "'--", "--", "not reported", "unknown"}
 
 Line = Mapping[str, str]
 
@@ -27,11 +27,28 @@ def tcga_rows(
     projects: Sequence[str] = (),
     clinical: Mapping[str, tuple[float, bool]] | None = None,
 ) -> tuple[SlideRow, ...]:
-    """The diagnostic slides of a GDC sample sheet, sorted by file name.
+    """Build the manifest of the diagnostic slides of a GDC sample sheet.
 
-    ``files``: file name -> path of what was downloaded. ``projects``: those wanted, default all; the label is the
-    project without "TCGA-". ``clinical``: patient -> (days, death seen), see ``outcomes``; a patient it does not know
-    gets none. Raises ``ConfigError`` where a file is missing, a patient stands in two projects, or nothing is left.
+    Parameters
+    ----------
+    sheet : iterable of mapping
+        Lines of the sample sheet.
+    files : mapping of str to Path
+        File name -> path of each downloaded slide.
+    projects : sequence of str
+        Projects to include; default: all. The label is the project without "TCGA-".
+    clinical : mapping of str to (float, bool), optional
+        Patient -> (days, death observed), see ``outcomes``.
+
+    Returns
+    -------
+    tuple of SlideRow
+        The slides, sorted by file name.
+
+    Raises
+    ------
+    ConfigError
+        A file is missing, a patient is in two projects, or no slide is left.
     """
     rows: dict[str, SlideRow] = {}
     label_of: dict[str, str] = {}
@@ -47,7 +64,7 @@ def tcga_rows(
         patient, site = barcode[1].upper(), barcode[2].upper()
         label = label_of.setdefault(patient, project.removeprefix("TCGA-"))
         if label != project.removeprefix("TCGA-"):
-            raise ConfigError(f"patient {patient} stands in {label} and in {project}; take one out of the sample sheet")
+            raise ConfigError(f"patient {patient} is in {label} and in {project}; remove one from the sample sheet")
         days, died = (clinical or {}).get(patient, (None, None))
         slide_id = Path(name).stem
         rows[slide_id] = SlideRow(
@@ -63,21 +80,31 @@ def tcga_rows(
 
 
 def outcomes(clinical: Iterable[Line]) -> dict[str, tuple[float, bool]]:
-    """Patient -> (days followed, death seen) from a GDC clinical table, with its older or its newer column names.
+    """Read survival outcomes from a GDC clinical table, with its older or its newer column names.
 
-    A case has a line for each diagnosis or treatment: the latest follow-up counts. Who has no number of days, or a
-    negative one, is left out.
+    A case has a line per diagnosis or treatment; the latest follow-up is used. Patients without a number of days, or
+    with a negative one, are left out.
+
+    Parameters
+    ----------
+    clinical : iterable of mapping
+        Lines of the table.
+
+    Returns
+    -------
+    dict of str to (float, bool)
+        Patient -> (days of follow-up, death observed).
     """
     deaths: dict[str, float] = {}
     followed: dict[str, float] = {}
     dead: set[str] = set()
     for line in clinical:
-        said = {key.rsplit(".", 1)[-1]: text for key, text in line.items() if text.strip().lower() not in _NOT_SAID}
+        stated = {key.rsplit(".", 1)[-1]: text for key, text in line.items() if text.strip().lower() not in _MISSING}
         patient = (line.get("cases.submitter_id") or line.get("case_submitter_id") or "").strip().upper()
-        if said.get("vital_status", "").lower() == "dead":
+        if stated.get("vital_status", "").lower() == "dead":
             dead.add(patient)
         for column, found in (("days_to_death", deaths), ("days_to_last_follow_up", followed)):
-            days = _days(said.get(column, ""))
+            days = _days(stated.get(column, ""))
             if patient and days is not None:
                 found[patient] = max(days, found.get(patient, 0.0))
     known = {patient: (days, False) for patient, days in followed.items() if patient not in dead}
@@ -87,7 +114,10 @@ def outcomes(clinical: Iterable[Line]) -> dict[str, tuple[float, bool]]:
 def read_tcga(
     folder: Path, sheet: Path, projects: Sequence[str] = (), clinical: Path | None = None
 ) -> tuple[SlideRow, ...]:
-    """``tcga_rows`` of the .svs files below ``folder`` (the GDC client puts each in a folder of its own)."""
+    """Build the manifest of the .svs files in ``folder`` and below, see ``tcga_rows``.
+
+    ``sheet`` and ``clinical``: the GDC sample sheet and clinical table (TSV). Raises ``ConfigError``.
+    """
     lines = _read_tsv(sheet, _NEEDED, "the sample sheet")
     found = outcomes(_read_tsv(clinical, (), "the clinical table")) if clinical else None
     return tcga_rows(lines, {path.name: path for path in sorted(folder.rglob("*.svs"))}, projects, found)

@@ -1,4 +1,4 @@
-"""Where the tissue is, and the grid of patches on it.
+"""Tissue detection, and the grid of patches on the tissue.
 
 A tissue detector is a plug-in of ``detectors``: its factory takes keyword-only options and returns a ``Detector``.
 """
@@ -12,10 +12,23 @@ from ..types import Bool, UInt8
 
 
 class Detector(Protocol):
-    """What every factory of ``detectors`` returns."""
+    """A tissue detector, as every factory of ``detectors`` returns it."""
 
     def __call__(self, rgb: UInt8, mpp: tuple[float, float]) -> Bool:
-        """Tissue (h, w) on the raster ``rgb`` (h, w, 3), whose pixels are ``mpp`` = (x, y) µm wide and high."""
+        """Find the tissue on an overview of a slide.
+
+        Parameters
+        ----------
+        rgb : ndarray of uint8, (h, w, 3)
+            The overview.
+        mpp : (float, float)
+            Width and height of its pixels in µm.
+
+        Returns
+        -------
+        ndarray of bool, (h, w)
+            True where there is tissue.
+        """
         ...
 
 

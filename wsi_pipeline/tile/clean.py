@@ -1,4 +1,4 @@
-"""Boolean rasters cleaned by area."""
+"""Cleaning of boolean rasters by area."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..types import Bool
 
 
 def drop_small(mask: Bool, min_px: float) -> Bool:
-    """``mask`` without its 4-connected pieces of fewer than ``min_px`` pixels."""
+    """Remove the 4-connected components of ``mask`` (h, w) with fewer than ``min_px`` pixels."""
     labels, _ = ndimage.label(mask)
     areas = np.bincount(labels.ravel())
     keep = areas >= min_px
@@ -21,7 +21,7 @@ def drop_small(mask: Bool, min_px: float) -> Bool:
 
 
 def fill_small(mask: Bool, min_px: float) -> Bool:
-    """``mask`` with its holes of fewer than ``min_px`` pixels filled. What touches the border is no hole."""
+    """Fill the holes of ``mask`` (h, w) with fewer than ``min_px`` pixels; background at the border is not a hole."""
     labels, _ = ndimage.label(~mask, structure=np.ones((3, 3), bool))
     small = np.bincount(labels.ravel()) < min_px
     small[0] = False
@@ -32,12 +32,12 @@ def fill_small(mask: Bool, min_px: float) -> Bool:
 
 
 def dilate(mask: Bool, radius_px: tuple[float, float]) -> Bool:
-    """``mask`` grown by an ellipse of ``radius_px`` = (x, y) pixels, which need not be whole."""
+    """Dilate ``mask`` (h, w) by an ellipse of ``radius_px`` = (x, y) pixels, which may be fractional."""
     radius_x, radius_y = radius_px
     if not mask.any() or min(radius_px) <= 0:
         return mask
     height, width = mask.shape
-    sums = np.zeros((height, width + 1), np.int32)  # of each row up to a column
+    sums = np.zeros((height, width + 1), np.int32)  # running sums along each row
     np.cumsum(mask, axis=1, out=sums[:, 1:])
     columns = np.arange(width)
     grown = np.zeros_like(mask)

@@ -1,4 +1,4 @@
-"""A tissue mask as outlines that QuPath opens, and outlines as a mask again."""
+"""Conversion of a tissue mask to outlines that QuPath opens, and back."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from skimage.measure import find_contours
 from ..read.geojson import to_qupath_frame
 from ..types import Bool, Box, TissueMask
 
-SIMPLIFY_PX = 0.3  # of a mask pixel; below 0.35 no outline reaches the next pixel's centre, so the mask comes back
+SIMPLIFY_PX = 0.3  # of a mask pixel; below 0.35 no outline reaches the next pixel's centre: the mask is preserved
 _DECIMALS = 2
 _TISSUE = {"name": "Tissue", "color": [0, 160, 0]}
 
 
 def mask_polygons(mask: TissueMask) -> MultiPolygon:
-    """Outlines of the tissue, with holes, in px0: half way between the centres of pixels in and out of it.
+    """Trace the outlines of the tissue, halfway between the centres of pixels inside and outside.
 
-    ``rasterise`` gives the same mask back.
+    Parameters
+    ----------
+    mask : TissueMask
+        The tissue.
+
+    Returns
+    -------
+    MultiPolygon
+        Outlines with holes in level-0 pixels; ``rasterise`` converts them to the same mask.
     """
     padded = np.pad(mask.tissue, 1).astype(np.float32)
     scale = np.asarray(mask.side_px0)
@@ -35,9 +43,21 @@ def mask_polygons(mask: TissueMask) -> MultiPolygon:
 
 
 def rasterise(area: MultiPolygon, shape: tuple[int, int], side_px0: tuple[float, float]) -> Bool:
-    """``area`` (px0) as a mask of ``shape`` = (h, w): the pixels whose centres lie inside.
+    """Convert an area to a mask: the pixels whose centres lie inside, by the even-odd rule.
 
-    A ray along each row of centres changes sides wherever it meets an outline (even-odd rule).
+    Parameters
+    ----------
+    area : MultiPolygon
+        In level-0 pixels.
+    shape : (int, int)
+        (h, w) of the mask.
+    side_px0 : (float, float)
+        Width and height of a mask pixel in level-0 pixels.
+
+    Returns
+    -------
+    ndarray of bool, (h, w)
+        True inside the area.
     """
     height, width = shape
     crossings = np.zeros((height, width + 1), np.int32)
@@ -47,7 +67,7 @@ def rasterise(area: MultiPolygon, shape: tuple[int, int], side_px0: tuple[float,
         first = np.clip(np.ceil(np.minimum(y0, y1)), 0, height).astype(np.int64)
         stop = np.clip(np.ceil(np.maximum(y0, y1)), 0, height).astype(np.int64)
         count = stop - first
-        edge = np.repeat(np.arange(len(count)), count)  # (n,) one entry for each edge and row that it crosses
+        edge = np.repeat(np.arange(len(count)), count)  # (n,) one entry per edge and row that it crosses
         row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
         x = x0[edge] + (row - y0[edge]) * (x1 - x0)[edge] / (y1 - y0)[edge]
         np.add.at(crossings, (row, np.clip(np.ceil(x), 0, width).astype(np.int64)), 1)
@@ -56,7 +76,22 @@ def rasterise(area: MultiPolygon, shape: tuple[int, int], side_px0: tuple[float,
 
 
 def tissue_geojson(area: MultiPolygon, slide_id: str, bounds_px0: Box) -> str:
-    """A FeatureCollection with one annotation a piece of tissue, in QuPath's frame; the same text for the same area."""
+    """Write outlines as a GeoJSON FeatureCollection in QuPath's frame, one annotation per piece of tissue.
+
+    Parameters
+    ----------
+    area : MultiPolygon
+        Outlines in level-0 pixels.
+    slide_id : str
+        The slide; part of the annotations' ids.
+    bounds_px0 : (int, int, int, int)
+        Scanned part (x, y, width, height) of the slide: the origin of QuPath's frame.
+
+    Returns
+    -------
+    str
+        The text, the same for the same arguments.
+    """
     features = []
     for number, piece in enumerate(area.geoms):
         identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{slide_id}/{number}/{piece.wkt}")

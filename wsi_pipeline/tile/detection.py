@@ -40,8 +40,8 @@ def detect_tissue(overview: Overview, mpp: tuple[float, float], config: TileConf
     found = np.asarray(detector(overview.rgb, raster_mpp), bool)
     if found.shape != overview.rgb.shape[:2]:
         raise ConfigError(
-            f"tissue detector {config.detector!r} gives a mask of {found.shape} for a raster of "
-            f"{overview.rgb.shape[:2]}; it must give one value a pixel"
+            f"tissue detector {config.detector!r} returns a mask of {found.shape} for a raster of "
+            f"{overview.rgb.shape[:2]}; it must return one value per pixel"
         )
     return without_unreadable(found, overview)
 

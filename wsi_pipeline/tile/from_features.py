@@ -1,12 +1,13 @@
-"""The grid of a slide whose features come from elsewhere: as its feature file places the patches.
+"""The grid of a slide whose features another program computed: patches at the places that its feature file states.
 
-Tissue is what the patches cover. Rows are brought into row-major order; ``embed`` gives the features the same order.
+Tissue is the area that the patches cover. Patches are sorted in row-major order; ``embed`` sorts the features alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,13 @@ from ..config import ReadConfig
 from ..engine import Job
 from ..errors import ConfigError, SlideError
 from ..interop.feature_files import (
-    Found,
     ImportOptions,
+    SlideFiles,
     find,
     import_options,
     index,
+    inspect_file,
     key_parts,
-    look,
     read_array,
     read_xy,
 )
@@ -33,14 +34,17 @@ from ..types import Box, Float64, Int64, PatchGrid, SlideRow, TissueMask
 from .outlines import edited_digest
 from .producers import Layout, Pair, common_step, layout
 
-TARGET_TOLERANCE = 0.25  # half the way to the next magnification, about
+TARGET_TOLERANCE = 0.25  # about half the distance to the next magnification
 _CELLS_PER_SIDE = 4  # mask pixels along a patch
-_MOST_CELLS = 4096  # along a side of the mask
+_MAX_CELLS = 4096  # along a side of the mask
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of a slide besides its feature file; ``why``: the reason that the slide itself says nothing."""
+class SlideProperties:
+    """Properties of a slide that do not come from its feature file; None: unknown.
+
+    ``why``: the reason why the slide itself could not be opened.
+    """
 
     mpp: Pair | None = None
     size_px0: tuple[int, int] | None = None
@@ -50,36 +54,36 @@ class Known:
 
 @dataclass(frozen=True)
 class ImportTask:
-    """All that one slide's grid depends on; crosses to the process that makes it."""
+    """Inputs of one slide's grid; sent to the process that makes it."""
 
     row: SlideRow
     read: ReadConfig
     options: ImportOptions
     folder: RunFolder
-    found: Found
-    key: str
-    inputs: dict[str, Any]
+    found: SlideFiles
 
 
-def jobs(project: Project) -> list[Job]:
-    """One job a slide. Raises ``ConfigError`` where the options or the folder cannot be used."""
+def jobs(project: Project, slides: Sequence[SlideRow]) -> list[Job]:
+    """One job per slide. Raises ``ConfigError`` if the options or the folder cannot be used."""
     config, folder = project.config, project.folder
     if config.tile.roi is not None:
-        raise ConfigError("tile.roi restricts patches before they are encoded; leave it out beside embed.import")
+        raise ConfigError("tile.roi restricts patches before they are encoded; leave it out with embed.import")
     options = import_options(config.embed)
     made = []
-    for row, found in found_files(project, project.slides, options):
-        inputs = {"slide": _fingerprint(row), "row_mpp": row.mpp, "files": found.digests()}
-        key = content_key(
-            stage="tile", imported=key_parts(options), read=config.read.for_key(), problem=found.problem, **inputs
-        )
-        task = ImportTask(row, config.read, options, folder, found, key, inputs)
-        made.append(Job(row.slide_id, folder.grid(row.slide_id), key, tile_imported, (task,)))
+    for row, found in found_files(project, slides, options):
+        facts: dict[str, Any] = {"slide": _fingerprint(row), "row_mpp": row.mpp, "files": found.digests()}
+        facts |= {"options": key_parts(options), "read": config.read.for_key()}
+        key = content_key(stage="tile", imported=True, problem=found.problem, **facts)
+        provenance = Provenance.of(key, "tile", tissue="imported patches", **facts)
+        task = ImportTask(row, config.read, options, folder, found)
+        made.append(Job(row.slide_id, folder.grid(row.slide_id), provenance, tile_imported, (task,)))
     return made
 
 
-def found_files(project: Project, slides: Sequence[SlideRow], options: ImportOptions) -> list[tuple[SlideRow, Found]]:
-    """The feature file of each slide: called by its slide_id, or as its slide's file. Raises ``ConfigError``."""
+def found_files(
+    project: Project, slides: Sequence[SlideRow], options: ImportOptions
+) -> list[tuple[SlideRow, SlideFiles]]:
+    """Find the feature file of each slide, named after its slide_id or its slide file. Raises ``ConfigError``."""
     folder = project.config.embed.import_
     if folder is None:
         raise ValueError("embed.import is not set")
@@ -88,59 +92,99 @@ def found_files(project: Project, slides: Sequence[SlideRow], options: ImportOpt
     return [(row, find((row.slide_id, row.path.stem), folder, files, coordinates, options.encoder)) for row in slides]
 
 
-def read_layout(found: Found, options: ImportOptions) -> tuple[Layout, Float64]:
-    """What the files say, and the corners (N, 2) in the layout's unit, in the file's order.
+def read_layout(found: SlideFiles, options: ImportOptions) -> tuple[Layout, Float64]:
+    """Read the geometry of a slide's patches from its feature files.
 
-    Raises ``SlideError`` where the two files of CLAM are not of one tiling.
+    Parameters
+    ----------
+    found : SlideFiles
+        The files.
+    options : ImportOptions
+        Properties that the files lack.
+
+    Returns
+    -------
+    Layout
+        Producer, encoder and patch geometry.
+    ndarray of float64, (N, 2)
+        Top-left corners in the layout's unit, in the file's order.
+
+    Raises
+    ------
+    SlideError
+        There is no feature file, it cannot be used, or CLAM's two files are not of one tiling.
+    ConfigError
+        The encoder must be named.
     """
     if found.features is None:
         raise SlideError(found.problem)
-    file = look(found.features)
-    coordinates = look(found.coordinates) if found.coordinates else None
+    file = inspect_file(found.features)
+    coordinates = inspect_file(found.coordinates) if found.coordinates else None
     xy = read_xy(file)
     if "augmented" in file.others and read_array(file.path, "augmented").any():
-        raise SlideError(f"{file.path} also holds features of augmented patches; make it again without augmentation")
+        raise SlideError(f"{file.path} also has features of augmented patches; make it again without augmentation")
     if coordinates is not None and not np.array_equal(xy, read_xy(coordinates)):
-        raise SlideError(f"{file.path} and {coordinates.path} hold different coords; give the ones it was made with")
+        raise SlideError(f"{file.path} and {coordinates.path} have different coords; give the ones it was made with")
     described = layout(file, coordinates, xy, options)
     return described, xy * described.scale
 
 
-def tile_imported(task: ImportTask) -> int:
+def tile_imported(task: ImportTask, *, output: Path, provenance: Provenance) -> int:
     """Write one slide's grid; returns the number of patches."""
     described, xy = read_layout(task.found, task.options)
     known = of_slide(task.row, task.read)
     grid, notes = imported_grid(task.row.slide_id, described, xy, known, task.options)
     folder, slide_id = task.folder, task.row.slide_id
-    discard(folder.quality(slide_id))  # of an earlier grid of ours, and not of this one
+    discard(folder.quality(slide_id))  # it shows an earlier grid of ours
     if edited_digest(folder.tissue(slide_id)) is None:
         discard(folder.tissue(slide_id))
-    facts = {"read": task.read.for_key(), "options": key_parts(task.options), "producer": described.producer}
-    provenance = Provenance.of(task.key, "tile", tissue="imported patches", notes=notes, **facts, **task.inputs)
-    write_grid(folder.grid(slide_id), grid, covered(grid), provenance)
+    write_grid(output, grid, covered(grid), provenance.with_facts(notes=notes, producer=described.producer))
     return len(grid)
 
 
-def of_slide(row: SlideRow, read: ReadConfig) -> Known:
-    """Resolution, size and bounds from the slide file; where it does not open, what manifest and config say."""
+def of_slide(row: SlideRow, read: ReadConfig) -> SlideProperties:
+    """Resolution, size and bounds from the slide file; if it does not open, the mpp of manifest or config."""
     try:
         with open_slide(row.path, read, row.mpp) as slide:
-            return Known(slide.mpp, slide.sizes[0], slide.bounds_px0)
+            return SlideProperties(slide.mpp, slide.sizes[0], slide.bounds_px0)
     except SlideError as error:
         mpp = row.mpp if row.mpp is not None else read.mpp
-        return Known(mpp if isinstance(mpp, tuple) or mpp is None else (mpp, mpp), why=str(error))
+        return SlideProperties(mpp if isinstance(mpp, tuple) or mpp is None else (mpp, mpp), why=str(error))
 
 
 def imported_grid(
-    slide_id: str, described: Layout, xy: Float64, known: Known, options: ImportOptions
+    slide_id: str, described: Layout, xy: Float64, known: SlideProperties, options: ImportOptions
 ) -> tuple[PatchGrid, list[str]]:
-    """The grid, row by row, and what is to be said of it. ``xy``: corners (N, 2) in the layout's unit.
+    """Build the grid from a feature file's layout.
 
-    Raises ``SlideError`` for what neither file, slide nor options say, and where they contradict each other.
+    Parameters
+    ----------
+    slide_id : str
+        The slide.
+    described : Layout
+        Patch geometry of the feature file.
+    xy : ndarray of float64, (N, 2)
+        Top-left corners in the layout's unit, in the file's order.
+    known : SlideProperties
+        Properties from the slide, the manifest or the config.
+    options : ImportOptions
+        Properties that the files lack.
+
+    Returns
+    -------
+    PatchGrid
+        The patches in row-major order.
+    list of str
+        Notes for the provenance.
+
+    Raises
+    ------
+    SlideError
+        A property is missing everywhere, or two sources contradict each other.
     """
     if known.mpp is None:
         raise SlideError(
-            f"{slide_id}: feature files do not say how many µm a level-0 pixel is, and the slide does not either "
+            f"{slide_id}: feature files do not state how many µm a level-0 pixel is, and the slide does not either "
             f"({known.why}); give it in the manifest's mpp column, or with --mpp (read.mpp)"
         )
     xy_px0 = corners_px0(slide_id, described, xy, known.mpp)
@@ -164,7 +208,7 @@ def imported_grid(
     notes = [
         "rows as in the file" if (order == np.arange(len(order))).all() else "rows sorted by y, then by x",
         f"patches of {measured:.6g} µm/px",
-        "stride as the file says" if stride else "stride as measured between the patches",
+        "stride from the file" if stride else "stride as measured between the patches",
     ]
     return grid, notes + ([f"without the slide: {known.why}"] if known.why else [])
 
@@ -172,32 +216,33 @@ def imported_grid(
 def corners_px0(slide_id: str, described: Layout, xy: Float64, mpp: Pair) -> Int64:
     """Corners (N, 2) in whole level-0 pixels, in the file's order."""
     if not np.isfinite(xy).all():
-        raise SlideError(f"{slide_id}: its feature file has coords that are no numbers; make it again")
+        raise SlideError(f"{slide_id}: its feature file has coords that are not finite numbers; make it again")
     exact = xy / np.asarray(mpp) if described.unit == "um" else xy
     rounded = np.rint(exact)
     if described.unit == "px0" and (rounded != exact).any():
         raise SlideError(
-            f"{slide_id}: coords of its feature file are no whole pixels, as {described.producer} has them"
+            f"{slide_id}: coords of its feature file are not whole pixels, as {described.producer} writes them"
         )
     return rounded.astype(np.int64)
 
 
 def row_major(xy_px0: Int64) -> Int64:
-    """Which rows to take, in the order top to bottom, then left to right; equal corners stay in their order."""
+    """Indices (N,) that sort corners (N, 2) top to bottom, then left to right; equal corners keep their order."""
     return np.lexsort((xy_px0[:, 0], xy_px0[:, 1])).astype(np.int64)
 
 
 def covered(grid: PatchGrid) -> TissueMask:
-    """What the patches cover: a mask pixel is tissue where a footprint [x, x + side) x [y, y + side) holds its centre.
+    """Tissue mask of the area that the patches cover.
 
-    A mask pixel is a quarter of a patch, or more where the mask would have more than 4096 of them along a side.
+    A mask pixel is tissue if a footprint [x, x + side) x [y, y + side) contains its centre. Its side is a quarter of
+    a patch, or larger if the mask would have more than 4096 pixels along a side.
     """
     side, size = np.asarray(grid.side_px0), np.asarray(grid.slide_size_px0)
-    cell = np.maximum(side / _CELLS_PER_SIDE, size / _MOST_CELLS)  # (2,) px0
+    cell = np.maximum(side / _CELLS_PER_SIDE, size / _MAX_CELLS)  # (2,) px0
     width, height = np.ceil(size / cell).astype(int)
     low = np.ceil(grid.xy_px0 / cell - 0.5).astype(int).clip(0, (width, height))  # (N, 2) first column and row
     high = np.ceil((grid.xy_px0 + side) / cell - 0.5).astype(int).clip(0, (width, height))
-    edges = np.zeros((height + 1, width + 1), np.int64)  # whose double running sum counts the patches over each pixel
+    edges = np.zeros((height + 1, width + 1), np.int64)  # its double running sum counts the patches over each pixel
     np.add.at(edges, (low[:, 1], low[:, 0]), 1)
     np.add.at(edges, (high[:, 1], high[:, 0]), 1)
     np.add.at(edges, (low[:, 1], high[:, 0]), -1)
@@ -207,7 +252,7 @@ def covered(grid: PatchGrid) -> TissueMask:
 
 
 def _slide_size(
-    slide_id: str, described: Layout, known: Known, xy_px0: Int64, side: Pair, options: ImportOptions
+    slide_id: str, described: Layout, known: SlideProperties, xy_px0: Int64, side: Pair, options: ImportOptions
 ) -> tuple[int, int]:
     """(width, height): the slide's, else the file's, else the user's. All patches begin inside."""
     size = known.size_px0 or described.slide_size_px0
@@ -218,13 +263,13 @@ def _slide_size(
         size = options.slide_size
     if size is None:
         raise SlideError(
-            f"{slide_id}: its feature file does not say how large the slide is, and the slide is not at hand "
+            f"{slide_id}: its feature file does not state how large the slide is, and the slide is not available "
             f"({known.why}); give --slide-size WIDTHxHEIGHT, or --slide-size patches: as far as the patches reach"
         )
-    said = described.slide_size_px0
-    if said is not None and (abs(said[0] - size[0]) > 1 or abs(said[1] - size[1]) > 1):
+    stated = described.slide_size_px0
+    if stated is not None and (abs(stated[0] - size[0]) > 1 or abs(stated[1] - size[1]) > 1):
         raise SlideError(
-            f"{slide_id}: its feature file is of a slide of {said[0]} x {said[1]} pixels, but the slide has "
+            f"{slide_id}: its feature file is of a slide of {stated[0]} x {stated[1]} pixels, but the slide has "
             f"{size[0]} x {size[1]}; is it another slide?"
         )
     outside = ((xy_px0 < 0) | (xy_px0 >= np.asarray(size))).any(axis=1)
@@ -238,17 +283,17 @@ def _slide_size(
 
 
 def _target_mpp(slide_id: str, measured: float, options: ImportOptions) -> float:
-    told = options.target_mpp
-    if told is not None and abs(measured / told - 1) > TARGET_TOLERANCE:
+    nominal = options.target_mpp
+    if nominal is not None and abs(measured / nominal - 1) > TARGET_TOLERANCE:
         raise SlideError(
-            f"{slide_id}: its patches are of {measured:.4g} µm/px, which --target-mpp {told:g} does not stand for; "
+            f"{slide_id}: its patches have {measured:.4g} µm/px, too far from --target-mpp {nominal:g}; "
             f"is its mpp right?"
         )
-    return told or measured
+    return nominal or measured
 
 
 def _measured_stride(xy_px0: Int64, side: Pair) -> Pair:
-    """The most common step along rows and along columns; where there is none, the side."""
+    """The most common step along rows and along columns; the side if there is none."""
     x, y = xy_px0.T.astype(np.float64)
     return common_step(x, y) or side[0], common_step(y, x) or side[1]
 

@@ -1,4 +1,4 @@
-"""The grid of patches on a tissue mask: µm in, level-0 pixels out, nothing opened."""
+"""The grid of patches on a tissue mask: lengths in µm to level-0 pixels. Opens no file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..types import Bool, Box, Int64, PatchGrid, Slide, TissueMask
 
 @dataclass(frozen=True)
 class SlideFacts:
-    """What the grid needs to know of a slide."""
+    """Properties of a slide that the grid depends on."""
 
     slide_id: str
     size_px0: tuple[int, int]
@@ -28,7 +28,7 @@ class SlideFacts:
 
 
 def check_resolution(slide: SlideFacts, config: TileConfig) -> None:
-    """Raises ``SlideError`` where patches would have to be enlarged to reach the target mpp."""
+    """Raise ``SlideError`` if patches would have to be enlarged to reach the target mpp."""
     coarsest = max(slide.mpp)
     if coarsest > config.mpp * LEVEL_TOLERANCE:
         raise SlideError(
@@ -38,10 +38,29 @@ def check_resolution(slide: SlideFacts, config: TileConfig) -> None:
 
 
 def patch_grid(slide: SlideFacts, mask: TissueMask, config: TileConfig) -> PatchGrid:
-    """The patches of the regular grid from (0, 0) that hold tissue, row by row; there may be none.
+    """Select the patches of the regular grid from (0, 0) that contain enough tissue.
 
-    A patch is kept where the mask covers at least ``min_tissue`` of its exact footprint (with 0: where it covers
-    any), and where it touches no unreadable region. Raises ``SlideError`` for a slide coarser than the target mpp.
+    A patch is kept if the mask covers at least ``config.min_tissue`` of its exact footprint (with 0: if it covers any
+    of it), and if it touches no unreadable region.
+
+    Parameters
+    ----------
+    slide : SlideFacts
+        Size, resolution and bounds of the slide.
+    mask : TissueMask
+        The tissue.
+    config : TileConfig
+        The config section ``tile``.
+
+    Returns
+    -------
+    PatchGrid
+        The patches in row-major order, possibly none.
+
+    Raises
+    ------
+    SlideError
+        The slide is coarser than the target mpp.
     """
     check_resolution(slide, config)
     side = side_px0(config.side_px, config.mpp, slide.mpp)
@@ -66,25 +85,25 @@ def patch_grid(slide: SlideFacts, mask: TissueMask, config: TileConfig) -> Patch
 
 
 def require_patches(grid: PatchGrid, mask: TissueMask, config: TileConfig) -> None:
-    """Raises ``EmptySlideError`` that says what was found and what to try, where the grid holds no patch."""
+    """Raise ``EmptySlideError`` if the grid has no patch, stating what was found and what to try."""
     if len(grid):
         return
-    share = float(mask.tissue.mean()) * 100
+    percent = float(mask.tissue.mean()) * 100
     lost = " outside the unreadable regions" if mask.unreadable_px0 else ""
     region = " inside the region of interest" if config.roi else ""
-    if share == 0:
+    if percent == 0:
         raise EmptySlideError(
             f"{grid.slide_id} has no tissue{region}{lost}; look at tile/quality/{grid.slide_id}.jpg, try --set "
             f"tile.detector_options.faint=true, or draw it in tile/tissue/{grid.slide_id}.geojson"
         )
     raise EmptySlideError(
-        f"{grid.slide_id}: tissue covers {share:.2g} % of the slide{region}, but no patch{lost} holds "
-        f"{config.min_tissue:.0%} of it; lower tile.min_tissue or tile.side_px"
+        f"{grid.slide_id}: tissue covers {percent:.2g} % of the slide{region}, but no patch{lost} is covered to "
+        f"{config.min_tissue:.0%}; lower tile.min_tissue or tile.side_px"
     )
 
 
 def _touches(xy_px0: Int64, side: tuple[float, float], box: Box) -> Bool:
-    """(N,) whether the footprints share a point with ``box``."""
+    """(N,) whether the footprints intersect ``box``."""
     x, y, width, height = box
     right, bottom = xy_px0[:, 0] + side[0], xy_px0[:, 1] + side[1]
     touched: Bool = (right > x) & (bottom > y) & (xy_px0[:, 0] < x + width) & (xy_px0[:, 1] < y + height)

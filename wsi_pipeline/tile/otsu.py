@@ -1,4 +1,4 @@
-"""Tissue by colour: Otsu's threshold on the saturation, cleaned in µm²."""
+"""Tissue detection by colour: Otsu's threshold on the saturation, cleaned by area in µm²."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from . import Detector, detectors
 from .clean import dilate, drop_small, fill_small
 from .pen import COLOURS, ink
 
-# Otsu divides any histogram, that of bare glass or of tissue alone too. So its two halves must lie MIN_CONTRAST
-# apart, and the threshold stays where glass of no scanner reaches and tissue of every stain does.
+# Otsu divides any histogram, even of bare glass or of tissue alone. Therefore its two classes must be MIN_CONTRAST
+# apart, and the threshold is limited to values that no scanner's glass reaches and that tissue of every stain exceeds.
 FLOOR, CEILING, MIN_CONTRAST = 0.05, 0.10, 0.06
 FAINT_FLOOR, FAINT_CEILING, FAINT_CONTRAST = 0.010, 0.016, 0.012
 NEUTRAL, FAINT_NEUTRAL = 0.045, 0.012  # least difference of the channels (0..1): below it, shadow and dirt
@@ -24,7 +24,7 @@ NEUTRAL, FAINT_NEUTRAL = 0.045, 0.012  # least difference of the channels (0..1)
 
 @dataclass(frozen=True)
 class OtsuDetector:
-    """See ``Detector``. Otsu, IEEE Trans. Systems, Man and Cybernetics 9, 1979."""
+    """A ``Detector``; for the options see ``otsu``. Otsu, IEEE Trans. Systems, Man and Cybernetics 9, 1979."""
 
     faint: bool
     pen: tuple[str, ...]
@@ -35,7 +35,7 @@ class OtsuDetector:
     min_hole_um2: float
 
     def __call__(self, rgb: UInt8, mpp: tuple[float, float]) -> Bool:
-        """Tissue (h, w)."""
+        """See ``Detector``."""
         marks = ink(rgb, mpp, self.pen, self.pen_margin_um)
         light = np.moveaxis(rgb, 2, 0).astype(np.float32) / 255  # (3, h, w) in 0..1
         light[:, marks] = 1
@@ -58,7 +58,33 @@ def otsu(
     min_object_um2: float = 20_000.0,
     min_hole_um2: float = 20_000.0,
 ) -> Detector:
-    """Otsu on saturation; pen marks, grey shadows, fat and specks removed; ``faint`` for pale IHC."""
+    """Otsu on saturation; pen marks, grey shadows, fat and specks removed; ``faint`` for pale IHC.
+
+    Parameters
+    ----------
+    faint : bool
+        Threshold the optical density instead, for pale stains.
+    pen : sequence of {"blue", "green", "red", "black"}
+        Colours of pen ink to remove.
+    pen_margin_um : float
+        Margin around ink that is removed too, µm.
+    smooth_um : float
+        Standard deviation of the Gaussian filter, µm.
+    min_width_um : float
+        Narrower structures are removed, µm.
+    min_object_um2, min_hole_um2 : float
+        Smaller pieces of tissue are removed, and smaller holes filled, µm².
+
+    Returns
+    -------
+    Detector
+        The tissue detector.
+
+    Raises
+    ------
+    ConfigError
+        An option is not valid.
+    """
     lengths = {
         "pen_margin_um": pen_margin_um,
         "smooth_um": smooth_um,
@@ -73,7 +99,7 @@ def otsu(
 
 
 def _coloured(light: Float32, faint: bool) -> Bool:
-    """Pixels (h, w) of ``light`` (3, h, w) that a stain has coloured; ``faint``: by density, however pale."""
+    """Stained pixels (h, w) of ``light`` (3, h, w); ``faint``: by optical density instead of saturation."""
     chroma = light.max(axis=0) - light.min(axis=0)  # (h, w)
     if faint:
         density = _optical_density(light)
@@ -86,12 +112,12 @@ def _coloured(light: Float32, faint: bool) -> Bool:
 
 
 def _opened(mask: Bool, radius_px: tuple[float, float]) -> Bool:
-    """``mask`` without what is narrower than twice the radius: the threads of connective tissue between fat cells."""
+    """``mask`` without structures narrower than twice the radius, such as the strands between fat cells."""
     return dilate(~dilate(~mask, radius_px), radius_px)
 
 
 def _threshold(strength: Float32, floor: float, ceiling: float, contrast: float) -> float:
-    """Otsu's threshold, kept between ``floor`` and ``ceiling``; ``ceiling`` where there are no two classes."""
+    """Otsu's threshold, limited to ``floor`` and ``ceiling``; ``ceiling`` if there are no two distinct classes."""
     split = float(threshold_otsu(strength)) if np.ptp(strength) > 0 else 0.0  # type: ignore[no-untyped-call]
     high, low = strength[strength > split], strength[strength <= split]
     if not len(high) or not len(low) or float(high.mean() - low.mean()) < contrast:
@@ -100,7 +126,7 @@ def _threshold(strength: Float32, floor: float, ceiling: float, contrast: float)
 
 
 def _optical_density(light: Float32) -> Float32:
-    """Mean OD of the three channels against the slide's own glass."""
+    """Mean OD (h, w) of the three channels relative to the slide's own glass."""
     glass = np.clip(np.percentile(light, 95, axis=(1, 2)), 0.88, 1.0).astype(np.float32)  # (3,)
     density: Float32 = -np.log10(np.clip(light, 1 / 255, 1) / glass[:, None, None]).mean(axis=0)
     return density

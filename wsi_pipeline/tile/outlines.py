@@ -1,4 +1,4 @@
-"""The tissue's outlines on disk: written by the program, or by the user, whose word then counts."""
+"""The tissue outlines on disk: written by the program, or edited by the user, whose version takes precedence."""
 
 from __future__ import annotations
 
@@ -17,10 +17,19 @@ from ..types import Box
 
 
 def edited_digest(path: Path) -> str | None:
-    """sha256 of the outlines at ``path`` where the user drew or changed them; None where the program wrote them, or
-    there are none.
+    """Digest of a slide's outlines if the user drew or changed them.
 
-    The program notes the digest of all that it writes; whatever has another one is the user's.
+    The program records the digest of every file that it writes; a file with any other digest is the user's.
+
+    Parameters
+    ----------
+    path : Path
+        The outlines, GeoJSON.
+
+    Returns
+    -------
+    str or None
+        sha256 of the user's outlines; None if the program wrote them, or if there are none.
     """
     if not path.exists():
         return None
@@ -29,10 +38,24 @@ def edited_digest(path: Path) -> str | None:
 
 
 def write_outlines(path: Path, text: str, key: str) -> None:
-    """Replace the program's own outlines by ``text``.
+    """Replace the program's own outlines.
 
-    The note names the old digest too until the new file stands: if the program is killed in between, neither is
-    taken for the user's. Raises ``SlideError`` where the user has changed them since the run began.
+    The record contains the old digest too until the new file is written: if the program is killed in between, neither
+    file is mistaken for the user's.
+
+    Parameters
+    ----------
+    path : Path
+        The outlines, GeoJSON.
+    text : str
+        The new content.
+    key : str
+        Content key of the slide's grid.
+
+    Raises
+    ------
+    SlideError
+        The user has changed the outlines since the run began.
     """
     if edited_digest(path) is not None:
         raise SlideError(f"{path} was edited while the slide was being tiled; run again to use it")
@@ -44,7 +67,20 @@ def write_outlines(path: Path, text: str, key: str) -> None:
 
 
 def read_outlines(path: Path, bounds_px0: Box) -> tuple[MultiPolygon, tuple[str, ...]]:
-    """The user's outlines in px0, and what had to be repaired. Raises ``ArtifactError`` where they cannot be used."""
+    """Read the user's outlines.
+
+    Returns
+    -------
+    MultiPolygon
+        Tissue in level-0 pixels.
+    tuple of str
+        What was repaired.
+
+    Raises
+    ------
+    ArtifactError
+        The outlines cannot be used.
+    """
     try:
         annotation = read_annotation(path, bounds_px0)
     except ConfigError as error:
@@ -53,32 +89,46 @@ def read_outlines(path: Path, bounds_px0: Box) -> tuple[MultiPolygon, tuple[str,
 
 
 def roi_path(config: TileConfig, slide_id: str) -> Path | None:
-    """The file that restricts this slide; None: nothing does."""
+    """The file with the region of interest of a slide; None without ``tile.roi``."""
     if config.roi is None:
         return None
     return config.roi / f"{slide_id}.geojson" if config.roi.is_dir() else config.roi
 
 
 def read_roi(path: Path, config: TileConfig, slide_id: str, bounds_px0: Box) -> tuple[MultiPolygon, tuple[str, ...]]:
-    """The region of interest in px0, and what had to be repaired.
+    """Read the region of interest of a slide.
 
-    Raises ``ConfigError`` where tile.roi cannot be used, ``SlideError`` where it has nothing for this slide.
+    Returns
+    -------
+    MultiPolygon
+        Region in level-0 pixels.
+    tuple of str
+        What was repaired.
+
+    Raises
+    ------
+    ConfigError
+        ``tile.roi`` cannot be used.
+    SlideError
+        It has no region for this slide.
     """
     if not path.exists() and path != config.roi:
-        raise SlideError(f"{slide_id} has no region of interest: {path} is not there; draw one, or leave the slide out")
+        raise SlideError(
+            f"{slide_id} has no region of interest: {path} does not exist; draw one, or leave the slide out"
+        )
     annotation = read_annotation(path, bounds_px0)
     area = annotation.area(None if config.roi_class is None else (config.roi_class,))
     if shapely.is_empty(area):
-        wanted = "region" if config.roi_class is None else f"region of class {config.roi_class!r} (tile.roi_class)"
+        missing = "region" if config.roi_class is None else f"region of class {config.roi_class!r} (tile.roi_class)"
         found = ", ".join(repr(name) for name in annotation.classes) or "none"
-        raise SlideError(f"{slide_id}: {path} holds no {wanted}; its classes are: {found}")
+        raise SlideError(f"{slide_id}: {path} has no {missing}; its classes are: {found}")
     return area, annotation.notes
 
 
 def _written(path: Path) -> list[str]:
-    """Digests that the program noted for ``path``; none where the note is absent or damaged."""
+    """Digests that the program recorded for ``path``; none if the record is absent or damaged."""
     try:
-        note = json.loads(provenance_path(path).read_text(encoding="utf-8"))
-        return list(json.loads(note["made_by"])["written"])
+        record = json.loads(provenance_path(path).read_text(encoding="utf-8"))
+        return list(json.loads(record["made_by"])["written"])
     except (OSError, ValueError, KeyError, TypeError):
         return []

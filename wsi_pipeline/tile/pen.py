@@ -1,15 +1,16 @@
-"""Felt-pen ink, told from stained tissue by which light it takes away.
+"""Detection of pen ink, distinguished from stained tissue by the light that it absorbs.
 
-In optical density (OD = -log10 of the transmitted share, per channel; Beer-Lambert), the dyes of histology take green
-away most: haematoxylin about (0.65, 0.70, 0.29) in (R, G, B), eosin (0.07, 0.99, 0.11) (Ruifrok and Johnston 2001),
-DAB blue. So
-- blue and green ink take away clearly more red than green: no stain does;
-- red ink takes away hardly any red, and blue nearly as much as green: eosin and blood leave more blue;
-- black ink takes away all three alike, and much of each.
+In optical density (OD = -log10 of the transmitted fraction, per channel; Beer-Lambert), the dyes of histology absorb
+green most: haematoxylin about (0.65, 0.70, 0.29) in (R, G, B), eosin (0.07, 0.99, 0.11) (Ruifrok and Johnston 2001);
+DAB absorbs blue most. Therefore
 
-A stroke is found by its clear parts and followed into its pale and overlaid ones. Pieces smaller than
-``MIN_STROKE_UM2`` (pigment, dust, inked margins) are left to the rest of the detector. A large lake of fresh blood
-or of coal dust may pass for ink: name the colours to look for where that matters.
+- blue and green ink absorb clearly more red than green, which no stain does;
+- red ink absorbs hardly any red, and blue nearly as much as green, while eosin and blood absorb less blue;
+- black ink absorbs all three alike, and strongly.
+
+A stroke is found by its clear parts and extended into its pale and overlaid ones. Pieces smaller than
+``MIN_STROKE_UM2`` (pigment, dust, inked margins) are left to the rest of the detector. A large pool of fresh blood
+or of coal dust may be mistaken for ink: restrict the colours if that matters.
 """
 
 from __future__ import annotations
@@ -28,9 +29,28 @@ MIN_STROKE_UM2 = 5_000.0
 
 
 def ink(rgb: UInt8, mpp: tuple[float, float], colours: Sequence[str] = COLOURS, margin_um: float = 40.0) -> Bool:
-    """Where ``rgb`` (h, w, 3) at ``mpp`` µm per pixel shows ink of these ``colours``, grown by ``margin_um``; (h, w).
+    """Find pen ink on an overview of a slide.
 
-    Raises ``ConfigError`` for a colour that is not known.
+    Parameters
+    ----------
+    rgb : ndarray of uint8, (h, w, 3)
+        The overview.
+    mpp : (float, float)
+        Width and height of its pixels in µm.
+    colours : sequence of {"blue", "green", "red", "black"}
+        Inks to find.
+    margin_um : float
+        The ink is dilated by this margin, µm.
+
+    Returns
+    -------
+    ndarray of bool, (h, w)
+        True on ink.
+
+    Raises
+    ------
+    ConfigError
+        A colour is unknown.
     """
     unknown = [c for c in colours if c not in COLOURS]
     if unknown:
@@ -45,9 +65,9 @@ def ink(rgb: UInt8, mpp: tuple[float, float], colours: Sequence[str] = COLOURS, 
 
 
 def _strokes(od: Float32, colour: str) -> tuple[Bool, Bool]:
-    """From ``od`` (3, h, w), twice (h, w): what is surely this ink, and what may be where it touches that."""
+    """From ``od`` (3, h, w), two masks (h, w): pixels surely of this ink, and pixels that are if they touch those."""
     red, green, blue = od
-    if colour == "blue":  # over eosin, which takes away green, only the clear blue light still tells
+    if colour == "blue":  # over eosin, which absorbs green, only the transmitted blue light is left as a criterion
         on_glass = (red - green > 0.12) & (red > 1.3 * green)
         clear = on_glass | ((red > 0.7) & (red > 1.05 * green) & (blue < 0.33 * green))
         pale = (red - green > 0.06) | ((red > 0.5) & (red > 0.95 * green) & (blue < 0.33 * green))

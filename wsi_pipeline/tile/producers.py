@@ -1,8 +1,8 @@
-"""What the numbers of a feature file mean, by who wrote it; nothing is opened, and nothing is guessed.
+"""Interpretation of feature files by the program that wrote them (the producer). Opens no file and guesses nothing.
 
 CLAM: corners in level-0 pixels; a patch covers patch_size x int(downsample) of them. TRIDENT and AtlasPatch: corners in
-level-0 pixels, patch_size_level0 says the footprint. STAMP: corners in µm (1.x: in pixels of 256/224 µm). None of them
-says how many µm a level-0 pixel is. What is missing is asked for: each error names the option that gives it.
+level-0 pixels; patch_size_level0 is the footprint. STAMP: corners in µm (1.x: in pixels of 256/224 µm). None of them
+states how many µm a level-0 pixel is. For each missing property the error names the option that gives it.
 """
 
 from __future__ import annotations
@@ -14,40 +14,82 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import ConfigError, EmptySlideError, SlideError
-from ..interop.feature_files import ForeignFile, ImportOptions
+from ..interop.feature_files import FeatureFile, ImportOptions
 from ..types import Float64
 
 Pair = tuple[float, float]
 Producer = Literal["clam", "trident", "stamp", "atlaspatch"]
 
-_STAMP1_UM, _STAMP1_PX = 256.0, 224  # the one tile that STAMP 1 knew
+_STAMP1_UM, _STAMP1_PX = 256.0, 224  # the only tile size of STAMP 1
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One file's own account of its patches. Lengths are (x, y), level-0 pixels or µm as ``unit`` says."""
+    """Patch geometry as a feature file states it. Lengths are (x, y), in level-0 pixels or µm as ``unit`` says.
+
+    Attributes
+    ----------
+    producer : str
+        The program that wrote the file.
+    dataset, encoder : str
+        Name of the dataset of features, and of their encoder.
+    unit : {"px0", "um"}
+        Unit of ``side`` and ``stride``.
+    scale : float
+        ``coords`` times this are in ``unit``.
+    side : (float, float)
+        Footprint of a patch.
+    side_px : int
+        Side of the encoder's input patch in pixels.
+    stride : (float, float), optional
+        Distance between neighbours; None if the file does not state it.
+    slide_size_px0 : (int, int), optional
+        (width, height) of level 0; None if the file does not state it.
+    """
 
     producer: Producer
-    dataset: str  # that holds the features
+    dataset: str
     encoder: str
     unit: Literal["px0", "um"]
-    scale: float  # ``coords`` times this are in ``unit``
-    side: Pair  # footprint of a patch
-    side_px: int  # what the encoder was given
-    stride: Pair | None  # None: the file does not say
+    scale: float
+    side: Pair
+    side_px: int
+    stride: Pair | None
     slide_size_px0: tuple[int, int] | None
 
 
-def layout(file: ForeignFile, coordinates: ForeignFile | None, xy: Float64, options: ImportOptions) -> Layout:
-    """Who wrote ``file`` and what it says. ``coordinates``: CLAM's other file; ``xy``: ``coords`` (N, 2) as stored.
+def layout(file: FeatureFile, coordinates: FeatureFile | None, xy: Float64, options: ImportOptions) -> Layout:
+    """Find out which program wrote a feature file, and interpret it.
 
-    Raises ``ConfigError`` where the encoder must be named, ``SlideError`` where the patches' size must be, and
-    ``EmptySlideError`` where there is no patch.
+    Parameters
+    ----------
+    file : FeatureFile
+        The file with the features.
+    coordinates : FeatureFile, optional
+        CLAM's separate file with the coordinates.
+    xy : ndarray of float64, (N, 2)
+        ``coords`` as stored.
+    options : ImportOptions
+        Properties that the files lack.
+
+    Returns
+    -------
+    Layout
+        The patch geometry.
+
+    Raises
+    ------
+    ConfigError
+        The encoder must be named.
+    SlideError
+        The size of the patches must be given, or file and options contradict each other.
+    EmptySlideError
+        The file has no patch.
     """
     dataset, encoder = _encoder(file, options)
     shape = file.features[dataset]
     if 0 in shape or len(xy) == 0:
-        raise EmptySlideError(f"{file.path} holds no patch: its producer found no tissue; leave the slide out")
+        raise EmptySlideError(f"{file.path} has no patches: its producer found no tissue; leave the slide out")
     if shape[0] != len(xy):
         raise SlideError(f"{file.path} has {shape[0]} features for {len(xy)} coords; make the file again")
     if dataset == "feats":
@@ -60,9 +102,17 @@ def layout(file: ForeignFile, coordinates: ForeignFile | None, xy: Float64, opti
 
 
 def common_step(values: Float64, others: Float64) -> float | None:
-    """The most common distance between neighbours among ``values`` (N,) whose ``others`` (N,) are the same.
+    """Most common distance between neighbours along one axis.
 
-    None where no distance makes up half of all, so none can be said to be the stride; of equal ones the smallest.
+    Parameters
+    ----------
+    values, others : ndarray of float64, (N,)
+        Coordinates along the axis and along the other one; neighbours have the same ``others``.
+
+    Returns
+    -------
+    float or None
+        The smallest of equally common distances; None if no distance makes up half of all.
     """
     order = np.lexsort((values, others))
     steps = np.diff(values[order])[np.diff(others[order]) == 0]
@@ -72,37 +122,37 @@ def common_step(values: Float64, others: Float64) -> float | None:
     return float(found[counts.argmax()])
 
 
-def _encoder(file: ForeignFile, options: ImportOptions) -> tuple[str, str]:
+def _encoder(file: FeatureFile, options: ImportOptions) -> tuple[str, str]:
     """(dataset, encoder name)."""
-    names, wanted = file.encoders, options.encoder
+    names, chosen = file.encoders, options.encoder
     option = "--encoder NAME (embed.import_options.encoder)"
-    if len(names) > 1 and wanted is None:
-        raise ConfigError(f"{file.path} holds features of {', '.join(names)}; choose one with {option}")
-    if wanted is not None and names and wanted not in names:
-        raise ConfigError(f"{file.path} says that its features are of {', '.join(names)}, not of {wanted}")
-    if wanted is None and not names:
-        raise ConfigError(f"{file.path} does not say which encoder made its features; give {option}")
-    encoder = wanted or names[0]
+    if len(names) > 1 and chosen is None:
+        raise ConfigError(f"{file.path} has features of {', '.join(names)}; choose one with {option}")
+    if chosen is not None and names and chosen not in names:
+        raise ConfigError(f"{file.path} states that its features are of {', '.join(names)}, not of {chosen}")
+    if chosen is None and not names:
+        raise ConfigError(f"{file.path} does not state which encoder made its features; give {option}")
+    encoder = chosen or names[0]
     grouped = f"features/{encoder}"
     return grouped if grouped in file.features else next(iter(file.features)), encoder
 
 
-def _clam(file: ForeignFile, coordinates: ForeignFile | None, encoder: str, options: ImportOptions) -> Layout:
+def _clam(file: FeatureFile, coordinates: FeatureFile | None, encoder: str, options: ImportOptions) -> Layout:
     facts = (coordinates or file).facts
     size = _number(facts, "patch_size")
     down = _pair(facts, "downsample") or ((1.0, 1.0) if facts.get("patch_level") == 0 else None)
     if _number(facts, "custom_downsample") not in (None, 1.0):
         down = None  # shrunk once more, by rules that differ between CLAM's descendants
     footprint = (size * int(down[0]), size * int(down[1])) if size and down else None
-    told = options.patch_size_level0
-    side = footprint or ((told, told) if told else None)
+    given = options.patch_size_level0
+    side = footprint or ((given, given) if given else None)
     if side is None:
         raise SlideError(
-            f"{file.path} does not say how large a patch is; give the folder of its coordinates files "
+            f"{file.path} does not state how large a patch is; give the folder of its coordinates files "
             f"with --coords DIR, or the side in level-0 pixels with --patch-size-level0 P"
         )
-    if footprint is not None and told is not None:
-        _agree(file, "patch_size_level0", footprint[0], told)
+    if footprint is not None and given is not None:
+        _agreed(file, "patch_size_level0", footprint[0], given)
     whole = _pair(facts, "level_dim")
     return Layout(
         producer="clam",
@@ -117,17 +167,19 @@ def _clam(file: ForeignFile, coordinates: ForeignFile | None, encoder: str, opti
     )
 
 
-def _magnified(producer: Producer, file: ForeignFile, dataset: str, encoder: str, options: ImportOptions) -> Layout:
+def _magnified(producer: Producer, file: FeatureFile, dataset: str, encoder: str, options: ImportOptions) -> Layout:
     """TRIDENT's and AtlasPatch's attributes; ``overlap`` is in pixels of the patch."""
     facts = file.facts
     side_px = _side_px(file, _number(facts, "patch_size"), options)
-    said = _number(facts, "patch_size_level0")
+    stated = _number(facts, "patch_size_level0")
     level0, target = _number(facts, "level0_magnification"), _number(facts, "target_magnification")
-    if said is None and level0 and target:
-        said = side_px * level0 / target
-    side = _agree(file, "patch_size_level0", said, options.patch_size_level0)
+    if stated is None and level0 and target:
+        stated = side_px * level0 / target
+    side = _agreed(file, "patch_size_level0", stated, options.patch_size_level0)
     if side is None:
-        raise SlideError(f"{file.path} does not say how many level-0 pixels a patch covers; give --patch-size-level0 P")
+        raise SlideError(
+            f"{file.path} does not state how many level-0 pixels a patch covers; give --patch-size-level0 P"
+        )
     overlap = _number(facts, "overlap")
     step = side * (1 - overlap / side_px) if overlap is not None and 0 <= overlap < side_px else None
     width, height = _number(facts, "level0_width"), _number(facts, "level0_height")
@@ -144,7 +196,7 @@ def _magnified(producer: Producer, file: ForeignFile, dataset: str, encoder: str
     )
 
 
-def _stamp(file: ForeignFile, encoder: str, xy: Float64, options: ImportOptions) -> Layout:
+def _stamp(file: FeatureFile, encoder: str, xy: Float64, options: ImportOptions) -> Layout:
     facts, scale = file.attributes, 1.0
     side_um = _number(facts, "tile_size_um")
     if side_um is None and facts.get("unit") == "um":
@@ -155,7 +207,7 @@ def _stamp(file: ForeignFile, encoder: str, xy: Float64, options: ImportOptions)
         if round(step) != _STAMP1_PX:
             raise SlideError(
                 f"{file.path} states no unit of its coords, and they are {step:g} apart, not {_STAMP1_PX} as in "
-                f"STAMP 1; their place on the slide is not known; make the features again with STAMP 2"
+                f"STAMP 1; their position on the slide is unknown; make the features again with STAMP 2"
             )
         side_um, size, scale = _STAMP1_UM, float(_STAMP1_PX), _STAMP1_UM / _STAMP1_PX
     return Layout(
@@ -171,25 +223,25 @@ def _stamp(file: ForeignFile, encoder: str, xy: Float64, options: ImportOptions)
     )
 
 
-def _side_px(file: ForeignFile, said: float | None, options: ImportOptions) -> int:
-    found = _agree(file, "patch_size", said, options.patch_size)
+def _side_px(file: FeatureFile, stated: float | None, options: ImportOptions) -> int:
+    found = _agreed(file, "patch_size", stated, options.patch_size)
     if found is None:
         raise SlideError(
-            f"{file.path} does not say how many pixels of a patch the encoder was given; give --patch-size PIXELS"
+            f"{file.path} does not state the side of the encoder's input patches; give it with --patch-size PIXELS"
         )
     return int(found)
 
 
-def _agree(file: ForeignFile, name: str, said: float | None, told: float | None) -> float | None:
-    """What the file says, else what the user tells. Raises ``SlideError`` where they differ."""
-    if said is not None and told is not None and abs(said - told) > 0.5:
+def _agreed(file: FeatureFile, name: str, stated: float | None, given: float | None) -> float | None:
+    """The file's value, else the user's. Raises ``SlideError`` if they differ."""
+    if stated is not None and given is not None and abs(stated - given) > 0.5:
         option = "--" + name.replace("_", "-")
-        raise SlideError(f"{file.path} says {name} {said:g}, but {option} {told:g} was given; leave the option out")
-    return told if said is None else said
+        raise SlideError(f"{file.path} has {name} {stated:g}, but {option} {given:g} was given; leave the option out")
+    return given if stated is None else stated
 
 
 def _number(facts: Mapping[str, Any], name: str) -> float | None:
-    """A number that is not negative; None where there is none."""
+    """A finite number of at least 0; None if there is none."""
     try:
         value = float(facts[name])
     except (KeyError, TypeError, ValueError):

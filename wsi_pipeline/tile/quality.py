@@ -1,4 +1,4 @@
-"""One picture a slide that shows at a glance whether tissue and patches are right."""
+"""Quality-control image of a slide: shows at a glance whether tissue and patches are right."""
 
 from __future__ import annotations
 
@@ -21,20 +21,31 @@ _QUALITY = 85
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """What is drawn on the slide."""
+    """What is drawn over the slide. Tissue and region of interest are in level-0 pixels."""
 
-    tissue: MultiPolygon  # px0
-    roi: MultiPolygon | None  # px0
+    tissue: MultiPolygon
+    roi: MultiPolygon | None
     grid: PatchGrid
     unreadable_px0: tuple[Box, ...]
     legend: str
 
 
 def quality_picture(rgb: UInt8, side_px0: tuple[float, float], overlay: Overlay) -> bytes:
-    """JPEG of the overview ``rgb`` (h, w, 3) with patches (yellow), tissue (green), region of interest (blue) and
-    unreadable regions (red), a legend below.
+    """Draw patches (yellow), tissue (green), region of interest (blue) and unreadable regions (red) over an overview.
 
-    The same bytes for the same arguments.
+    Parameters
+    ----------
+    rgb : ndarray of uint8, (h, w, 3)
+        The overview.
+    side_px0 : (float, float)
+        Width and height of its pixels in level-0 pixels.
+    overlay : Overlay
+        What to draw, and the legend below.
+
+    Returns
+    -------
+    bytes
+        A JPEG, the same for the same arguments.
     """
     height, width = rgb.shape[:2]
     tinted = Image.composite(
@@ -66,7 +77,7 @@ def read_quality_picture(path: Path) -> UInt8:
 
 
 def _patch_layer(size: tuple[int, int], side_px0: tuple[float, float], overlay: Overlay) -> Image.Image:
-    """How much of the patches' colour each pixel takes: a light tint, and stronger edges where they can be seen."""
+    """Opacity of the patches' colour: a light tint, and stronger edges if the patches are large enough to see them."""
     layer = Image.new("L", size, 0)
     draw = ImageDraw.Draw(layer)
     side = overlay.grid.side_px0

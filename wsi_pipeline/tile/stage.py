@@ -1,8 +1,9 @@
-"""Tiles every slide: tissue, its outlines, a picture to check, and the grid of patches."""
+"""``wsi tile``: tissue, its outlines, a quality-control picture, and the grid of patches of every slide."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from shapely.geometry import MultiPolygon
 
 from ..artifacts import Provenance, content_key, discard, file_digest, fingerprint, write_bytes, write_provenance
 from ..config import ReadConfig, TileConfig
-from ..engine import Engine, Job
+from ..engine import Job
 from ..project import Project, RunFolder
 from ..read import Overview, open_slide, read_overview
 from ..read.resample import area_mean
@@ -26,27 +27,21 @@ from .grid import SlideFacts, check_resolution, patch_grid, require_patches
 from .outlines import edited_digest, read_outlines, read_roi, roi_path, write_outlines
 from .quality import LONGEST_PX, Overlay, quality_picture
 
-_AT_ONCE = 16  # slides whose fingerprint is taken at once: a network disk answers late, but many
+_AT_ONCE = 16  # slides whose fingerprint is read at once: a network disk is slow to answer, but answers many
 
 
 @dataclass(frozen=True)
 class Task:
-    """All that tiling one slide depends on; crosses to the process that does it."""
+    """All inputs of tiling one slide; sent to the process that does it."""
 
     row: SlideRow
     read: ReadConfig
     tile: TileConfig
     folder: RunFolder
-    key: str
-    inputs: dict[str, Any]  # digests of the slide, of edited outlines and of the region of interest
-
-    @property
-    def edited(self) -> bool:
-        """Whether the outlines on disk are the user's."""
-        return self.inputs["edited"] is not None
+    edited: bool  # whether the outlines on disk are the user's
 
 
-def run(project: Project, engine: Engine) -> None:
+def jobs(project: Project, slides: Sequence[SlideRow]) -> Iterator[list[Job]]:
     """Write ``tile/<slide_id>.h5``, ``tile/tissue/<slide_id>.geojson`` and ``tile/quality/<slide_id>.jpg``.
 
     Outlines that the user has edited are used and never overwritten. With ``embed.import`` the patches are those of
@@ -54,20 +49,26 @@ def run(project: Project, engine: Engine) -> None:
     """
     config, folder = project.config, project.folder
     if config.embed.import_ is not None:
-        engine.run("tile", from_features.jobs(project))
+        yield from_features.jobs(project, slides)
         return
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        all_inputs = list(pool.map(lambda row: _inputs(row, config.tile, folder), project.slides))
-    jobs = []
-    for row, inputs in zip(project.slides, all_inputs, strict=True):
-        key = content_key(stage="tile", config=_settings(config.tile), read=config.read.for_key(), **inputs)
-        task = Task(row, config.read, config.tile, folder, key, inputs)
-        whole = partial(_stand, folder.tissue(row.slide_id), folder.quality(row.slide_id))
-        jobs.append(Job(row.slide_id, folder.grid(row.slide_id), key, tile_slide, (task,), whole=whole))
-    engine.run("tile", jobs)
+        all_inputs = list(pool.map(lambda row: _inputs(row, config.tile, folder), slides))
+    yield [_job(project, row, inputs) for row, inputs in zip(slides, all_inputs, strict=True)]
 
 
-def tile_slide(task: Task) -> int:
+def _job(project: Project, row: SlideRow, inputs: dict[str, Any]) -> Job:
+    """``inputs``: digests of the slide, of edited outlines and of the region of interest."""
+    config, folder = project.config, project.folder
+    facts = {"config": _settings(config.tile), "read": config.read.for_key(), **inputs}
+    edited = inputs["edited"] is not None
+    tissue = "edited" if edited else "detected"
+    provenance = Provenance.of(content_key(stage="tile", **facts), "tile", tissue=tissue, **facts)
+    complete = partial(_both_exist, folder.tissue(row.slide_id), folder.quality(row.slide_id))
+    task = Task(row, config.read, config.tile, folder, edited)
+    return Job(row.slide_id, folder.grid(row.slide_id), provenance, tile_slide, (task,), complete=complete)
+
+
+def tile_slide(task: Task, *, output: Path, provenance: Provenance) -> int:
     """Tile one slide; returns the number of patches."""
     slide_id, config = task.row.slide_id, task.tile
     with open_slide(task.row.path, task.read, task.row.mpp) as slide:
@@ -81,26 +82,27 @@ def tile_slide(task: Task) -> int:
         tissue &= rasterise(roi, tissue.shape, overview.side_px0)
     mask = TissueMask(tissue, overview.side_px0, overview.unreadable_px0)
     grid = patch_grid(facts, mask, config)
-    provenance = _provenance(task, notes + more_notes)
-    discard(task.folder.grid(slide_id))  # killed below, the slide is not tiled
+    provenance = provenance.with_facts(notes=notes + more_notes)
+    discard(output)  # if the process is killed below, the slide counts as not tiled
     if not task.edited:
-        write_outlines(task.folder.tissue(slide_id), tissue_geojson(outlines, slide_id, facts.bounds_px0), task.key)
+        geojson = tissue_geojson(outlines, slide_id, facts.bounds_px0)
+        write_outlines(task.folder.tissue(slide_id), geojson, provenance.key)
     overlay = Overlay(outlines, roi, grid, mask.unreadable_px0, _legend(task, mask, grid))
     quality = task.folder.quality(slide_id)
     write_bytes(quality, quality_picture(picture.rgb, picture.side_px0, overlay))
     write_provenance(quality, provenance)
     require_patches(grid, mask, config)
-    write_grid(task.folder.grid(slide_id), grid, mask, provenance)
+    write_grid(output, grid, mask, provenance)
     return len(grid)
 
 
-def _stand(outlines: Path, picture: Path, grid: Path) -> bool:  # noqa: ARG001
-    """Whether what is written beside the grid is there too."""
+def _both_exist(outlines: Path, picture: Path, _grid: Path) -> bool:
+    """Whether the files beside the grid exist too."""
     return outlines.exists() and picture.exists()
 
 
 def _inputs(row: SlideRow, config: TileConfig, folder: RunFolder) -> dict[str, Any]:
-    """What the result depends on besides the config, as digests. A slide that is not there fails in its job."""
+    """Digests of what the result depends on besides the config. A slide that does not exist fails in its job."""
     try:
         slide = fingerprint(row.path)
     except OSError:
@@ -115,20 +117,8 @@ def _inputs(row: SlideRow, config: TileConfig, folder: RunFolder) -> dict[str, A
 
 
 def _settings(config: TileConfig) -> dict[str, Any]:
-    """The section without the path of the region of interest: its digest counts, not where it lies."""
+    """The section without the path of the region of interest, whose content counts by its digest."""
     return {name: value for name, value in config.for_key().items() if name != "roi"}
-
-
-def _provenance(task: Task, notes: tuple[str, ...]) -> Provenance:
-    return Provenance.of(
-        task.key,
-        "tile",
-        config=_settings(task.tile),
-        read=task.read.for_key(),
-        tissue="edited" if task.edited else "detected",
-        notes=notes,
-        **task.inputs,
-    )
 
 
 def _tissue(task: Task, facts: SlideFacts, overview: Overview) -> tuple[Bool, MultiPolygon, tuple[str, ...]]:
@@ -149,7 +139,7 @@ def _roi(task: Task, facts: SlideFacts) -> tuple[MultiPolygon | None, tuple[str,
 
 
 def _picture(slide: Slide, overview: Overview) -> Overview:
-    """The overview for people: shrunk from the one for tissue where that is large enough, else read."""
+    """The overview for the picture: downscaled from the one for tissue where that is large enough, else read."""
     height, width = overview.rgb.shape[:2]
     if max(width, height) < LONGEST_PX:
         return read_overview(slide, max_px=LONGEST_PX)

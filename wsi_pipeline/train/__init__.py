@@ -1,1 +1,1 @@
-"""Training: one MIL model a fold and seed, each with the predictions on the slides that it has not seen."""
+"""Training: one MIL model per fold and seed, each with its predictions on the slides held out from it."""

@@ -1,4 +1,4 @@
-"""One fold in bags: which bags each part has, which slides they are, and what they teach."""
+"""The bags of one fold: which bags each part has, which slides each bag consists of, and their training targets."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ from .labels import Target, target, unit_of, units
 
 @dataclass(frozen=True)
 class BagPlan:
-    """Bags by name; a part's names are in the order of its slides."""
+    """The bags of a fold by name. The names of a part are in the order of its slides.
 
-    rows: Mapping[str, SlideRow]  # by slide_id
-    units: Mapping[str, tuple[str, ...]]  # name -> slide ids
-    targets: Mapping[str, Target]  # as the manifest says
-    standard: Mapping[str, Target]  # as training is given them: a regression's in standard units
-    scale: tuple[float, float]  # a regression's mean and standard deviation over the training bags; else (0, 1)
+    ``targets`` are the manifest's; ``standard`` are those used in training, which differ for regression only: there
+    they are standardised with ``scale``, the mean and standard deviation over the training bags (else 0 and 1).
+    """
+
+    rows: Mapping[str, SlideRow]  # slide_id -> row of the manifest
+    units: Mapping[str, tuple[str, ...]]  # name of a bag -> its slide ids
+    targets: Mapping[str, Target]
+    standard: Mapping[str, Target]
+    scale: tuple[float, float]
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
 
     @classmethod
-    def of(cls, task: FoldJob) -> BagPlan:
-        """The plan of ``task``."""
-        config, split = task.config, task.split
-        rows = {slide.slide_id: slide for slide in task.slides}
-        named = units(task.slides, config.bag)
+    def of(cls, job: FoldJob) -> BagPlan:
+        """The plan for ``job``. Raises ``ConfigError`` where a label cannot be used for the task."""
+        config, split = job.config, job.split
+        rows = {slide.slide_id: slide for slide in job.slides}
+        named = units(job.slides, config.bag)
         name_of = unit_of(named)
         parts = [tuple(dict.fromkeys(name_of[s] for s in part)) for part in (split.train, split.val, split.test)]
-        targets = {name: target(rows[slides[0]], config.task, task.classes) for name, slides in named.items()}
+        targets = {name: target(rows[slides[0]], config.task, job.classes) for name, slides in named.items()}
         scale, standard = (0.0, 1.0), targets
         if config.task == "regression":
             values = np.array([targets[name][0] for name in parts[0]])
@@ -42,5 +46,5 @@ class BagPlan:
         return cls(rows, named, targets, standard, scale, *parts)
 
     def patients(self, names: Sequence[str]) -> list[str]:
-        """Whose each bag is."""
+        """The patient_id of each bag in ``names``."""
         return [self.rows[self.units[name][0]].patient_id for name in names]

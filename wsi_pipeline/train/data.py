@@ -1,4 +1,4 @@
-"""Bags from HDF5 for one fold, in the order and with the patches that seed, fold and epoch decide."""
+"""Bags read from HDF5 for one fold; seed, fold and epoch determine their order and the patches sampled from them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..types import FeatureBag
 from .labels import Target
 from .sampling import epoch_order, patch_rows
 
-CACHE_BYTES = 2**30  # folds whose bags are smaller keep them in memory, as stored
+CACHE_BYTES = 2**30  # a fold whose bags are smaller in total keeps them in memory, in the stored precision
 
 
 @dataclass(frozen=True)
 class BagKind:
-    """What all bags of a fold must share."""
+    """The properties that all bags of a fold must share."""
 
     encoder: str
     weights_digest: str
@@ -34,14 +34,24 @@ class BagKind:
 
     @classmethod
     def of(cls, bag: FeatureBag) -> BagKind:
+        """The kind of ``bag``."""
         grid = bag.grid
         return cls(bag.encoder, bag.weights_digest, bag.features.shape[1], grid.target_mpp, grid.side_px)
 
 
 class BagReader:
-    """Reads bags by slide_id; keeps them where all together take less than ``cache_bytes``.
+    """Reads bags by slide_id.
 
-    Raises ``ArtifactError`` at the first bag that is of another kind than the first one, or of no use.
+    Parameters
+    ----------
+    paths : mapping of slide_id to the path of its bag
+    cache_bytes : int
+        Bags are kept in memory where the files take less than this in total.
+
+    Raises
+    ------
+    ArtifactError
+        On reading a bag that is empty, has non-finite features, or differs in kind from the first bag.
     """
 
     def __init__(self, paths: Mapping[str, Path], cache_bytes: int = CACHE_BYTES) -> None:
@@ -74,23 +84,23 @@ class BagReader:
 
 
 class LabelledBag(NamedTuple):
-    """One bag of a step's input."""
+    """One bag of a training or validation step."""
 
-    features: Tensor  # (n, D), as stored
-    xy: Tensor  # (n, 2) float32, units of the stride
-    target: Tensor  # (K,) float32, see ``targets``
+    features: Tensor  # (n, D), in the stored precision
+    xy: Tensor  # (n, 2) float32, in units of the patch stride
+    target: Tensor  # (K,) float32, see ``labels``
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a training bag is shown; the default shows it whole, as it is."""
+    """Patch sampling and augmentation of a training bag. By default a bag is used whole and unchanged."""
 
-    max_patches: int | None = None
-    feature_noise: float = 0.0
-    feature_drop: float = 0.0
+    max_patches: int | None = None  # None: all patches
+    feature_noise: float = 0.0  # standard deviation of Gaussian noise, in standard deviations of the bag's features
+    feature_drop: float = 0.0  # probability that a feature channel is set to zero for the whole bag
 
-    def show(self, features: Tensor, generator: np.random.Generator) -> Tensor:
-        """Features (n, D) with noise and without some channels; as they are where neither is asked for."""
+    def augment(self, features: Tensor, generator: np.random.Generator) -> Tensor:
+        """Features (n, D) with noise added and channels dropped; unchanged where neither is configured."""
         if self.feature_noise:
             noise = torch.from_numpy(generator.standard_normal(features.shape, np.float32))
             features = features.float()
@@ -102,9 +112,9 @@ class Sampling:
 
 
 class Bags:
-    """Groups of ``size`` bags in the order of ``names``, read as they are asked for; the last may be smaller.
+    """An iterable over groups of ``size`` bags in the order of ``names``, read lazily; the last may be smaller.
 
-    What a bag shows is decided by ``seeds``, position and name.
+    ``seeds``, position and name determine the sampling and augmentation of a bag.
     """
 
     def __init__(
@@ -140,12 +150,12 @@ class Bags:
         if self._sampling.max_patches is not None:
             rows = patch_rows(sum(len(b.grid) for b in bags), self._sampling.max_patches, generator)
         features, xy = bag_tensors(bags, rows=rows)
-        return LabelledBag(self._sampling.show(features, generator), xy, target)
+        return LabelledBag(self._sampling.augment(features, generator), xy, target)
 
 
 @dataclass(frozen=True)
 class FoldData:
-    """A fold's bags by name, what each teaches, and the slides behind them."""
+    """The bags of a fold by name, with their targets and slides."""
 
     reader: BagReader
     train: tuple[str, ...]
@@ -153,19 +163,22 @@ class FoldData:
     targets: Mapping[str, Target]
     seed: int
     fold: int
-    units: Mapping[str, tuple[str, ...]] | None = None  # name -> slide ids; None: the name is the slide's
+    units: Mapping[str, tuple[str, ...]] | None = None  # name -> slide ids; None: each name is a slide_id
 
     def bags(self, name: str) -> list[FeatureBag]:
-        """The bags of the slides that ``name`` stands for."""
+        """The feature bags of the slides that make up the bag ``name``."""
         return [self.reader(slide_id) for slide_id in (self.units[name] if self.units else (name,))]
 
     def training(self, epoch: int, *, balanced: bool, sampling: Sampling, size: int = 1) -> Bags:
-        """Groups of bags of ``epoch``; the same for every call. ``balanced`` needs class indices as targets."""
+        """Training bags of ``epoch`` in groups of ``size``, the same for every call.
+
+        ``balanced`` draws every class equally often; it requires class indices as targets.
+        """
         seeds = (self.seed, self.fold, epoch)
         classes = [int(self.targets[name][0]) for name in self.train] if balanced else [0] * len(self.train)
         order = epoch_order(classes, balanced, generator_for("bags", *seeds))
         return Bags(self, [self.train[i] for i in order], sampling, seeds, size)
 
     def validation(self) -> Bags:
-        """All validation bags, whole."""
+        """All validation bags, with all their patches."""
         return Bags(self, self.val)

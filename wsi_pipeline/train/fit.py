@@ -1,4 +1,4 @@
-"""One fold through Lightning, quietly, and leaving the process as it was."""
+"""Train one fold with Lightning, without its console output and without lasting changes to the process."""
 
 from __future__ import annotations
 
@@ -30,17 +30,20 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-_CHATTER = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-_ADVICE = (
+_SILENCED_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+_SILENCED_WARNINGS = (
     r"(GPU|MPS|TPU) available but not used",
-    r"The `srun` command is available",  # one process is meant
+    r"The `srun` command is available",  # a single process is intended
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
 )
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training gave. ``weights`` are those of the epoch with the best validation loss."""
+    """The result of training: the weights of the selected epoch and the log of all epochs.
+
+    The selected epoch has the lowest validation loss; with ``keep: last`` it is the last one with a finite loss.
+    """
 
     weights: dict[str, Tensor]
     best_epoch: int  # from 1
@@ -48,7 +51,7 @@ class Fitted:
 
 
 class _Data(L.LightningDataModule):
-    """A fold's bags, in a new order each epoch."""
+    """The bags of a fold, in a new order each epoch."""
 
     def __init__(self, data: FoldData, config: TrainConfig) -> None:
         super().__init__()
@@ -71,7 +74,10 @@ class _Data(L.LightningDataModule):
 
 @contextlib.contextmanager
 def reproducible(device: torch.device, threads: int, *seed_parts: object) -> Iterator[None]:
-    """torch seeded by ``seed_parts``, on ``threads`` CPU threads; afterwards torch's state is as before."""
+    """A context in which torch is seeded from ``seed_parts`` and uses ``threads`` CPU threads.
+
+    On leaving it, torch's random state, thread count, determinism settings and cuDNN benchmark flag are restored.
+    """
     accelerators = [device] if device.type == "cuda" else []
     algorithms = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -97,10 +103,31 @@ def fit(
     folder: Path,
     key: str,
 ) -> Fitted:
-    """Train ``model`` in place until validation stops getting better; its weights afterwards are the last ones.
+    """Train ``model`` in place, with early stopping on the validation loss. Call it inside ``reproducible``.
 
-    ``folder`` receives the state to go on from after a stop, under ``key``, and TensorBoard logs where the config
-    wants them. Call it inside ``reproducible``. Raises ``ConfigError`` where no epoch has a finite validation loss.
+    Parameters
+    ----------
+    model : nn.Module
+        Afterwards it holds the weights of the last epoch, not of the selected one.
+    data : FoldData
+        Training and validation bags; regression targets are standardised.
+    config : TrainConfig
+    outputs : int
+        Number of logits of the model.
+    device : torch.device
+    folder : Path
+        Receives the state from which an interrupted fold resumes, and TensorBoard logs where configured.
+    key : str
+        Content key of the fold; a state that was saved with another key is not resumed.
+
+    Returns
+    -------
+    Fitted
+
+    Raises
+    ------
+    ConfigError
+        Where no epoch has a finite validation loss, or TensorBoard is configured but not installed.
     """
     targets = torch.tensor([data.targets[name] for name in data.train], dtype=torch.float32)  # (n, K)
     loss = task_loss(config, targets, outputs)
@@ -110,7 +137,7 @@ def fit(
         trainer = _trainer(config, device, folder, SaveState(state, key, config.state_every_s))
         try:
             trainer.fit(module, datamodule=_Data(data, config), ckpt_path=state_of(state, key), weights_only=True)
-        except SystemExit as stop:  # what Lightning makes of Ctrl-C
+        except SystemExit as stop:  # Lightning converts Ctrl-C to it
             raise KeyboardInterrupt from stop
     if module.best is None:
         raise ConfigError("no epoch of training has a finite validation loss; set a lower train.lr")
@@ -125,7 +152,7 @@ def _trainer(config: TrainConfig, device: torch.device, folder: Path, state: Sav
         max_epochs=config.epochs,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip_norm or None,
-        deterministic=True if device.type == "cpu" else "warn",  # some accelerator kernels have no such form
+        deterministic=True if device.type == "cpu" else "warn",  # some CUDA kernels have no deterministic version
         callbacks=[state] if config.keep == "last" else [EarlyStopping("val_loss", patience=config.patience), state],
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
@@ -133,9 +160,9 @@ def _trainer(config: TrainConfig, device: torch.device, folder: Path, state: Sav
         logger=_tensorboard(folder) if config.tensorboard else False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=True,  # ``state`` only, which keeps Lightning from adding its own
+        enable_checkpointing=True,  # with ``state`` among the callbacks, Lightning adds no checkpoint of its own
         default_root_dir=folder,
-        plugins=[LightningEnvironment()],  # one process, also inside a cluster's batch job
+        plugins=[LightningEnvironment()],  # a single process, also inside a cluster's batch job
     )
 
 
@@ -150,14 +177,14 @@ def _tensorboard(folder: Path) -> Logger:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's advice on devices and loggers is silent inside; warnings about the training itself are not."""
-    loggers = [logging.getLogger(name) for name in _CHATTER]
+    """Silence Lightning's remarks on devices and loggers, but not warnings about the training itself."""
+    loggers = [logging.getLogger(name) for name in _SILENCED_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for message in _ADVICE:
+            for message in _SILENCED_WARNINGS:
                 warnings.filterwarnings("ignore", message)
             yield
     finally:

@@ -1,4 +1,4 @@
-"""What validation says of a model's certainty: a temperature, and how far it was from right."""
+"""Calibration of a model on its validation bags: a temperature and nonconformity scores."""
 
 from __future__ import annotations
 
@@ -15,18 +15,33 @@ from .temperature import fit_temperature
 
 
 class Calibration(NamedTuple):
-    """What goes into the model's card."""
+    """The calibration stored in the model's card."""
 
-    temperature: float | None  # None: the task has no probabilities
+    temperature: float | None  # None: the task has no probabilities (regression, survival)
     nonconformity: tuple[float, ...]  # 1 - calibrated probability of the true class, ascending; classification only
 
 
 def calibrate(task: str, logits: Float64, targets: Sequence[Target], patients: Sequence[str]) -> Calibration:
-    """From validation bags: logits (n, C), what they teach, and whose they are.
+    """Calibrate a model on its n validation bags.
 
-    One bag a patient (the first) counts for the nonconformity, since bags of one patient are not exchangeable with
-    those of new ones. Guo et al., ICML 2017 (temperature); Vovk, Gammerman and Shafer 2005 (conformal prediction).
-    Validation has also chosen the epoch, so both are slightly too hopeful.
+    Parameters
+    ----------
+    task : str
+        Only ``classification`` and ``multilabel`` have a temperature, only ``classification`` nonconformity scores.
+    logits : array (n, C)
+    targets : n targets, see ``labels``
+    patients : n patient_ids
+        Only the first bag of each patient contributes a nonconformity score, since several bags of one patient are
+        not exchangeable with those of new patients.
+
+    Returns
+    -------
+    Calibration
+
+    Notes
+    -----
+    The validation bags also selected the epoch, so both results are slightly optimistic. Temperature: Guo et al.,
+    ICML 2017. Conformal prediction: Vovk, Gammerman and Shafer 2005.
     """
     if task not in ("classification", "multilabel"):
         return Calibration(None, ())

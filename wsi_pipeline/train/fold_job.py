@@ -1,4 +1,4 @@
-"""What one fold is told. Light, so that asking whether a fold is current loads no torch."""
+"""Inputs of one fold's training. Imports no torch, so that checking whether a fold is current stays fast."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from ..config import ModelChoice, TrainConfig
 from ..types import SlideRow
 from .splits import Split
 
-# In the key as seed, split and class order; a recipe as the values it gave.
-_DECIDED_ELSEWHERE = {"seeds", "folds", "val_fraction", "classes", "site_preserving", "recipe"}
+# The key holds these as seed, split and class order, and a recipe as the values that it set.
+_KEYED_OTHERWISE = {"seeds", "folds", "val_fraction", "classes", "site_preserving", "recipe"}
 
-STATE = "unfinished.ckpt"  # in a fold's folder: what it goes on from after a stop
+STATE = "unfinished.ckpt"  # in the folder of a fold: the state from which training resumes after an interruption
 
 
 @dataclass(frozen=True)
 class FoldJob:
-    """All that one fold needs to know; crosses a process border."""
+    """All inputs of one fold's training; it can be pickled to a worker process."""
 
     choice: ModelChoice
     config: TrainConfig  # of this model, see ``config.train_of``
-    encoder_options: Mapping[str, Any]  # for the card
-    classes: tuple[str, ...]
+    encoder_options: Mapping[str, Any]  # for the model's card
+    classes: tuple[str, ...]  # names of the model's outputs, see ``labels.outputs``
     seed: int
     split: Split
-    slides: tuple[SlideRow, ...]  # those of the split, labelled
-    bags: Mapping[str, Path]
+    slides: tuple[SlideRow, ...]  # the labelled slides of the split
+    bags: Mapping[str, Path]  # slide_id -> its bag
 
     def key(self) -> str:
-        """What decides the fold's result. Seeds and folds beside it do not: a new seed trains only itself."""
-        section = {name: value for name, value in self.config.for_key().items() if name not in _DECIDED_ELSEWHERE}
+        """Content key of the fold's result, independent of other seeds and folds: a new seed retrains no other."""
+        section = {name: value for name, value in self.config.for_key().items() if name not in _KEYED_OTHERWISE}
         return content_key(
             stage="train",
             config=section,

@@ -1,4 +1,4 @@
-"""What training makes small, and the score that a log shows: by task."""
+"""Loss functions of training and the validation scores in its log, by task."""
 
 from __future__ import annotations
 
@@ -17,15 +17,28 @@ from .survival import cox_loss
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), targets (B, K) -> ()
 
-# Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", ICCV 2019: weight of cross-entropy, of
-# reverse cross-entropy, and minus the logarithm that stands for log 0.
+# Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", ICCV 2019: the weights of cross-entropy
+# and of reverse cross-entropy, and the negative of the value that replaces log 0.
 SYMMETRIC = (0.1, 1.0, 4.0)
 
 
 def task_loss(config: TrainConfig, training_targets: Tensor, outputs: int) -> TaskLoss:
-    """The loss of ``config.task``, a mean over bags; survival: over the events among them.
+    """The loss function of ``config.task``.
 
-    ``training_targets`` (n, K) decide the weights of classes. Regression is given targets in standard units.
+    Parameters
+    ----------
+    config : TrainConfig
+        ``task`` and ``loss`` are used.
+    training_targets : tensor (n, K)
+        Targets of all training bags, for the class weights of ``loss: weighted``.
+    outputs : int
+        Number C of logits.
+
+    Returns
+    -------
+    callable
+        (logits (B, C), targets (B, K)) -> scalar tensor: the mean over the bags; for survival over the events among
+        them. Regression (mean squared error) expects standardised targets.
     """
     if config.task == "survival":
         return lambda logits, targets: cox_loss(logits[:, 0], targets[:, 0], targets[:, 1])
@@ -48,7 +61,10 @@ def task_loss(config: TrainConfig, training_targets: Tensor, outputs: int) -> Ta
 
 
 def class_weights(config: TrainConfig, targets: Tensor, outputs: int) -> Tensor:
-    """(C,) by inverse frequency: n / (C n_c), so that a bag weighs 1 on average; multilabel: negatives a positive."""
+    """Class weights (C,) by inverse frequency, from targets (n, K).
+
+    Classification: n / (C n_c), so that the mean weight of a bag is 1. Multilabel: negatives per positive.
+    """
     if config.task == "multilabel":
         positives = targets.sum(0)  # (C,)
         return (len(targets) - positives).clamp(min=1) / positives.clamp(min=1)
@@ -57,19 +73,35 @@ def class_weights(config: TrainConfig, targets: Tensor, outputs: int) -> Tensor:
 
 
 def symmetric_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """alpha CE + beta RCE, a mean over bags: (B, C), (B,) -> (). RCE = A (1 - p_label)."""
+    """alpha CE + beta RCE with RCE = A (1 - p_label), mean over bags: logits (B, C), labels (B,) -> scalar.
+
+    Wang et al., ICCV 2019; alpha, beta and A are ``SYMMETRIC``.
+    """
     alpha, beta, log_zero = SYMMETRIC
     log_p = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]  # (B,)
     return (-alpha * log_p + beta * log_zero * (1 - log_p.exp())).mean()
 
 
-def measure(task: str) -> str:
-    """The name of the score that the log of training shows beside the loss."""
+def score_name(task: str) -> str:
+    """Name of the validation score of ``task`` in the training log."""
     return {"survival": "val_concordance", "regression": "val_r2"}.get(task, "val_auroc")
 
 
 def score(task: str, logits: Float64, targets: Float64) -> float:
-    """The score of n validation bags: logits (n, C), targets (n, K). NaN where it is undefined."""
+    """The validation score of n bags, as named by ``score_name``.
+
+    Parameters
+    ----------
+    task : str
+    logits : array (n, C)
+    targets : array (n, K)
+
+    Returns
+    -------
+    float
+        Concordance (survival), R² (regression), AUROC (classification), or the mean AUROC over labels (multilabel).
+        NaN where it is undefined or a logit is not finite.
+    """
     if not np.isfinite(logits).all():
         return math.nan
     if task == "survival":
@@ -85,10 +117,17 @@ def score(task: str, logits: Float64, targets: Float64) -> float:
 
 
 def macro_auroc(labels: Int64, probabilities: Float64) -> float:
-    """Area under the ROC curve of the last of two classes; of more, the mean of one against the rest.
+    """Area under the ROC curve of the last of two classes; for more classes the mean of one against the rest.
 
-    ``labels`` (N,) class indices, ``probabilities`` (N, C). NaN where a class is missing from ``labels`` or a
-    probability is no number.
+    Parameters
+    ----------
+    labels : array (N,) of class indices
+    probabilities : array (N, C)
+
+    Returns
+    -------
+    float
+        NaN where a class is missing from ``labels`` or a probability is not finite.
     """
     from sklearn.metrics import roc_auc_score
 

@@ -1,4 +1,4 @@
-"""One fold's training as a Lightning module: loss, optimiser, schedule, and what is logged."""
+"""Training of one fold as a Lightning module: loss, optimiser, schedule and logging."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ Group = tuple[LabelledBag, ...]
 
 @dataclass(frozen=True)
 class EpochLog:
-    """One line of log.csv. ``val_score`` is NaN where it is undefined, as AUROC is where validation lacks a class."""
+    """One row of log.csv. ``val_score`` is NaN where it is undefined, as is AUROC where validation lacks a class."""
 
     epoch: int  # from 1
     train_loss: float
     val_loss: float
-    val_score: float  # see ``losses.measure``
+    val_score: float  # see ``losses.score_name``
     lr: float
 
 
 class FoldModule(L.LightningModule):
-    """Trains ``model`` one bag at a time (survival: a risk set) and remembers the weights of the best epoch, or last.
+    """Trains ``model`` one bag at a time (survival: one risk set) and keeps the weights of the best or the last epoch.
 
-    The optimiser steps by the gradients' sum over ``accumulate`` bags, divided by ``accumulate``, also at an epoch's
-    end where they are fewer. What an epoch draws (dropout, pseudo-bags) is decided by ``seeds`` and the epoch, so that
-    training which goes on after a stop goes the same way.
+    The optimiser steps by the sum of the gradients over ``accumulate`` bags, divided by ``accumulate``, also at the
+    end of an epoch where fewer bags remain. The random draws of an epoch (dropout, pseudo-bags) depend only on
+    ``seeds`` and the epoch, so that training that resumes after an interruption gives the same result.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, loss: TaskLoss, seeds: tuple[object, ...] = ()) -> None:
         super().__init__()
         self.model = model
         self.log_lines: list[EpochLog] = []
-        self.best: dict[str, Tensor] | None = None  # None: no epoch has had a finite loss
+        self.best: dict[str, Tensor] | None = None  # None: no epoch so far has a finite loss
         self.best_epoch = 0
         self._best_loss = math.inf
         self._lr = math.nan
@@ -59,7 +59,7 @@ class FoldModule(L.LightningModule):
         self._val_outputs: list[tuple[Tensor, Tensor]] = []  # logits (C,), target (K,)
 
     def on_train_epoch_start(self) -> None:
-        """Seeds the epoch and sets its learning rate: both are decided by the epoch, and by nothing before it."""
+        """Seed the epoch and set its learning rate; both depend on the epoch's number alone."""
         config, epoch = self._config, self.current_epoch
         torch.manual_seed(seed_from(*self._seeds, epoch))
         self._lr = config.lr * lr_factor(epoch, config.warmup_epochs, config.epochs, config.schedule)
@@ -68,7 +68,7 @@ class FoldModule(L.LightningModule):
             group["lr"] = self._lr
 
     def training_step(self, group: Group, _: int) -> Tensor:
-        """The task's loss of one group of bags, and what the model adds to it."""
+        """The task's loss on one group of bags, plus the model's own loss terms."""
         outputs = [self._training_output(bag) for bag in group]
         targets = torch.stack([bag.target for bag in group])  # (B, K)
         loss = torch.stack([output.extra.float() for output in outputs]).mean()
@@ -79,13 +79,13 @@ class FoldModule(L.LightningModule):
         return loss
 
     def validation_step(self, group: Group, _: int) -> None:
-        """Keeps the logits of whole bags."""
+        """Collect the logits of whole bags."""
         for bag in group:
             logits = self.model(bag.features.float(), bag.xy).logits
             self._val_outputs.append((logits.float().cpu(), bag.target.cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs what early stopping looks at."""
+        """Log the epoch and keep its weights where it is the best so far."""
         logits, targets = (torch.stack(part) for part in zip(*self._val_outputs, strict=True))
         self._val_outputs.clear()
         val_loss = float(self._task_loss(logits, targets))
@@ -100,16 +100,16 @@ class FoldModule(L.LightningModule):
             self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
     def configure_optimizers(self) -> Any:
-        """The configured optimiser; the learning rate changes once an epoch."""
+        """The configured optimiser; the learning rate changes once per epoch."""
         return build_optimizer(self.model.parameters(), self._config)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what Lightning does not know of: the log and the best weights."""
+        """Add what Lightning does not save itself: the log and the best weights."""
         lines = [list(vars(line).values()) for line in self.log_lines]
         checkpoint["fold"] = {"log": lines, "best": self.best, "best_epoch": self.best_epoch, "loss": self._best_loss}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes it back."""
+        """Restore the log and the best weights."""
         fold = checkpoint["fold"]
         self.log_lines = [EpochLog(*line) for line in fold["log"]]
         self.best, self.best_epoch, self._best_loss = fold["best"], fold["best_epoch"], fold["loss"]

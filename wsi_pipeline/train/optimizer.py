@@ -1,4 +1,4 @@
-"""The optimisers of the recipes, by name, and the learning rate's course."""
+"""The optimisers of the recipes, by name, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ LOOKAHEAD = {"alpha": 0.5, "k": 6}  # Zhang et al., NeurIPS 2019, as TransMIL us
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam and RAdam add the weight decay to the gradient, as the papers' code does; AdamW decouples it."""
+    """The optimiser of ``config`` (``optimizer``, ``lr``, ``weight_decay``, ``betas``) for ``parameters``.
+
+    Adam and RAdam add the weight decay to the gradient, as the papers' code does; AdamW decouples it.
+    """
     parameters = list(parameters)
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
@@ -35,7 +38,11 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> 
 
 
 def lr_factor(epoch: int, warmup: int, epochs: int, schedule: str = "cosine") -> float:
-    """Share of the learning rate in ``epoch`` (from 0): a linear rise, then flat or half a cosine that ends above 0."""
+    """Factor on the learning rate in ``epoch`` (from 0): linear warm-up, then constant or a half cosine ending above 0.
+
+    >>> [round(lr_factor(epoch, 1, 4), 3) for epoch in range(4)]
+    [0.5, 1.0, 0.75, 0.25]
+    """
     if epoch < warmup:
         return (epoch + 1) / (warmup + 1)
     if schedule == "constant":

@@ -1,4 +1,4 @@
-"""Which slides a fold trains on, stops by, and is tested on. No patient stands on two sides."""
+"""Split the labelled slides into training, validation and test parts, such that no patient is in two of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .labels import has_target, strata
 
 @dataclass(frozen=True)
 class Split:
-    """Slide ids of one fold's three parts, each sorted. ``val`` serves early stopping and the threshold."""
+    """Slide ids of the three parts of a fold, each sorted. ``val`` is for early stopping, threshold and calibration."""
 
     fold: int
     train: tuple[str, ...]
@@ -26,9 +26,12 @@ class Split:
 
 
 def labelled(slides: Iterable[SlideRow], task: str = "classification") -> tuple[SlideRow, ...]:
-    """The slides that teach something, sorted by slide_id; the others are only predicted.
+    """The slides with a training target for ``task``, sorted by slide_id; the others are only predicted.
 
-    Raises ``ConfigError`` where there is none, or where a slide to learn from says nothing.
+    Raises
+    ------
+    ConfigError
+        Where no slide has a target, or a slide that the manifest assigns to training or validation has none.
     """
     column = "time and event" if task == "survival" else "label"
     ordered = sorted(slides, key=lambda s: s.slide_id)
@@ -46,27 +49,51 @@ def labelled(slides: Iterable[SlideRow], task: str = "classification") -> tuple[
 
 
 def make_splits(slides: Sequence[SlideRow], config: TrainConfig, seed: int) -> tuple[Split, ...]:
-    """The folds of one seed over labelled ``slides``; the order of ``slides`` does not matter.
+    """The folds of one seed.
 
-    One fold as the manifest's ``split`` column says, where any slide has one; else ``train.folds`` folds of
-    patients, or of whole sites (Howard et al., Nature Communications 2021), stratified by what the task teaches, so
-    that every slide is tested once. Raises ``ConfigError``.
+    Where the manifest has a ``split`` for any slide, there is one fold, with those splits. Else there are
+    ``train.folds`` folds of patients, or of whole sites with ``train.site_preserving``, stratified by the task's
+    target (see ``strata``), so that every slide is in one test part.
+
+    Parameters
+    ----------
+    slides : sequence of SlideRow
+        Labelled slides, in any order.
+    config : TrainConfig
+    seed : int
+
+    Returns
+    -------
+    tuple of Split
+
+    Raises
+    ------
+    ConfigError
+        Where there are too few patients or sites, a part lacks a class, an event or any patient, a patient is in two
+        parts, or only some slides have a split.
+
+    Notes
+    -----
+    Site-preserving folds: Howard et al., Nature Communications 2021.
     """
     rows = sorted(slides, key=lambda s: s.slide_id)
-    kinds = strata(rows, config)
+    stratum_of = strata(rows, config)
     given = any(row.split for row in rows)
-    parts = [_given(rows)] if given else _k_folds(rows, kinds, config, seed)
+    parts = [_manifest_split(rows)] if given else _k_folds(rows, stratum_of, config, seed)
     splits = []
     for fold, (train, val, test) in enumerate(parts):
         if not val:
-            train, val = _without_validation(train, kinds, config.val_fraction, generator_for("val", seed, fold))
+            train, val = _split_validation(train, stratum_of, config.val_fraction, generator_for("val", seed, fold))
         splits.append(Split(fold, *(tuple(r.slide_id for r in part) for part in (train, val, test))))
         _check(train, val, test, config.task, {str(r.label) for r in rows}, given)
     return tuple(splits)
 
 
 def site_of(slide: SlideRow) -> str:
-    """Where the patient was treated: the manifest's site, else the tissue-source site of a TCGA barcode."""
+    """The site where the patient was treated: the manifest's, else the tissue-source site of a TCGA barcode.
+
+    Raises ``ConfigError`` where the slide has neither.
+    """
     barcode = slide.patient_id.split("-")
     if slide.site or (len(barcode) >= 3 and barcode[0] == "TCGA"):
         return slide.site or barcode[1]
@@ -79,7 +106,8 @@ def site_of(slide: SlideRow) -> str:
 Rows = list[SlideRow]
 
 
-def _given(rows: Rows) -> tuple[Rows, Rows, Rows]:
+def _manifest_split(rows: Rows) -> tuple[Rows, Rows, Rows]:
+    """The training, validation and test rows of the manifest's column ``split``."""
     for row in rows:
         if not row.split:
             raise ConfigError(
@@ -89,42 +117,44 @@ def _given(rows: Rows) -> tuple[Rows, Rows, Rows]:
     return train, val, test
 
 
-def _k_folds(rows: Rows, kinds: Mapping[str, str], config: TrainConfig, seed: int) -> list[tuple[Rows, Rows, Rows]]:
-    """Train and test parts; the validation part is still to be taken."""
+def _k_folds(
+    rows: Rows, stratum_of: Mapping[str, str], config: TrainConfig, seed: int
+) -> list[tuple[Rows, Rows, Rows]]:
+    """Training and test parts of each fold; the validation part is still empty."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    _check_patients(rows, kinds, config)
+    _check_patients(rows, stratum_of, config)
     groups = [site_of(r) if config.site_preserving else r.patient_id for r in rows]
     if len(set(groups)) < config.folds:
         what = "site(s)" if config.site_preserving else "patient(s)"
         raise ConfigError(
             f"there are {len(set(groups))} {what}, too few for {config.folds} folds; set fewer train.folds"
         )
-    dealer = StratifiedGroupKFold(config.folds, shuffle=True, random_state=seed_from("folds", seed) % 2**32)
-    parts = dealer.split(rows, [kinds[r.slide_id] for r in rows], groups)
+    splitter = StratifiedGroupKFold(config.folds, shuffle=True, random_state=seed_from("folds", seed) % 2**32)
+    parts = splitter.split(rows, [stratum_of[r.slide_id] for r in rows], groups)
     return [([rows[i] for i in train], [], [rows[i] for i in test]) for train, test in parts]
 
 
-def _check_patients(rows: Rows, kinds: Mapping[str, str], config: TrainConfig) -> None:
-    """Every class has a patient for each fold; of other tasks, the slides that are few were joined before."""
+def _check_patients(rows: Rows, stratum_of: Mapping[str, str], config: TrainConfig) -> None:
+    """Check that every class has a patient for each fold; for other tasks, ``strata`` has merged small strata."""
     if config.task != "classification":
         return
     patients: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        patients[kinds[row.slide_id]].add(row.patient_id)
+        patients[stratum_of[row.slide_id]].add(row.patient_id)
     label, fewest = min(((label, len(ids)) for label, ids in patients.items()), key=lambda item: (item[1], item[0]))
     if fewest < config.folds:
         remedy = f"set train.folds={fewest}" if fewest > 1 else "label slides of more patients, or give splits"
         raise ConfigError(f"class {label!r} has {fewest} patient(s), too few for {config.folds} folds; {remedy}")
 
 
-def _without_validation(
-    train: Rows, kinds: Mapping[str, str], fraction: float, generator: np.random.Generator
+def _split_validation(
+    train: Rows, stratum_of: Mapping[str, str], fraction: float, generator: np.random.Generator
 ) -> tuple[Rows, Rows]:
-    """Takes ``fraction`` of the patients of each stratum away from ``train``: at least one, and never the last."""
+    """Move ``fraction`` of the patients of each stratum to validation: at least one, but never all of them."""
     labels: dict[str, set[str]] = defaultdict(set)
     for row in train:
-        labels[row.patient_id].add(kinds[row.slide_id])
+        labels[row.patient_id].add(stratum_of[row.slide_id])
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for patient in sorted(labels):
         groups[tuple(sorted(labels[patient]))].append(patient)
@@ -137,6 +167,7 @@ def _without_validation(
 
 
 def _check(train: Rows, val: Rows, test: Rows, task: str, classes: set[str], given: bool) -> None:
+    """Check one fold: no patient in two parts, every class or an event to train on, and a validation part."""
     parts = {"train": train, "val": val, "test": test}
     where: dict[str, str] = {}
     for name, rows in parts.items():
@@ -148,7 +179,7 @@ def _check(train: Rows, val: Rows, test: Rows, task: str, classes: set[str], giv
                 )
     remedy = "give more slides split train" if given else "set fewer train.folds, or label slides of more patients"
     if task == "survival" and not all(any(r.event for r in part) for part in (train, val)):
-        raise ConfigError(f"no event was seen in a fold's training or validation part; {remedy}")
+        raise ConfigError(f"a fold has no event in its training or validation part; {remedy}")
     if task == "classification" and (missing := sorted(classes - {str(r.label) for r in train})):
         raise ConfigError(f"no training slide of a fold is labelled {missing[0]!r}; {remedy}")
     if not val:

@@ -1,4 +1,4 @@
-"""One number that makes a classifier's probabilities less sure, or more, without changing which class it names."""
+"""Temperature scaling: one number that calibrates a classifier's probabilities without changing its predicted class."""
 
 from __future__ import annotations
 
@@ -14,15 +14,26 @@ LOWEST, HIGHEST = 0.01, 100.0
 
 
 def fit_temperature(logits: Float64, truth: Int64 | Float64) -> float:
-    """T > 0 that minimises the mean negative log-likelihood of logits / T on n bags, logits (n, C).
+    """The temperature T > 0 that minimises the mean negative log-likelihood of logits / T.
 
-    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. ``truth`` (n,): class indices, softmax;
-    (n, C): a 0 or 1 for each class, one sigmoid a class. The likelihood is convex in 1 / T, so the answer is the one
-    place where its slope is 0, or the end of 0.01..100 next to it: 100 for logits that are worse than chance.
+    Parameters
+    ----------
+    logits : array (n, C)
+    truth : array (n,) or (n, C)
+        (n,): class indices, for a softmax; (n, C): 0 or 1 for each class, for one sigmoid per class.
 
-    1.0, which changes nothing, where the bags say nothing of T: none, one class only, logits that are no finite
-    numbers, or no bag on the wrong side. Of a perfect separation the likelihood grows without end as T goes to 0; a
-    handful of bags that happen to be right is no reason to be sure.
+    Returns
+    -------
+    float
+        From 0.01 to 100. 1.0, which changes nothing, where the bags do not determine T: no bag, one class only, a
+        logit that is not finite, or no misclassified bag.
+
+    Notes
+    -----
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. The negative log-likelihood is convex in 1 / T,
+    so the minimum is where its slope is 0, or the nearer end of the range: 100 for logits that are worse than chance.
+    Under perfect separation the likelihood increases without bound as T approaches 0, but a handful of correct bags
+    does not justify certainty.
     """
     z, answers = np.asarray(logits, np.float64), np.asarray(truth)
     if len(np.unique(answers)) < 2 or not np.isfinite(z).all():
@@ -38,7 +49,7 @@ def fit_temperature(logits: Float64, truth: Int64 | Float64) -> float:
         return 1.0
 
     def slope(log_t: float) -> float:
-        """Of the summed likelihood's negative logarithm, by 1 / T: what is expected of z minus what is true of it."""
+        """Derivative of the summed negative log-likelihood by 1 / T: expected minus observed logits."""
         scaled = z * math.exp(-log_t)
         expected = softmax(scaled, axis=1) if answers.ndim == 1 else expit(scaled)
         return float((z * expected).sum()) - true

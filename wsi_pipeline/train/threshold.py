@@ -1,4 +1,4 @@
-"""The operating point of a binary model, from its validation slides."""
+"""The decision threshold of a binary classifier, chosen on its validation slides."""
 
 from __future__ import annotations
 
@@ -8,11 +8,27 @@ import numpy as np
 
 
 def best_threshold(positive: Sequence[bool], scores: Sequence[float]) -> float:
-    """The threshold t with the best balanced accuracy, where ``score >= t`` means positive.
+    """The threshold t with the highest balanced accuracy, where ``score >= t`` is predicted positive.
 
-    Candidates are the midpoints between neighbouring values of 0, the distinct scores, and 1; among equally good ones
-    the nearest to 0.5 wins, then the lower. 0.5 where a class is missing, since nothing can be chosen then.
-    With a handful of validation slides this is a noisy choice: one slide more or less moves it by much.
+    Parameters
+    ----------
+    positive : N booleans
+        Whether each slide is of the positive class.
+    scores : N floats
+        Probability of the positive class, from 0 to 1.
+
+    Returns
+    -------
+    float
+        0.5 where a class is missing, since no threshold can be chosen then.
+
+    Notes
+    -----
+    Candidates are the midpoints between neighbouring values of 0, the distinct scores, and 1; ties go to the candidate
+    nearest to 0.5, then to the lower. With few validation slides the choice is noisy: one slide can move it far.
+
+    >>> best_threshold([False, False, True], [0.1, 0.2, 0.6])
+    0.4
     """
     truth, values = np.asarray(positive, bool), np.asarray(scores, np.float64)
     positives, negatives = int(truth.sum()), int((~truth).sum())

@@ -1,1 +1,1 @@
-"""What people look at: QuPath tiles with the scores, a script that loads them, and one self-contained report."""
+"""Views of the results: QuPath tiles with the scores, a script that loads them, and a self-contained HTML report."""

@@ -1,4 +1,4 @@
-"""The script that loads the tiles into QuPath, and the list by which it knows the slides."""
+"""The script that loads the tiles into QuPath, and the list by which it identifies the slides."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ SLIDES = "slides.json"
 
 
 def loader_text() -> str:
-    """The script, the same for every run: it finds its folder by itself."""
+    """The text of the script; it is the same for every run, since it determines its own folder."""
     return (files(__package__) / LOADER).read_text(encoding="utf-8")
 
 
 def slides_text(slides: Sequence[SlideRow]) -> str:
-    """File name -> slide_id, for the slides whose file name belongs to one slide alone."""
+    """JSON text of file name -> slide_id, for the file names that belong to a single slide."""
     counts = Counter(slide.path.name for slide in slides)
     unique = {slide.path.name: slide.slide_id for slide in slides if counts[slide.path.name] == 1}
     return json.dumps(unique, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
 
-def write_loader(output: Path, slides: Sequence[SlideRow], key: str) -> int:
-    """Write the script at ``output`` and the list beside it; returns the number of slides."""
+def write_loader(slides: Sequence[SlideRow], *, output: Path, provenance: Provenance) -> int:
+    """Write the script to ``output`` and the list ``slides.json`` beside it; returns the number of slides."""
     listing = output.parent / SLIDES
-    provenance = Provenance.of(key, "view")
     write_text_with_provenance(listing, slides_text(slides), provenance)
     write_text_with_provenance(output, loader_text(), provenance)
     return len(slides)

@@ -2,11 +2,11 @@
  * Shows the maps of this run in QuPath 0.4 or later.
  *
  * 1. Open the project, or one slide, in QuPath.
- * 2. Automate > Script editor, then File > Open...: this file, where it lies beside the .geojson files.
- * 3. Run > Run for the slide that is open, or Run > Run for project for all slides.
- * 4. Measure > Show measurement maps: choose a map; the sliders set its colours. View > Fill detections fills the tiles.
+ * 2. Automate > Script editor, then File > Open...: open this file in its folder, beside the .geojson files.
+ * 3. Run > Run for the open slide, or Run > Run for project for all slides.
+ * 4. Measure > Show measurement maps: select a map; the sliders set its colours. View > Fill detections fills the tiles.
  *
- * What an earlier run of this script loaded is replaced. Your own objects are left alone.
+ * Objects that this script loaded earlier are replaced. Your own objects are not changed.
  */
 import groovy.json.JsonSlurper
 import qupath.lib.scripting.ScriptAttributes
@@ -19,15 +19,15 @@ if (folder == null) {
     try {
         script = getProperty(ScriptAttributes.FILE_PATH)
     } catch (MissingPropertyException ignored) {
-        // an unsaved copy: QuPath knows no file
+        // an unsaved copy has no file
     }
     if (script == null) {
-        throw new IllegalStateException("Open the script from its folder, or write that folder's path into 'folder'.")
+        throw new IllegalStateException("Open the script from its folder, or set 'folder' to that folder's path.")
     }
     folder = new File(script.toString()).getParent()
 }
 
-// Which slide is this? By the name of its file as the manifest has it, else by the image's name without its ending.
+// The slide is identified by its file name in the manifest, else by the image's name without extension.
 def slides = new JsonSlurper().parse(new File(folder, 'slides.json'), 'UTF-8')
 def server = getCurrentServer()
 def names = server.getURIs().collect { new File(it.getPath() ?: '').getName() }
@@ -42,7 +42,7 @@ if (file == null) {
     return
 }
 
-// The ids of these objects are of version 5 (QuPath gives its own version 4), and the outline is called "Tissue...".
+// Our objects have ids of UUID version 5 (QuPath's own have version 4), and the name of the outline starts with "Tissue".
 def ours = { it.isLocked() && it.getID().version() == 5 }
 def outlines = getAnnotationObjects().findAll { ours(it) && it.getName()?.startsWith('Tissue') }
 def earlier = getDetectionObjects().findAll { ours(it) && it.isTile() } + outlines

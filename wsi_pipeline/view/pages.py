@@ -1,4 +1,4 @@
-"""Templates of this room -> HTML. Whatever comes from a file is escaped: slide ids, labels, messages."""
+"""Render the templates of the view stage as HTML. Everything from a file is escaped: slide ids, labels, messages."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from markupsafe import Markup
 
 
 def render(template: str, **values: object) -> str:
-    """One of ``templates/`` with ``values``; a name that it does not know is an error."""
+    """Render one of ``templates/`` with ``values``; an undefined name in the template is an error."""
     return _environment().get_template(template).render(**values)
 
 
 def source_text(name: str) -> str:
-    """A file of ``templates/`` as it is."""
+    """The text of a file of ``templates/``."""
     return (files(__package__) / "templates" / name).read_text(encoding="utf-8")
 
 
 def inline(text: str) -> tuple[Markup, str]:
-    """A style or script to stand in the page, and its source expression for a Content-Security-Policy."""
+    """A style or script for embedding in the page, and its source expression for a Content-Security-Policy."""
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return Markup(text), f"'sha256-{digest}'"
 
 
 def uid(slide_id: str) -> str:
-    """A name for anchors in the page, whatever characters the slide_id has."""
+    """A name for anchors in the page, valid for any characters in the slide_id."""
     return hashlib.sha256(slide_id.encode()).hexdigest()[:12]
 
 

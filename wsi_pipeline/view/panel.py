@@ -1,7 +1,7 @@
-"""One slide's part of the report: the slide, the map laid over it, and the patches that count most.
+"""The panel of one slide in the report: the slide, its maps as an overlay, and the patches with the highest scores.
 
-Everything is drawn in level-0 pixels: the pictures are placed in an SVG whose units they are, so nothing is resampled
-to fit and nothing can be shifted.
+Everything is drawn in level-0 pixels: the pictures are placed in an SVG with these units, so nothing is resampled to
+fit, and nothing can be shifted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shapely.geometry.base import BaseGeometry
 from ..artifacts import Provenance, write_text_with_provenance
 from ..config import ReadConfig, ViewConfig
 from ..errors import ConfigError, RegionError, SlideError
-from ..heatmap.metadata import Channel, primary
+from ..heatmap.metadata import Channel, is_constant, primary
 from ..heatmap.ngff import Pyramid, read_heatmap
 from ..read import open_slide, patch_level, read_overview, read_patch
 from ..read.annotations import read_annotation
@@ -29,14 +29,15 @@ from .pages import render, uid
 from .pictures import crop, jpeg_uri, map_uri
 
 PATCH_PX = 144  # side of a patch in the report
-_LARGEST_CROP = 8  # an overview is at most this much larger than the part of it that is shown
+_LARGEST_CROP = 8  # an overview is at most this many times larger than the part of it that is shown
+_UNITS = {"value": "predicted value, in the unit of the label", "risk": "risk (log hazard)"}  # others as they are
 
-Frame = tuple[float, float, float, float]  # (x, y, width, height) in px0
+Frame = tuple[float, float, float, float]  # (x, y, width, height) in level-0 pixels
 
 
 @dataclass(frozen=True)
 class PanelInput:
-    """What one panel is made from; crosses process borders."""
+    """The inputs of one panel; it can be pickled to a worker process."""
 
     slide: SlideRow
     read: ReadConfig
@@ -45,13 +46,12 @@ class PanelInput:
     grid: Path
     heatmap: Path | None
     explanation: Path | None  # of the primary channel
-    output: Path
-    imported: bool = False  # features came from elsewhere, so the slide may be absent
+    imported: bool = False  # whether features were imported, so that the slide may be absent
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and where it lies."""
+    """A picture and its position."""
 
     uri: str
     frame: Frame
@@ -59,21 +59,22 @@ class Picture:
 
 @dataclass(frozen=True)
 class Map:
-    """One channel, coloured. ``key`` is the same for the same channel of every slide."""
+    """One channel as a picture with its legend. ``key`` is the same for the same channel of every slide."""
 
     key: str
     label: str
-    target: str
     picture: Picture
     signed: bool
+    constant: bool  # whether all patches have the same score
     unit: str
+    meaning: str  # of the sign; empty for unsigned maps
     low: str
     high: str
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One of the patches with the highest scores; ``uri`` is None where it cannot be read."""
+    """One of the patches with the highest scores. ``uri`` is None where it cannot be read."""
 
     number: int
     uri: str | None
@@ -83,12 +84,12 @@ class Patch:
 
 @dataclass(frozen=True)
 class Panel:
-    """What the template of one slide is given."""
+    """The values of the template of one slide."""
 
     uid: str
     view_box: Frame
-    stroke: float  # a hundredth of the larger side, px0
-    thumbnail: Picture | None  # None: the slide is not at hand
+    stroke: float  # a hundredth of the larger side, in level-0 pixels
+    thumbnail: Picture | None  # None: the slide is not available
     maps: tuple[Map, ...]
     primary: int
     outline: str  # SVG path
@@ -99,10 +100,11 @@ class Panel:
     notes: tuple[str, ...]
 
 
-def write_panel(inputs: PanelInput, key: str) -> int:
-    """Write one slide's fragment of HTML; returns the number of pictures in it.
+def write_panel(inputs: PanelInput, *, output: Path, provenance: Provenance) -> int:
+    """Write the HTML of one slide's panel; returns the number of pictures in it.
 
-    Raises ``SlideError`` where the slide cannot be opened; where features were imported, the panel has no picture then.
+    Raises ``SlideError`` where the slide cannot be opened, except with imported features: then the panel has no picture
+    of the slide.
     """
     try:
         with open_slide(inputs.slide.path, inputs.read, inputs.slide.mpp) as slide:
@@ -111,13 +113,12 @@ def write_panel(inputs: PanelInput, key: str) -> int:
         if not inputs.imported:
             raise
         panel = make_panel(inputs, None, f"no picture of the slide: {error}")
-    provenance = Provenance.of(key, "view", config=inputs.view.for_key())
-    write_text_with_provenance(inputs.output, render("panel.html", panel=panel), provenance)
+    write_text_with_provenance(output, render("panel.html", panel=panel), provenance)
     return 1 + len(panel.maps) + len(panel.patches)
 
 
 def make_panel(inputs: PanelInput, slide: Slide | None, missing: str = "") -> Panel:
-    """Read what is shown. Without a slide there is no picture, and ``missing`` says why."""
+    """Read the contents of a panel. ``missing``: the reason why there is no ``slide`` and thus no picture of it."""
     grid, mask = read_grid(inputs.grid)
     bounds = slide.bounds_px0 if slide else grid.bounds_px0
     thumbnail, px0, undecoded = _thumbnail(slide, grid, inputs.view.thumbnail_px)
@@ -131,6 +132,9 @@ def make_panel(inputs: PanelInput, slide: Slide | None, missing: str = "") -> Pa
     if ranked and len(ranked.grid) > inputs.view.max_tiles:
         kept = f"the {inputs.view.max_tiles:,} of {len(ranked.grid):,} with the largest |scores| only"
         notes.append(f"QuPath tiles: {kept}")
+    if ranked and len(ranked.grid) > 1 and is_constant(ranked.scores):
+        notes.append(f"{ranked.label} is the same for all patches, so it ranks none above the others")
+        ranked = None
     return Panel(
         uid=uid(grid.slide_id),
         view_box=bounds,
@@ -148,7 +152,7 @@ def make_panel(inputs: PanelInput, slide: Slide | None, missing: str = "") -> Pa
 
 
 def _thumbnail(slide: Slide | None, grid: PatchGrid, longest_px: int) -> tuple[Picture | None, float, tuple[Box, ...]]:
-    """The scanned part, ``longest_px`` long; level-0 pixels per pixel; what could not be decoded."""
+    """A picture of the scanned part, at most ``longest_px`` long; its level-0 pixels per pixel; undecodable boxes."""
     if slide is None:
         return None, max(grid.bounds_px0[2:]) / longest_px, ()
     bounds = slide.bounds_px0
@@ -163,7 +167,7 @@ def _primary(channels: Sequence[Channel]) -> int:
 
 
 def slide_facts(name: str, grid: PatchGrid) -> list[str]:
-    """What a reader wants to know of the slide, in a few words each."""
+    """The caption of the slide: file name, size, resolution and patches."""
     (width, height), (x, y) = grid.slide_size_px0, grid.mpp
     return [
         name,
@@ -174,7 +178,7 @@ def slide_facts(name: str, grid: PatchGrid) -> list[str]:
 
 
 def coloured(pyramid: Pyramid, px0: float) -> list[Map]:
-    """Every channel, at the level that suits a picture of ``px0`` level-0 pixels per pixel."""
+    """All channels as pictures, from the level for a resolution of ``px0`` level-0 pixels per pixel."""
     level = pyramid.level_for(px0)
     side = pyramid.cell_px0 * 2**level
     rows, cols = pyramid.shapes[level]
@@ -182,22 +186,40 @@ def coloured(pyramid: Pyramid, px0: float) -> list[Map]:
     maps = []
     for i, channel in enumerate(pyramid.channels):
         of_method = seen[channel.model, channel.method] = seen.get((channel.model, channel.method), -1) + 1
-        picture = Picture(
-            map_uri(pyramid.read(i, level), channel.window, channel.signed), (0, 0, cols * side, rows * side)
-        )
+        values = pyramid.read(i, level)
+        constant = is_constant(values)
+        uri = map_uri(values, channel.window, channel.signed, constant=constant)
         low, high = (f"{v:.3g}" for v in channel.window)
-        name = f"{channel.model} · {channel.method}" + (f" · {of_method + 1}" if of_method else "")
-        maps.append(Map(name, channel.label, channel.target, picture, channel.signed, channel.unit, low, high))
+        maps.append(
+            Map(
+                key=f"{channel.model} · {channel.method}" + (f" · {of_method + 1}" if of_method else ""),
+                label=channel.label,
+                picture=Picture(uri, (0, 0, cols * side, rows * side)),
+                signed=channel.signed,
+                constant=constant,
+                unit=_UNITS.get(channel.unit, channel.unit),
+                meaning=sign_meaning(channel.target) if channel.signed else "",
+                low=low,
+                high=high,
+            )
+        )
     return maps
 
 
+def sign_meaning(target: str) -> str:
+    """What the sign of a score means for ``target``: a class, or "value" (regression) or "risk" (survival)."""
+    if target in ("value", "risk"):
+        return f"above 0 raises the predicted {target}, below lowers it"
+    return f"above 0 is evidence for {target}, below against it"
+
+
 def top_rows(scores: np.ndarray, count: int) -> Int64:
-    """Rows of the highest scores, highest first; equal ones in the grid's order."""
+    """Rows of the ``count`` highest scores (N,), highest first; ties in grid order."""
     return np.argsort(-scores, kind="stable")[:count].astype(np.int64)
 
 
 def top_patches(slide: Slide | None, explanation: Explanation, count: int) -> list[Patch]:
-    """The patches with the highest scores, as the encoder saw them but smaller; without a slide their places only."""
+    """The ``count`` highest patches, as the encoder gets them but smaller; without a slide no picture."""
     grid = explanation.grid
     level = patch_level(slide, grid) if slide else 0
     patches = []
@@ -212,7 +234,7 @@ def top_patches(slide: Slide | None, explanation: Explanation, count: int) -> li
 
 
 def annotation_path(inputs: PanelInput, bounds_px0: Box, tolerance_px0: float) -> tuple[str, list[str]]:
-    """The annotated area as an SVG path, and what is to be said of it."""
+    """The annotated area as an SVG path, and notes; an annotation that cannot be read gives a note."""
     path = inputs.slide.annotation
     if path is None:
         return "", []
@@ -224,7 +246,7 @@ def annotation_path(inputs: PanelInput, bounds_px0: Box, tolerance_px0: float) -
 
 
 def svg_path(area: BaseGeometry) -> str:
-    """The rings of ``area``, whole pixels."""
+    """The rings of ``area`` as an SVG path, in whole pixels."""
     parts = shapely.get_parts(area)
     rings: Sequence[np.ndarray] = [shapely.get_coordinates(ring) for ring in shapely.get_rings(parts)]
     return "".join("M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in ring[:-1]) + "Z" for ring in rings)

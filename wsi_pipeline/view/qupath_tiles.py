@@ -1,7 +1,7 @@
-"""Tiles with measurements for QuPath: "Measure > Show measurement maps" colours them.
+"""Tiles with measurements for QuPath, which "Measure > Show measurement maps" colours.
 
-QuPath's frame begins at the slide's bounds, and one bad feature makes it reject the whole file: no classification
-without a colour, no null, no measurement that is not a number, every ring closed.
+QuPath's frame starts at the slide's bounds. One invalid feature makes it reject the whole file: every classification
+needs a colour, every measurement must be a finite number, nothing may be null, and every ring must be closed.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from ..read.geojson import to_qupath_frame
 from ..types import Explanation, Int64, PatchGrid
 
 TISSUE_COLOR = (0, 160, 0)
-# Version-5 ids within this namespace: the same patch keeps its id, and the loader knows its own objects by the version.
+# Version-5 ids in this namespace: a patch keeps its id, and the loader recognises its own objects by the version.
 _NAMESPACE = uuid.UUID("a4de1f5c-6f3b-5b0e-9d2c-0f6f5d1b8c11")
 
 Feature = dict[str, Any]
 
 
 def kept_tiles(scores: np.ndarray, most: int) -> Int64:
-    """Rows of the ``most`` largest |scores|, in the grid's order: all of (N,) where there are no more than that."""
+    """Rows of the ``most`` largest absolute scores (N,), in grid order; all rows where there are no more than that."""
     order = np.argsort(-np.abs(scores), kind="stable")[:most]
     return np.sort(order).astype(np.int64)
 
 
 def tile_features(explanations: Sequence[Explanation], rows: Int64) -> Iterator[Feature]:
-    """One locked tile object for each of ``rows``, with one measurement an explanation."""
+    """One locked tile object for each of ``rows``, with one measurement per explanation."""
     grid = explanations[0].grid
     names = [e.label for e in explanations]
     scores = np.stack([e.scores[rows] for e in explanations], axis=1)  # (n, C)
@@ -59,7 +59,7 @@ def tile_features(explanations: Sequence[Explanation], rows: Int64) -> Iterator[
 
 
 def tissue_feature(tissue: BaseGeometry, grid: PatchGrid, name: str) -> Feature:
-    """The tissue (px0) as one locked annotation called ``name``."""
+    """The tissue (level-0 pixels) as one locked annotation called ``name``."""
     moved = to_qupath_frame(tissue, grid.bounds_px0)
     return {
         "type": "Feature",
@@ -75,14 +75,30 @@ def tissue_feature(tissue: BaseGeometry, grid: PatchGrid, name: str) -> Feature:
 
 
 def object_id(grid: PatchGrid, what: str) -> str:
-    """The same for the same patch of the same slide, in every run."""
+    """The id of an object: the same for the same patch of the same slide in every run."""
     return str(uuid.uuid5(_NAMESPACE, f"{grid.slide_id}/{what}"))
 
 
 def write_tiles(path: Path, explanations: Sequence[Explanation], first: int, most: int, tissue: BaseGeometry) -> int:
-    """Write the tissue (px0) and the tiles of one slide; returns the number of tiles.
+    """Write the tissue and the tiles of one slide as GeoJSON.
 
-    Above ``most`` tiles, those with the largest |scores| of explanation ``first`` are kept; the tissue's name says so.
+    Parameters
+    ----------
+    path : Path
+    explanations : sequence of Explanation
+        One measurement each, all on the same grid.
+    first : int
+        The explanation whose largest absolute scores are kept where there are more than ``most`` patches; the name of
+        the tissue annotation then states it.
+    most : int
+        Largest number of tiles.
+    tissue : geometry
+        In level-0 pixels.
+
+    Returns
+    -------
+    int
+        Number of tiles.
     """
     grid = explanations[0].grid
     rows = kept_tiles(explanations[first].scores, most)
@@ -103,11 +119,11 @@ def _line(feature: Mapping[str, Any]) -> str:
 
 
 def _plain(value: float) -> float:
-    """Hundredths of a pixel are enough; whole numbers without a point."""
+    """Rounded to hundredths of a pixel; whole numbers as integers."""
     rounded = round(value, 2)
     return int(rounded) if rounded == int(rounded) else rounded
 
 
 def _shortest(score: np.float32) -> float:
-    """The shortest decimal that is this float32."""
+    """The shortest decimal number that gives this float32."""
     return float(str(score))

@@ -1,4 +1,4 @@
-"""report.html: one page that needs nothing else, neither a server nor the network nor the run folder."""
+"""report.html: one self-contained page that needs neither a server nor the network nor the run folder."""
 
 from __future__ import annotations
 
@@ -18,26 +18,33 @@ from ..artifacts import Provenance, write_text_with_provenance
 from ..config import Config, Section
 from ..engine import Failure
 from ..evaluate.summary import PICTURES
-from ..project import MethodSelection, RunFolder
+from ..project import MethodSelection, RunFolder, label_classes
 from ..types import SlideRow
-from .numbers import NumberTable, Verdict, Verdicts, choice_table, read_metrics, read_verdicts
+from .numbers import (
+    NumberTable,
+    PredictionTable,
+    SlidePrediction,
+    read_metrics,
+    read_slide_predictions,
+    selection_table,
+)
 from .pages import inline, render, source_text, uid
 from .pictures import bar_uri
 
-# Pictures of one slide are about 0.3 MB; a page of 100 slides still opens at once.
+# The pictures of one slide are about 0.3 MB; a page of 100 slides still opens quickly.
 MOST_PICTURED = 100
 
 
 @dataclass(frozen=True)
 class ReportInput:
-    """What the page is made from; crosses process borders."""
+    """The inputs of the page; it can be pickled to a worker process."""
 
     config: Config
     slides: tuple[SlideRow, ...]
-    panels: dict[str, Path]  # slide_id -> its fragment
+    panels: dict[str, Path]  # slide_id -> the HTML of its panel
     failures: tuple[Failure, ...]
     versions: tuple[tuple[str, str], ...]
-    choices: Mapping[str, MethodSelection]  # by model: the method that was picked, where auto is among the methods
+    selections: Mapping[str, MethodSelection]  # model -> its selected method, where ``auto`` is among the methods
 
 
 @dataclass(frozen=True)
@@ -47,18 +54,18 @@ class SlideEntry:
     slide_id: str
     uid: str
     patient_id: str
-    label: str
-    verdicts: tuple[Verdict | None, ...]  # one a model
+    label: str  # for survival time and event
+    predictions: tuple[SlidePrediction | None, ...]  # one per model
     state: str
     failed: bool
-    shown: bool  # whether it has a place among the pictures
+    shown: bool  # whether its panel is on the page
     panel: Markup | None
     files: tuple[tuple[str, str], ...]  # name and link
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the template is given."""
+    """The values of the template."""
 
     title: str
     lead: str
@@ -66,17 +73,18 @@ class Report:
     settings: str
     tables: tuple[NumberTable, ...]
     notes: tuple[str, ...]
-    pictures: tuple[tuple[str, str], ...]  # what it is, and the picture as a data URI
+    pictures: tuple[tuple[str, str], ...]  # caption, and the picture as a data URI
     models: tuple[str, ...]
     slides: tuple[SlideEntry, ...]
-    outcome: str
-    probability_note: str
+    label: str  # title of the column with the truth
+    outcome: str  # title of the columns with the predicted number
+    outcome_note: str
     left_out: str
     failures: tuple[Failure, ...]
 
 
-def write_report(inputs: ReportInput, key: str) -> int:
-    """Write the page; returns the number of slides on it."""
+def write_report(inputs: ReportInput, *, output: Path, provenance: Provenance) -> int:
+    """Write ``report.html``; returns the number of slides on it."""
     folder = RunFolder(inputs.config.out)
     bars = "".join(
         f'.bar.{n} {{ background-image: url("{bar_uri(n == "signed")}"); }}\n' for n in ("unsigned", "signed")
@@ -92,33 +100,35 @@ def write_report(inputs: ReportInput, key: str) -> int:
         script=script,
         script_source=script_source,
     )
-    write_text_with_provenance(folder.report, page, Provenance.of(key, "view", config=inputs.config.view.for_key()))
+    write_text_with_provenance(output, page, provenance)
     return len(report.slides)
 
 
 def make_report(inputs: ReportInput, folder: RunFolder) -> Report:
-    """Read what is shown."""
-    verdicts = read_verdicts(folder.predictions)
+    """Read the contents of the page. Raises ``ArtifactError`` where the tables of predict or evaluate are damaged."""
+    predictions = read_slide_predictions(folder.predictions)
     metrics = read_metrics(folder.evaluate / "report.json")
-    slides = tuple(_entry(inputs, folder, row, i, verdicts) for i, row in enumerate(inputs.slides))
+    task = predictions.task or inputs.config.train.task
+    slides = tuple(_entry(inputs, folder, row, i, predictions, task) for i, row in enumerate(inputs.slides))
     failed = len({f.slide_id for f in inputs.failures})
     hidden = len(slides) - sum(s.shown for s in slides)
     return Report(
         title="Whole-slide report",
-        lead=_lead(inputs, failed),
-        facts=_facts(inputs.config, inputs.slides, verdicts.models, inputs.versions),
+        lead=_lead(inputs.slides, task, failed),
+        facts=_facts(inputs.config, inputs.slides, predictions.models, inputs.versions),
         settings=settings(inputs.config),
-        tables=(*metrics.tables, *([choice_table(inputs.choices)] if inputs.choices else [])),
+        tables=(*metrics.tables, *([selection_table(inputs.selections)] if inputs.selections else [])),
         notes=metrics.notes,
         pictures=tuple(
-            (what, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
-            for name, what in PICTURES.items()
+            (caption, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
+            for name, caption in PICTURES.items()
             if (path := folder.evaluate / name).exists() and (folder.evaluate / "report.json").exists()
         ),
-        models=verdicts.models,
+        models=predictions.models,
         slides=slides,
-        outcome=verdicts.outcome,
-        probability_note=verdicts.note,
+        label="Follow-up" if task == "survival" else "Label",
+        outcome=predictions.outcome,
+        outcome_note=predictions.note,
         left_out=f"The first {MOST_PICTURED} slides are shown; the other {hidden} are listed above, and their maps are "
         "in heatmap/ and view/."
         if hidden
@@ -128,18 +138,18 @@ def make_report(inputs: ReportInput, folder: RunFolder) -> Report:
 
 
 def settings(config: Config) -> str:
-    """What decides the results, as YAML: no folder of this machine, no number of workers."""
+    """The settings that determine the results, as YAML: without folders of this machine and numbers of workers."""
     sections = {name: getattr(config, name) for name in type(config).model_fields}
-    chosen = {
+    of_sections = {
         name: {k: getattr(section, k).name if isinstance(getattr(section, k), Path) else v for k, v in values.items()}
         for name, section in sections.items()
         if isinstance(section, Section) and (values := section.for_key())
     }
-    return yaml.safe_dump({k: v for k, v in chosen.items() if v}, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump({k: v for k, v in of_sections.items() if v}, sort_keys=False, allow_unicode=True)
 
 
 def versions() -> tuple[tuple[str, str], ...]:
-    """The libraries that numbers depend on most, as installed where the page is made."""
+    """Names and versions of the libraries on which results depend most, as installed."""
     found = [("wsi_pipeline", __version__), ("Python", platform.python_version())]
     for name in ("numpy", "torch", "timm", "openslide-bin", "zarr"):
         try:
@@ -150,42 +160,55 @@ def versions() -> tuple[tuple[str, str], ...]:
 
 
 def _entry(
-    inputs: ReportInput,
-    folder: RunFolder,
-    row: SlideRow,
-    index: int,
-    verdicts: Verdicts,
+    inputs: ReportInput, folder: RunFolder, row: SlideRow, index: int, predictions: PredictionTable, task: str
 ) -> SlideEntry:
     failures = [f for f in inputs.failures if f.slide_id == row.slide_id]
     panel = inputs.panels.get(row.slide_id)
     state = "; ".join(f"failed in {f.stage}: {f.message}" for f in failures)
     if not state:
-        state = "done" if panel or index >= MOST_PICTURED else "not worked on yet"
-    wanted = (("map (OME-Zarr)", folder.heatmap(row.slide_id)), ("QuPath tiles", folder.tiles(row.slide_id)))
+        state = "done" if panel or index >= MOST_PICTURED else "not processed yet"
+    files = (("map (OME-Zarr)", folder.heatmap(row.slide_id)), ("QuPath tiles", folder.tiles(row.slide_id)))
     return SlideEntry(
         slide_id=row.slide_id,
         uid=uid(row.slide_id),
         patient_id=row.patient_id,
-        label=row.label or "",
-        verdicts=tuple(verdicts.get(row.slide_id, model) for model in verdicts.models),
+        label=_follow_up(row) if task == "survival" else row.label or "",
+        predictions=tuple(predictions.get(row.slide_id, model) for model in predictions.models),
         state=state,
         failed=bool(failures),
         shown=index < MOST_PICTURED,
         panel=Markup(panel.read_text(encoding="utf-8")) if panel else None,
-        files=tuple((name, quote(str(p.relative_to(folder.root)))) for name, p in wanted if p.exists()),
+        files=tuple((name, quote(str(p.relative_to(folder.root)))) for name, p in files if p.exists()),
     )
 
 
-def _lead(inputs: ReportInput, failed: int) -> str:
-    patients = len({row.patient_id for row in inputs.slides})
-    labels = sorted({row.label for row in inputs.slides if row.label})
-    parts = [f"{_count(len(inputs.slides), 'slide')} of {_count(patients, 'patient')}"]
-    if labels:
-        counts = [f"{sum(row.label == label for row in inputs.slides)} {label}" for label in labels]
-        parts.append(", ".join(counts))
+def _follow_up(row: SlideRow) -> str:
+    if row.time is None or row.event is None:
+        return ""
+    return f"{row.time:g}, {'event' if row.event else 'censored'}"
+
+
+def _lead(slides: Sequence[SlideRow], task: str, failed: int) -> str:
+    patients = len({row.patient_id for row in slides})
+    parts = [f"{_count(len(slides), 'slide')} of {_count(patients, 'patient')}"]
+    if labels := _labels(slides, task):
+        parts.append(labels)
     if failed:
         parts.append(f"{failed} failed")
     return "; ".join(parts) + "."
+
+
+def _labels(slides: Sequence[SlideRow], task: str) -> str:
+    """Number of slides of each class, or with an event; of regression the number with a value. Empty without labels."""
+    if task == "survival":
+        events = [row.event for row in slides if row.time is not None and row.event is not None]
+        return f"{_count(sum(events), 'event')}, {len(events) - sum(events)} censored" if events else ""
+    labels = [row.label for row in slides if row.label]
+    if task == "regression":
+        return f"{len(labels)} with a value" if labels else ""
+    of_slides = [label_classes(label) if task == "multilabel" else [label] for label in labels]
+    classes = sorted({name for names in of_slides for name in names})
+    return ", ".join(f"{sum(name in names for names in of_slides)} {name}" for name in classes)
 
 
 def _count(number: int, what: str) -> str:

@@ -46,6 +46,7 @@ class PerturbationModel:
     patches: int
     fewest: int  # patches of the emptiest bag: 1 where they are dropped, 0 where they are replaced
     task: Task
+    scales: tuple[tuple[float, float], ...]  # of each member, see ``ExplainedModel``
 
     def target(self, index: int) -> Target:
         """What is explained of class ``index``."""
@@ -90,7 +91,8 @@ def perturbable(
     patches is called once, and all its curves are then sums (see ``prefix_logits``); any other is called at each point.
     """
     answers = tuple(_answer(member.module, features, xy, stand_in) for member in members)
-    return PerturbationModel(answers, len(features), 1 if stand_in is None else 0, members[0].task)
+    fewest, scales = 1 if stand_in is None else 0, tuple(member.scale for member in members)
+    return PerturbationModel(answers, len(features), fewest, members[0].task, scales)
 
 
 def flipping(asked: PerturbationModel, scores: np.ndarray, target: int, *, points: int = POINTS) -> Flipping:
@@ -105,8 +107,10 @@ def curve(asked: PerturbationModel, order: Int64, target: int, *, points: int = 
     sizes, place = np.unique(kept, return_inverse=True)
     last_first = torch.from_numpy(order[::-1].copy())  # what goes last is a prefix of this
     logits = torch.stack([answer(last_first, sizes.tolist()) for answer in asked.members])[:, place]  # (M, P, C)
-    said = outcome(asked.task, logits.numpy())[..., target].mean(axis=0)  # (P,)
-    return Curve(np.asarray(said), asked.target(target)(logits).mean(0).numpy())
+    outputs = [
+        outcome(asked.task, of_one.numpy(), scale=scale) for of_one, scale in zip(logits, asked.scales, strict=True)
+    ]
+    return Curve(np.mean(outputs, axis=0)[:, target], asked.target(target)(logits).mean(0).numpy())
 
 
 def falling(scores: np.ndarray) -> Int64:

@@ -131,10 +131,10 @@ def _job(name: str, basis: Basis, section: ExplainConfig, output: Path) -> Job:
         "upstream": read_key(basis.bag),
     }
     provenance = Provenance.of(content_key(stage="explain", **facts), "explain", **facts)
-    return Job(basis.bag.stem, output, provenance.key, write_derived, (name, basis, section, output, provenance))
+    return Job(basis.bag.stem, output, provenance, write_derived, (name, basis, section))
 
 
-def write_derived(name: str, basis: Basis, section: ExplainConfig, output: Path, provenance: Provenance) -> int:
+def write_derived(name: str, basis: Basis, section: ExplainConfig, *, output: Path, provenance: Provenance) -> int:
     """Write the map, one entry for each class that the methods explain; returns the number of patches."""
     by_method = [read_explanations(path) for path in basis.maps]
     made = []

@@ -40,10 +40,11 @@ def _job(project: Project, slides: Sequence[str]) -> Job | None:
         stage="explain", part="reference", slides=slides, bags=[read_key(path) for path in bags], n=PATCHES
     )
     output = project.folder.reference(content_key(slides=slides)[:16])
-    return Job(f"reference {output.stem}", output, key, write_reference, (bags, output, key), slide=False)
+    name, provenance = f"reference {output.stem}", Provenance.of(key, "explain")
+    return Job(name, output, provenance, write_reference, (bags,), slide=False, on_device=False)
 
 
-def write_reference(bags: Sequence[Path], output: Path, key: str) -> int:
+def write_reference(bags: Sequence[Path], *, output: Path, provenance: Provenance) -> int:
     """Write the reference, the same for the same slides; returns R. Rows: mean, scale, then what is known."""
     most = -(-PATCHES // len(bags))
     sample = np.concatenate([read_features(path, partial(_some, most, path.stem)) for path in bags])
@@ -52,7 +53,7 @@ def write_reference(bags: Sequence[Path], output: Path, key: str) -> int:
     provenance_path(output).unlink(missing_ok=True)  # killed below, the reference is not current
     with atomic_path(output) as beside, beside.open("wb") as file:
         np.save(file, torch.vstack(reference).numpy(), allow_pickle=False)
-    write_provenance(output, Provenance.of(key, "explain"))
+    write_provenance(output, provenance)
     return len(sample)
 
 

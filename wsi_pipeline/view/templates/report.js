@@ -1,7 +1,7 @@
 "use strict";
 const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
 
-// Which map, how opaque, what is drawn on it: one set of controls for all slides.
+// One set of controls for all slides: the map, its opacity, and what is drawn over it.
 const tools = document.querySelector(".tools");
 const layers = all("[data-key]");
 if (layers.length) {
@@ -23,7 +23,7 @@ if (layers.length) {
   tools.hidden = false;
 }
 
-// A click on a column's head sorts by it; a second one turns the order round.
+// A click on a column's header sorts by it; a second click reverses the order.
 for (const table of all(".sortable")) {
   const heads = all("thead th", table);
   const value = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();

@@ -1,4 +1,4 @@
-"""Features from elsewhere: each producer's files, written here as it writes them, become the bags they stand for."""
+"""Imported features: each producer's files, written here as the producer writes them, become the right bags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wsi_pipeline.config import build_config
 from wsi_pipeline.embed.from_features import embed_imported
 from wsi_pipeline.engine import Failure
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.interop.feature_files import index, look
+from wsi_pipeline.interop.feature_files import index, inspect_file
 from wsi_pipeline.pipeline import run_stages
 from wsi_pipeline.project import open_project
 from wsi_pipeline.store import read_bag, read_grid
@@ -30,13 +30,13 @@ from wsi_pipeline.types import FeatureBag, PatchGrid
 
 DIM = 5
 SCAN = (4096, 3072)  # width, height of every slide here
-# Corners as a producer that goes through contours lists them: not row by row.
+# Corners in the order of a producer that iterates over contours: not row by row.
 XY = np.array([[1536, 512], [512, 512], [1024, 512], [512, 1024], [1024, 0], [512, 0]])
 ROWS = [5, 4, 1, 2, 0, 3]  # of XY: top to bottom, then left to right
 
 
 def features(count: int = len(XY), dtype: Any = np.float32) -> np.ndarray:
-    """Row i begins with i, so that it is known again wherever it comes to stand."""
+    """Row i begins with i, so that it can be identified after sorting."""
     found = np.random.default_rng(0).normal(size=(count, DIM))
     found[:, 0] = np.arange(count)
     return found.astype(dtype)
@@ -61,7 +61,7 @@ def clam_features(folder: Path, name: str = "s", **arrays: Any) -> Path:
 
 
 def clam_coordinates(folder: Path, name: str = "s", xy: np.ndarray = XY, **changed: Any) -> Path:
-    said = {
+    stated = {
         "patch_size": 128,
         "patch_level": 1,
         "downsample": (4.00039, 4.0),
@@ -70,11 +70,11 @@ def clam_coordinates(folder: Path, name: str = "s", xy: np.ndarray = XY, **chang
         "name": name,
         "save_path": "x",
     }
-    return write(folder / "patches" / f"{name}.h5", {"coords": xy.astype(np.int64)}, {"coords": {**said, **changed}})
+    return write(folder / "patches" / f"{name}.h5", {"coords": xy.astype(np.int64)}, {"coords": {**stated, **changed}})
 
 
 def trident(folder: Path, name: str = "s", encoder: str | None = "uni_v1", **changed: Any) -> Path:
-    said = {
+    stated = {
         "patch_size": 256,
         "patch_size_level0": 512,
         "level0_magnification": 40,
@@ -89,33 +89,33 @@ def trident(folder: Path, name: str = "s", encoder: str | None = "uni_v1", **cha
     return write(
         folder / f"features_{encoder or 'uni_v1'}" / f"{name}.h5",
         {"features": features(), "coords": XY.astype(np.int64)},
-        {"coords": {**said, **changed}, "features": of_features},
+        {"coords": {**stated, **changed}, "features": of_features},
     )
 
 
 def stamp(folder: Path, mpp: float, name: str = "s", **changed: Any) -> Path:
     """STAMP 2.1: corners in µm, 128 µm apart on a slide of 0.25 µm/px."""
-    said = {"stamp_version": "2.1.0", "extractor": "virchow2", "unit": "um", "feat_type": "tile", "code_hash": "0"}
+    stated = {"stamp_version": "2.1.0", "extractor": "virchow2", "unit": "um", "feat_type": "tile", "code_hash": "0"}
     sizes = {"tile_size_um": 512 * mpp, "tile_size_px": 224}
     arrays = {"feats": features(dtype=np.float16), "coords": (XY * mpp).astype(np.float32)}
-    attributes = {key: value for key, value in (said | sizes | changed).items() if value is not None}
+    attributes = {key: value for key, value in (stated | sizes | changed).items() if value is not None}
     return write(folder / "virchow2-0" / f"{name}.h5", arrays, {"": attributes})
 
 
 def atlaspatch(folder: Path, *encoders: str, name: str = "s") -> Path:
-    said = {"patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40, "target_magnification": 20}
-    said |= {"overlap": 64, "level0_width": SCAN[0], "level0_height": SCAN[1], "num_patches": len(XY)}
+    stated = {"patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40, "target_magnification": 20}
+    stated |= {"overlap": 64, "level0_width": SCAN[0], "level0_height": SCAN[1], "num_patches": len(XY)}
     coords = np.column_stack([XY, np.full((len(XY), 2), 256), np.ones(len(XY))]).astype(np.int32)
     arrays: dict[str, Any] = {"coords": coords, "passports": np.array([b"p"] * len(XY))}
     arrays |= {f"features/{encoder}": features() + i for i, encoder in enumerate(encoders)}
-    return write(folder / "patches" / f"{name}.h5", arrays, {"": said})
+    return write(folder / "patches" / f"{name}.h5", arrays, {"": stated})
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
 def make(folder: Path, names: tuple[str, ...] = ("s",), mpp: float | None = 0.25, **options: Any) -> list[Failure]:
-    """Tile and embed what lies in ``folder``/theirs, as ``wsi tile`` and ``wsi embed`` do."""
+    """Tile and embed the files in ``folder``/theirs, as ``wsi tile`` and ``wsi embed`` do."""
     manifest = folder / "slides.csv"
     manifest.write_text("slide_id,path,mpp\n" + "".join(f"{n},{n}.png,{mpp or ''}\n" for n in names))
     overrides = options.pop("overrides", [])
@@ -135,13 +135,13 @@ def why_not(folder: Path, mpp: float | None = 0.25, **options: Any) -> str:
 
 
 def check_rows(bag: FeatureBag, dtype: type = np.float16) -> None:
-    """The patches stand row by row, and each has kept its own features."""
+    """The patches are sorted row by row, and each has kept its own features."""
     assert bag.grid.xy_px0.tolist() == XY[ROWS].tolist()
     assert bag.features[:, 0].tolist() == ROWS
     np.testing.assert_array_equal(bag.features, features().astype(dtype)[ROWS])
 
 
-def test_clam_covers_patch_size_times_the_whole_downsample(tmp_path: Path) -> None:
+def test_clams_footprint_is_patch_size_times_the_integer_downsample(tmp_path: Path) -> None:
     clam_features(tmp_path / "theirs")
     clam_coordinates(tmp_path / "theirs")
     bag = bag_of(tmp_path, encoder="resnet50")
@@ -155,18 +155,18 @@ def test_clam_covers_patch_size_times_the_whole_downsample(tmp_path: Path) -> No
     assert made_by["notes"][0] == "rows sorted by y, then by x"
 
 
-def test_clams_coordinates_may_lie_elsewhere_or_be_told(tmp_path: Path) -> None:
+def test_clams_coordinates_may_be_in_another_folder_or_be_given_as_options(tmp_path: Path) -> None:
     clam_features(tmp_path / "theirs")
     clam_coordinates(tmp_path / "results")
-    elsewhere = bag_of(tmp_path, encoder="resnet50", coords="../results")
-    told = bag_of(tmp_path, encoder="resnet50", patch_size_level0=512, patch_size=128, slide_size=[4096, 3072])
-    for bag in (elsewhere, told):
+    in_another_folder = bag_of(tmp_path, encoder="resnet50", coords="../results")
+    given = bag_of(tmp_path, encoder="resnet50", patch_size_level0=512, patch_size=128, slide_size=[4096, 3072])
+    for bag in (in_another_folder, given):
         check_rows(bag)
         assert bag.grid.side_px0 == (512.0, 512.0)
         assert (bag.grid.target_mpp, bag.grid.slide_size_px0) == (1.0, SCAN)
 
 
-def test_trident_says_all_but_the_mpp(tmp_path: Path) -> None:
+def test_trident_states_everything_but_the_mpp(tmp_path: Path) -> None:
     trident(tmp_path / "theirs" / "20x_256px_0px_overlap", overlap=64)
     bag = bag_of(tmp_path)
     check_rows(bag)
@@ -176,16 +176,16 @@ def test_trident_says_all_but_the_mpp(tmp_path: Path) -> None:
     assert (bag.encoder, bag.weights_digest) == ("uni_v1", "imported:trident")
 
 
-def test_what_trident_writes_as_the_text_none_is_absent(tmp_path: Path) -> None:
+def test_tridents_text_none_counts_as_absent(tmp_path: Path) -> None:
     path = trident(tmp_path / "theirs", overlap="None", level0_width="None", level0_height="None")
-    assert {"overlap", "level0_width"}.isdisjoint(look(path).facts)
+    assert {"overlap", "level0_width"}.isdisjoint(inspect_file(path).facts)
     assert "--slide-size patches" in why_not(tmp_path)
     bag = bag_of(tmp_path, slide_size="patches")
     assert bag.grid.slide_size_px0 == (2048, 1536)  # the last patch begins at (1536, …) and (…, 1024)
     assert bag.grid.stride_px0 == (512.0, 512.0)
 
 
-def test_an_older_trident_has_the_encoder_in_its_folders_name_and_the_footprint_in_its_magnifications(
+def test_an_older_trident_states_the_encoder_as_folder_name_and_the_footprint_as_magnifications(
     tmp_path: Path,
 ) -> None:
     trident(tmp_path / "theirs", encoder=None, patch_size_level0="None")
@@ -195,7 +195,7 @@ def test_an_older_trident_has_the_encoder_in_its_folders_name_and_the_footprint_
 
 
 @pytest.mark.parametrize("shape", [(0, DIM), (0,)])
-def test_a_slide_in_which_trident_found_no_tissue_costs_itself(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_only_the_slide_in_which_trident_found_no_tissue_fails(shape: tuple[int, ...], tmp_path: Path) -> None:
     path = trident(tmp_path / "theirs")
     with h5py.File(path, "r+") as file:
         for name in ("features", "coords"):
@@ -209,7 +209,9 @@ def test_a_slide_in_which_trident_found_no_tissue_costs_itself(shape: tuple[int,
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.2431])
-def test_stamp_is_in_micrometres_and_of_one_resolution_on_every_scanner(mpp: float, tmp_path: Path) -> None:
+def test_stamps_coordinates_are_micrometres_and_its_resolution_is_the_same_on_every_scanner(
+    mpp: float, tmp_path: Path
+) -> None:
     xy_um = np.array([[768.0, 256.0], [256.0, 256.0], [512.0, 0.0]], np.float32)
     path = stamp(tmp_path / "theirs", 0.25, tile_size_um=256.0)
     with h5py.File(path, "r+") as file:
@@ -226,9 +228,9 @@ def test_stamp_is_in_micrometres_and_of_one_resolution_on_every_scanner(mpp: flo
     assert (bag.encoder, bag.weights_digest, bag.grid.side_px) == ("virchow2", "imported:stamp", 224)
 
 
-def test_stamp_2_0_does_not_say_the_pixels_of_a_tile(tmp_path: Path) -> None:
+def test_stamp_2_0_does_not_state_the_pixels_of_a_tile(tmp_path: Path) -> None:
     stamp(tmp_path / "theirs", 0.25, tile_size=128.0, tile_size_um=None, tile_size_px=None, stamp_version=None)
-    assert "give --patch-size PIXELS" in why_not(tmp_path, slide_size="patches")
+    assert "give it with --patch-size PIXELS" in why_not(tmp_path, slide_size="patches")
     bag = bag_of(tmp_path, slide_size="patches", patch_size=224)
     check_rows(bag)
     assert bag.grid.side_px0 == (512.0, 512.0)
@@ -240,7 +242,7 @@ def write_stamp1(folder: Path, tiles: np.ndarray, augmented: bool = False) -> No
     write(folder / "theirs" / "s.h5", arrays, {"": {"extractor": "STAMP-extract-001_xiyuewang-ctranspath"}})
 
 
-def test_stamp_1_counts_in_pixels_of_256_by_224_micrometres(tmp_path: Path) -> None:
+def test_stamp_1s_coordinates_are_pixels_of_256_by_224_micrometres(tmp_path: Path) -> None:
     write_stamp1(tmp_path, XY // 512 * 224)
     bag = bag_of(tmp_path, mpp=0.5, slide_size="patches")
     check_rows(bag)  # one tile is 256 µm, 512 pixels of 0.5 µm
@@ -249,7 +251,7 @@ def test_stamp_1_counts_in_pixels_of_256_by_224_micrometres(tmp_path: Path) -> N
     assert bag.grid.target_mpp == pytest.approx(256 / 224)
 
 
-def test_coords_without_a_unit_that_are_not_stamp_1s_are_refused(tmp_path: Path) -> None:
+def test_coords_without_a_unit_are_refused_unless_they_are_stamp_1s(tmp_path: Path) -> None:
     write_stamp1(tmp_path, XY)
     assert "they are 512 apart, not 224 as in STAMP 1" in why_not(tmp_path, slide_size="patches")
     write_stamp1(tmp_path, XY // 512 * 224, augmented=True)
@@ -258,7 +260,7 @@ def test_coords_without_a_unit_that_are_not_stamp_1s_are_refused(tmp_path: Path)
 
 def test_atlaspatch_keeps_several_encoders_in_one_file(tmp_path: Path) -> None:
     atlaspatch(tmp_path / "theirs", "resnet50", "uni_v2")
-    with pytest.raises(ConfigError, match="holds features of resnet50, uni_v2; choose one with --encoder NAME"):
+    with pytest.raises(ConfigError, match="has features of resnet50, uni_v2; choose one with --encoder NAME"):
         make_or_raise(tmp_path)
     bag = bag_of(tmp_path, encoder="uni_v2")
     assert bag.grid.xy_px0.tolist() == XY[ROWS].tolist()
@@ -270,7 +272,7 @@ def test_atlaspatch_keeps_several_encoders_in_one_file(tmp_path: Path) -> None:
 
 
 def make_or_raise(folder: Path, **options: Any) -> None:
-    """What stops the run is raised as ``WsiError``; here it is told apart as it left the stage."""
+    """An error that stops the run is raised as ``WsiError``; converts it back to the stage's ``ConfigError``."""
     from wsi_pipeline.errors import WsiError
 
     try:
@@ -279,27 +281,27 @@ def make_or_raise(folder: Path, **options: Any) -> None:
         raise ConfigError(str(error)) from error
 
 
-# --- what is asked for ------------------------------------------------------------------------------------------------
+# --- missing properties -----------------------------------------------------------------------------------------------
 
 
-def test_clam_alone_asks_for_the_encoder_and_then_for_the_footprint(tmp_path: Path) -> None:
+def test_clams_features_alone_need_the_encoder_and_the_footprint(tmp_path: Path) -> None:
     clam_features(tmp_path / "theirs")
-    with pytest.raises(ConfigError, match="does not say which encoder made its features; give --encoder NAME"):
+    with pytest.raises(ConfigError, match="does not state which encoder made its features; give --encoder NAME"):
         make_or_raise(tmp_path)
     assert "--coords DIR, or the side in level-0 pixels with --patch-size-level0 P" in why_not(tmp_path, encoder="r")
     assert "--patch-size PIXELS" in why_not(tmp_path, encoder="r", patch_size_level0=512)
 
 
-def test_the_mpp_is_asked_for(tmp_path: Path) -> None:
+def test_a_missing_mpp_is_requested(tmp_path: Path) -> None:
     trident(tmp_path / "theirs")
     message = why_not(tmp_path, mpp=None)
-    assert "s.png" in message  # why the slide does not say it
+    assert "s.png" in message  # why the slide does not state it
     assert "manifest's mpp column, or with --mpp (read.mpp)" in message
     bag = bag_of(tmp_path, mpp=None, overrides=["read.mpp=[0.25, 0.5]"])
     assert (bag.grid.mpp, bag.grid.target_mpp) == ((0.25, 0.5), 0.75)  # 512 x (0.25 + 0.5) / 2 / 256
 
 
-def test_a_slide_file_that_opens_says_size_and_mpp_and_must_agree(tmp_path: Path) -> None:
+def test_a_slide_that_opens_gives_size_and_mpp_and_must_agree_with_the_file(tmp_path: Path) -> None:
     stamp(tmp_path / "theirs", 0.25)
     Image.new("RGB", (2050, 1540)).save(tmp_path / "s.png")
     assert bag_of(tmp_path).grid.slide_size_px0 == (2050, 1540)
@@ -309,15 +311,15 @@ def test_a_slide_file_that_opens_says_size_and_mpp_and_must_agree(tmp_path: Path
     assert "is of a slide of 4096 x 3072 pixels, but the slide has 2050 x 1540" in failure.message
 
 
-def test_patches_outside_the_slide_are_of_another_slide_or_mpp(tmp_path: Path) -> None:
+def test_patches_outside_the_slide_are_refused(tmp_path: Path) -> None:
     stamp(tmp_path / "theirs", 0.25)
     message = why_not(tmp_path, mpp=0.125, slide_size=[2050, 1540])
     assert "the patch at (3072, 1024) lies outside the slide of 2050 x 1540 pixels" in message
 
 
-def test_what_file_and_option_say_must_agree(tmp_path: Path) -> None:
+def test_file_and_options_must_agree(tmp_path: Path) -> None:
     trident(tmp_path / "theirs")
-    assert "says patch_size_level0 512, but --patch-size-level0 256" in why_not(tmp_path, patch_size_level0=256)
+    assert "has patch_size_level0 512, but --patch-size-level0 256" in why_not(tmp_path, patch_size_level0=256)
     with pytest.raises(ConfigError, match="its features are of uni_v1, not of gigapath"):
         make_or_raise(tmp_path, encoder="gigapath")
 
@@ -325,11 +327,11 @@ def test_what_file_and_option_say_must_agree(tmp_path: Path) -> None:
 def test_clams_two_files_must_be_of_one_tiling(tmp_path: Path) -> None:
     clam_features(tmp_path / "theirs")
     clam_coordinates(tmp_path / "theirs", xy=XY + 1)
-    assert "hold different coords" in why_not(tmp_path, encoder="r")
+    assert "have different coords" in why_not(tmp_path, encoder="r")
 
 
-@pytest.mark.parametrize(("value", "words"), [(np.nan, "hold NaN or infinity"), (1e6, "--set embed.dtype=float32")])
-def test_features_that_the_bag_cannot_hold_are_refused(value: float, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("value", "words"), [(np.nan, "contain NaN or infinity"), (1e6, "--set embed.dtype=float32")])
+def test_features_that_the_bags_type_cannot_represent_are_refused(value: float, words: str, tmp_path: Path) -> None:
     path = trident(tmp_path / "theirs")
     with h5py.File(path, "r+") as file:
         file["features"][3, 2] = value
@@ -339,12 +341,12 @@ def test_features_that_the_bag_cannot_hold_are_refused(value: float, words: str,
     assert words in failure.message
 
 
-def test_float32_keeps_every_bit(tmp_path: Path) -> None:
+def test_float32_preserves_every_bit(tmp_path: Path) -> None:
     trident(tmp_path / "theirs")
     check_rows(bag_of(tmp_path, overrides=["embed.dtype=float32"]), np.float32)
 
 
-def test_the_file_is_found_in_any_folder_below_but_must_be_one(tmp_path: Path) -> None:
+def test_the_file_is_found_in_any_subfolder_but_must_be_unique(tmp_path: Path) -> None:
     trident(tmp_path / "theirs")
     trident(tmp_path / "theirs", encoder="conch_v15")
     write(tmp_path / "theirs" / "patches" / "s_patches.h5", {"coords": XY})
@@ -354,7 +356,7 @@ def test_the_file_is_found_in_any_folder_below_but_must_be_one(tmp_path: Path) -
     assert bag_of(tmp_path, encoder="conch_v15").encoder == "conch_v15"
 
 
-def test_a_slide_without_a_file_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_for_a_slide_without_a_file_the_error_names_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "theirs" / "pt_files").mkdir(parents=True)
     assert "no s.h5 in" in why_not(tmp_path)
     (tmp_path / "theirs" / "pt_files" / "s.pt").write_bytes(b"")
@@ -366,11 +368,11 @@ def test_a_slide_without_a_file_says_what_was_looked_for(tmp_path: Path) -> None
     assert "one vector for the whole slide" in why_not(tmp_path)
 
 
-def test_a_bag_of_ours_is_not_passed_off_as_anothers(tmp_path: Path) -> None:
+def test_a_bag_of_this_package_is_not_imported(tmp_path: Path) -> None:
     trident(tmp_path / "theirs")
     bag_of(tmp_path)
     (tmp_path / "run" / "embed" / "s.h5").rename(tmp_path / "theirs" / "features_uni_v1" / "s.h5")
-    assert "is a bag of this program" in why_not(tmp_path)
+    assert "is a bag of wsi_pipeline" in why_not(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +381,7 @@ def test_a_bag_of_ours_is_not_passed_off_as_anothers(tmp_path: Path) -> None:
         ({"colour": 1}, [], "embed.import_options.colour"),
         ({"patch_size": 0}, [], "embed.import_options.patch_size = 0"),
         ({}, ["embed.import=nowhere"], "is not a folder"),
-        ({}, ["tile.roi=x.geojson"], "leave it out beside embed.import"),
+        ({}, ["tile.roi=x.geojson"], "leave it out with embed.import"),
     ],
 )
 def test_options_that_cannot_be_used_stop_the_run(
@@ -394,14 +396,14 @@ def test_options_that_cannot_be_used_stop_the_run(
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_stride_is_the_distance_that_most_neighbours_have() -> None:
+def test_the_stride_is_the_most_common_distance_between_neighbours() -> None:
     y = np.zeros(6)
     assert common_step(np.array([0.0, 10, 20, 30, 70, 80]), y) == 10.0  # 10, 10, 10, 40, 10
-    assert common_step(np.array([0.0, 10, 30, 60, 100, 150]), y) is None  # each its own
+    assert common_step(np.array([0.0, 10, 30, 60, 100, 150]), y) is None  # all different
     assert common_step(np.array([0.0, 10]), np.array([0.0, 1.0])) is None  # no row has two
 
 
-def test_tissue_is_what_the_patches_cover() -> None:
+def test_tissue_is_the_area_that_the_patches_cover() -> None:
     rng = np.random.default_rng(3)
     xy = np.unique(rng.integers(-3, 90, (20, 2)), axis=0)[:, ::-1].copy()
     size, side = (97, 83), (13.5, 11.0)
@@ -422,7 +424,9 @@ def test_a_large_slide_has_a_coarser_mask() -> None:
     assert covered(grid).tissue.shape[1] == 4096
 
 
-def test_slides_of_nearly_one_mpp_can_be_said_to_be_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_slides_of_slightly_different_mpp_can_be_given_one_target_mpp(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("a", "b"):
         trident(tmp_path / "theirs", name)
     with caplog.at_level(logging.WARNING, "wsi_pipeline"):
@@ -438,7 +442,7 @@ def test_slides_of_nearly_one_mpp_can_be_said_to_be_one(tmp_path: Path, caplog: 
     assert [grid.target_mpp for grid in grids] == [0.5, 0.5]
     assert [grid.mpp for grid in grids] == [(0.25, 0.25), (0.2431, 0.2431)]  # maps stay exact
     (failure,) = mixed(tmp_path, 0.5, target_mpp=0.5)
-    assert "patches are of 1 µm/px, which --target-mpp 0.5 does not stand for" in failure.message
+    assert "patches have 1 µm/px, too far from --target-mpp 0.5" in failure.message
 
 
 def mixed(folder: Path, mpp_b: float, **options: Any) -> list[Failure]:
@@ -447,7 +451,7 @@ def mixed(folder: Path, mpp_b: float, **options: Any) -> list[Failure]:
     return run_stages(open_project(build_config(data, [], base=folder, source="test")), ("tile", "embed"))
 
 
-# --- the whole way ----------------------------------------------------------------------------------------------------
+# --- end to end -------------------------------------------------------------------------------------------------------
 
 
 def untouched(folder: Path) -> dict[str, tuple[int, int]]:
@@ -460,11 +464,11 @@ def wsi(*arguments: Path | str) -> None:
     assert result.exit_code == 0, result.output
 
 
-def test_imported_features_are_trained_on_mapped_and_shown_without_a_slide(tmp_path: Path) -> None:
+def test_imported_features_run_through_all_stages_without_a_slide(tmp_path: Path) -> None:
     for i in range(12):
         path = trident(tmp_path / "theirs", f"s{i:02d}")
         with h5py.File(path, "r+") as file:
-            file["features"][: i % 2 * 3, 1] = 9.0  # what the positive slides have
+            file["features"][: i % 2 * 3, 1] = 9.0  # the evidence of the positive slides
     run = tmp_path / "run"
     wsi("import-features", tmp_path / "theirs", "--out", run, "--mpp", "0.25")
     assert [line["slide_id"] for line in lines(run / "slides.csv")] == [f"s{i:02d}" for i in range(12)]
@@ -485,7 +489,7 @@ def test_imported_features_are_trained_on_mapped_and_shown_without_a_slide(tmp_p
     panel = (run / "view" / "panels" / "s03.html").read_text()
     assert "no picture of the slide" in panel
     assert "4,096 × 3,072 px" in panel
-    assert panel.count("<image class") == 1  # the map stands by itself
+    assert panel.count("<image class") == 1  # only the map
     before = untouched(run)
     wsi("run", run / "config.yaml", *given)
     assert untouched(run) == before
@@ -509,7 +513,7 @@ def test_a_changed_file_makes_one_new_bag(tmp_path: Path) -> None:
     assert 77.0 in read_bag(tmp_path / "run" / "embed" / "b.h5").features[:, 0]
 
 
-def test_slides_at_hand_come_into_the_manifest(tmp_path: Path) -> None:
+def test_available_slides_are_listed_in_the_manifest(tmp_path: Path) -> None:
     trident(tmp_path / "theirs")
     trident(tmp_path / "theirs", "other.id")
     (tmp_path / "scans").mkdir()
@@ -522,12 +526,12 @@ def test_slides_at_hand_come_into_the_manifest(tmp_path: Path) -> None:
     assert set(index(run / "embed")) == {"s", "other.id"}
 
 
-def test_a_slide_size_is_written_as_width_by_height() -> None:
+def test_a_slide_size_is_parsed_as_width_by_height() -> None:
     assert parse_size("4096x3072") == [4096, 3072]
     assert parse_size("patches") == "patches"
     with pytest.raises(ConfigError, match="WIDTHxHEIGHT"):
         parse_size("4096")
 
 
-def test_a_job_can_cross_to_another_process() -> None:
+def test_a_job_can_be_sent_to_another_process() -> None:
     assert embed_imported.__module__ == "wsi_pipeline.embed.from_features"

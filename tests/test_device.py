@@ -1,4 +1,4 @@
-"""Devices: the one asked for, or one line that says why not."""
+"""Devices: the configured one, or one line that states why it is not available."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_auto_takes_the_fastest_that_is_there(machine: pytest.MonkeyPatch) -> None:
+def test_auto_takes_the_fastest_available_device(machine: pytest.MonkeyPatch) -> None:
     assert pick_device("auto") == torch.device("cpu")
     machine.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device("auto") == torch.device("mps")
@@ -31,7 +31,7 @@ def test_auto_takes_the_fastest_that_is_there(machine: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("cuda", "sees no CUDA GPU; use auto or cpu"),
+        ("cuda", "finds no CUDA GPU; use auto or cpu"),
         ("mps", "needs an Apple GPU"),
         ("gpu", "'gpu' is unknown; use auto, cpu, cuda, cuda:1 or mps"),
         ("xpu", "'xpu' is not supported"),
@@ -39,20 +39,20 @@ def test_auto_takes_the_fastest_that_is_there(machine: pytest.MonkeyPatch) -> No
     ],
 )
 @pytest.mark.usefixtures("machine")
-def test_a_device_that_is_not_there_is_said_in_one_line(name: str, words: str) -> None:
+def test_a_missing_device_is_reported_in_one_line(name: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         pick_device(name)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_gpu_beyond_the_last_is_said(machine: pytest.MonkeyPatch) -> None:
+def test_a_gpu_index_beyond_the_last_is_refused(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigError, match="the last of 2 is cuda:1"):
         pick_device("cuda:2")
 
 
-def test_precision_is_refused_where_the_device_lacks_it(machine: pytest.MonkeyPatch) -> None:
+def test_a_precision_that_the_device_lacks_is_refused(machine: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert autocast_type("fp32", cpu) is None
     assert autocast_type("bf16", cpu) is torch.bfloat16
@@ -64,7 +64,7 @@ def test_precision_is_refused_where_the_device_lacks_it(machine: pytest.MonkeyPa
 
 
 def test_bfloat16_on_an_old_macos_is_refused(machine: pytest.MonkeyPatch) -> None:
-    """Where autocast alone would warn and compute in float32."""
+    """Autocast alone would warn and compute in float32."""
 
     def ones(*_: object, **__: object) -> None:
         raise TypeError("BFloat16 is not supported on MPS")

@@ -1,4 +1,4 @@
-"""Streaming: in the grid's order, the same bytes however many threads, bounded memory, no patch made up."""
+"""Encoding: in the grid's order, the same bytes for any number of threads, bounded memory, no invented patch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from wsi_pipeline.artifacts import Provenance
 from wsi_pipeline.config import EmbedConfig
 from wsi_pipeline.embed import Encoder
 from wsi_pipeline.embed.encoder_runner import EncoderRunner, Pending
-from wsi_pipeline.embed.encoding import encode_batches, encoding_ahead, stored
+from wsi_pipeline.embed.encoding import encode_batches, encoding_depth, stored
 from wsi_pipeline.embed.prefetch import Patches
 from wsi_pipeline.embed.stage import write_bag
 from wsi_pipeline.embed.state import seeded
 from wsi_pipeline.errors import ConfigError, RegionError, SlideError
 from wsi_pipeline.read import Batches, read_batches
-from wsi_pipeline.read.batch_reader import batches_ahead
+from wsi_pipeline.read.batch_reader import prefetch_depth
 from wsi_pipeline.store import read_bag
 from wsi_pipeline.types import Box, Float32, PatchGrid, UInt8
 
@@ -36,7 +36,7 @@ SIDE = 16
 
 
 def network() -> nn.Module:
-    """Convolutions, a norm and a linear layer: what blocks its work by the number of threads in torch."""
+    """Convolutions, a norm and a linear layer: operators that torch divides among its threads."""
     return nn.Sequential(
         nn.Conv2d(3, 24, 3, stride=2, padding=1),
         nn.BatchNorm2d(24),
@@ -63,7 +63,7 @@ def make_encoder(side_px: int = SIDE) -> Encoder:
 
 @dataclass
 class MemorySlide:
-    """A slide of one level that lies in memory; reading any of ``broken`` fails."""
+    """A slide of one level in memory; reading any of ``broken`` fails."""
 
     pixels: UInt8  # (h, w, 3)
     broken: tuple[Box, ...] = ()
@@ -99,7 +99,7 @@ class MemorySlide:
 
 @dataclass
 class ScriptedSlide(MemorySlide):
-    """A slide whose patches a function gives, by their corner."""
+    """A slide whose patches are computed by a function of their corner."""
 
     script: Callable[[tuple[int, int]], UInt8] = field(kw_only=True)
 
@@ -153,13 +153,13 @@ def no_features(pixels: UInt8) -> Pending:
 
 def embed(slide: MemorySlide, folder: Path, settings: EmbedConfig, encoder: Encoder | None = None) -> Path:
     path = folder / "bag.h5"
-    forward = EncoderRunner(encoder or make_encoder(), CPU, settings)
-    with Patches.of(slide, grid_of(slide), forward, settings) as patches:
-        write_bag(path, patches, forward, settings, PROVENANCE)
+    runner = EncoderRunner(encoder or make_encoder(), CPU, settings)
+    with Patches.of(slide, grid_of(slide), runner, settings) as patches:
+        write_bag(path, patches, runner, settings, PROVENANCE)
     return path
 
 
-def test_features_are_those_of_each_patch_alone_in_the_grids_order(tmp_path: Path) -> None:
+def test_features_equal_those_of_each_patch_alone_in_the_grids_order(tmp_path: Path) -> None:
     slide = make_slide()
     bag = read_bag(embed(slide, tmp_path, config()))
     np.testing.assert_allclose(bag.features, one_by_one(slide, grid_of(slide), make_encoder()), atol=2e-5)
@@ -172,7 +172,7 @@ def test_features_are_those_of_each_patch_alone_in_the_grids_order(tmp_path: Pat
     ("read_threads", "threads", "outside"), [(1, 1, 1), (3, 1, 1), (1, 2, 1), (3, 5, 1), (2, 2, 2), (1, 1, 2)]
 )
 def test_threads_change_no_byte(read_threads: int, threads: int, outside: int, tmp_path: Path) -> None:
-    """``outside``: the threads that torch would use by itself, as OMP_NUM_THREADS sets them."""
+    """``outside``: torch's default number of threads, as set by OMP_NUM_THREADS."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     expected = embed(make_slide(), tmp_path / "a", config(threads=1, read_threads=1)).read_bytes()
@@ -181,17 +181,17 @@ def test_threads_change_no_byte(read_threads: int, threads: int, outside: int, t
     try:
         found = embed(make_slide(), tmp_path / "b", config(threads=threads, read_threads=read_threads)).read_bytes()
         assert torch.get_num_threads() == outside
-        asked: list[int] = []
-        late = threading.Thread(target=lambda: asked.append(torch.get_num_threads()))
+        in_new_thread: list[int] = []
+        late = threading.Thread(target=lambda: in_new_thread.append(torch.get_num_threads()))
         late.start()
         late.join()
-        assert asked == [outside]  # threads that start later are as they were before
+        assert in_new_thread == [outside]  # the default of threads that start later is restored
     finally:
         torch.set_num_threads(before)
     assert found == expected
 
 
-def test_each_encoding_thread_computes_alone() -> None:
+def test_each_encoding_thread_computes_with_one_thread_of_torch() -> None:
     slide = make_slide()
     seen: list[tuple[int, str]] = []
 
@@ -210,7 +210,7 @@ def test_each_encoding_thread_computes_alone() -> None:
     assert 1 < len({name for _, name in seen}) <= 3
 
 
-def test_batches_come_in_order_though_reading_and_encoding_end_in_any() -> None:
+def test_batches_are_in_order_although_reading_and_encoding_finish_in_any_order() -> None:
     delays = np.random.default_rng(1).uniform(0, 0.01, 1000).tolist()
 
     def read(xy: tuple[int, int]) -> UInt8:
@@ -228,8 +228,8 @@ def test_batches_come_in_order_though_reading_and_encoding_end_in_any() -> None:
 
 
 @pytest.mark.parametrize(("threads", "read_threads"), [(1, 1), (2, 3)])
-def test_memory_follows_the_threads_and_not_the_slide(threads: int, read_threads: int) -> None:
-    """A slow consumer behind a fast reader: what was begun and not yet given back stays bounded."""
+def test_memory_depends_on_the_threads_and_not_on_the_slide(threads: int, read_threads: int) -> None:
+    """A slow consumer behind a fast reader: the number of batches in memory stays bounded."""
     whole = make_slide(columns=40)
     begun, most, taken = 0, 0, 0
     lock = threading.Lock()
@@ -248,11 +248,11 @@ def test_memory_follows_the_threads_and_not_the_slide(threads: int, read_threads
         with lock:
             taken += 1
     assert begun == taken == 50
-    assert 1 < most <= batches_ahead(4, read_threads) + encoding_ahead(threads) < 30
+    assert 1 < most <= prefetch_depth(4, read_threads) + encoding_depth(threads) < 30
 
 
-def test_how_long_the_device_waited_is_told(tmp_path: Path) -> None:
-    """A slow reader before a fast encoder, and the other way round."""
+def test_the_waiting_time_of_the_device_is_reported(tmp_path: Path) -> None:
+    """A slow reader before a fast encoder, and the reverse."""
     pixels = make_slide().pixels
 
     def waited(read_s: float, encode_s: float) -> float:
@@ -262,10 +262,10 @@ def test_how_long_the_device_waited_is_told(tmp_path: Path) -> None:
 
         encoder = replace(make_encoder(), module=Slow(encode_s))
         settings = config(threads=1, read_threads=1)
-        forward = EncoderRunner(encoder, CPU, settings)
+        runner = EncoderRunner(encoder, CPU, settings)
         slide = ScriptedSlide(pixels, script=read)
-        with Patches.of(slide, grid_of(slide), forward, settings) as patches:
-            made = write_bag(tmp_path / "bag.h5", patches, forward, settings, PROVENANCE)
+        with Patches.of(slide, grid_of(slide), runner, settings) as patches:
+            made = write_bag(tmp_path / "bag.h5", patches, runner, settings, PROVENANCE)
         assert made.units == 35
         return made.waited_s / made.worked_s
 
@@ -294,18 +294,18 @@ def test_closing_early_stops_the_threads() -> None:
     assert threading.active_count() == before
 
 
-# --- what cannot be read, and what is no number --------------------------------------------------------------
+# --- unreadable patches, and features that are not finite ----------------------------------------------------
 
 
 def test_unreadable_patches_are_left_out_and_listed(tmp_path: Path) -> None:
-    whole, broken = make_slide(), make_slide(broken=((3 * SIDE + 5, 2, 1, 1), (0, 2 * SIDE, 6 * SIDE, SIDE)))
-    grid = grid_of(whole)
+    intact, broken = make_slide(), make_slide(broken=((3 * SIDE + 5, 2, 1, 1), (0, 2 * SIDE, 6 * SIDE, SIDE)))
+    grid = grid_of(intact)
     lost = np.array([3, *range(14, 20)])  # one patch of the first batch; all of the fifth, part of its neighbours
     kept = np.setdiff1d(np.arange(35), lost)
     bag = read_bag(embed(broken, tmp_path, config()))
     np.testing.assert_array_equal(bag.unreadable_px0, grid.xy_px0[lost])
     np.testing.assert_array_equal(bag.grid.xy_px0, grid.xy_px0[kept])
-    np.testing.assert_allclose(bag.features, one_by_one(whole, grid, make_encoder())[kept], atol=2e-5)
+    np.testing.assert_allclose(bag.features, one_by_one(intact, grid, make_encoder())[kept], atol=2e-5)
 
 
 def test_a_slide_without_a_readable_patch_fails_and_leaves_no_bag(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_an_error_that_is_not_a_regions_ends_the_slide(tmp_path: Path) -> None:
         list(encode_batches(patches_of(slide), no_features, threads=1))
 
 
-def test_a_batch_holds_only_what_was_read() -> None:
+def test_a_batch_contains_only_the_readable_patches() -> None:
     slide = make_slide(broken=((SIDE, 0, 1, 1),))
     batch = next(patches_of(slide))
     assert batch.readable.tolist() == [True, False, True, True]
@@ -335,12 +335,12 @@ def test_a_batch_holds_only_what_was_read() -> None:
 @pytest.mark.parametrize(
     ("value", "dtype", "words"),
     [
-        (np.nan, "float32", "hold NaN or infinity; --set embed.precision=fp32"),
-        (np.inf, "float16", "hold NaN or infinity"),
+        (np.nan, "float32", "contain NaN or infinity; --set embed.precision=fp32"),
+        (np.inf, "float16", "contain NaN or infinity"),
         (70_000.0, "float16", "are too large for float16; --set embed.dtype=float32"),
     ],
 )
-def test_a_feature_that_is_no_number_ends_the_slide_by_name(value: float, dtype: str, words: str) -> None:
+def test_a_feature_that_is_not_finite_is_an_error_that_names_the_patch(value: float, dtype: str, words: str) -> None:
     features = np.ones((3, 5), np.float32)
     features[1, 2] = value
     with pytest.raises(SlideError) as caught:
@@ -349,7 +349,7 @@ def test_a_feature_that_is_no_number_ends_the_slide_by_name(value: float, dtype:
     assert words in str(caught.value)
 
 
-def test_features_are_stored_as_asked(tmp_path: Path) -> None:
+def test_features_are_stored_in_the_configured_type(tmp_path: Path) -> None:
     path = embed(make_slide(), tmp_path, config(dtype="float16"))
     with h5py.File(path) as file:
         assert file["features"].dtype == np.float16
@@ -361,7 +361,7 @@ def test_features_are_stored_as_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("side", "limit"), [(37, 1.5), (16, 0.0), (9, 1.5)])
 def test_patches_of_another_side_are_resized_as_pillow_does(side: int, limit: float) -> None:
-    """To within the rounding of Pillow, which keeps bytes between its two passes (so: no overshoot here)."""
+    """To within the rounding of Pillow, which stores bytes between its two passes (hence inputs without overshoot)."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(80, 176, (2, side, side, 3), dtype=np.uint8)
     encoder = make_encoder(side_px=16)
@@ -380,7 +380,7 @@ def test_the_memory_layout_changes_no_feature(channels_last: bool, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
-def test_lower_precision_is_near_and_not_equal(precision: str, tolerance: float) -> None:
+def test_lower_precision_is_close_and_not_equal(precision: str, tolerance: float) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
     exact = EncoderRunner(make_encoder(), CPU, config())(pixels).result()
     found = EncoderRunner(make_encoder(), CPU, config(precision=precision))(pixels).result()
@@ -388,11 +388,11 @@ def test_lower_precision_is_near_and_not_equal(precision: str, tolerance: float)
     assert 0 < np.abs(found - exact).max() < tolerance
 
 
-def test_a_compiled_encoder_only_ever_sees_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the kernel of a batch would depend on the slides that this process embedded before."""
+def test_a_compiled_encoder_gets_one_shape_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the kernel of a batch would depend on the slides that this process embedded before."""
     shapes: list[tuple[int, ...]] = []
 
-    def noted(module: nn.Module, dynamic: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    def recorded(module: nn.Module, dynamic: bool) -> Callable[[torch.Tensor], torch.Tensor]:
         assert not dynamic
 
         def call(x: torch.Tensor) -> torch.Tensor:
@@ -402,7 +402,7 @@ def test_a_compiled_encoder_only_ever_sees_one_shape(monkeypatch: pytest.MonkeyP
 
         return call
 
-    monkeypatch.setattr(torch, "compile", noted)
+    monkeypatch.setattr(torch, "compile", recorded)
     pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
     compiled = EncoderRunner(make_encoder(), CPU, config(compile=True))
     short, full = compiled(pixels[:3]).result(), compiled(pixels).result()
@@ -421,7 +421,7 @@ def test_a_compiled_encoder_gives_the_same_features() -> None:
     np.testing.assert_allclose(compiled(pixels[:3]).result(), plain[:3], atol=2e-5)
 
 
-def test_a_compiler_that_fails_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_error_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(module: nn.Module, dynamic: bool) -> Callable[..., object]:
         def call(x: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("no C++ compiler\nand a long story")
@@ -433,7 +433,7 @@ def test_a_compiler_that_fails_is_said_in_one_line(monkeypatch: pytest.MonkeyPat
         EncoderRunner(make_encoder(), CPU, config(compile=True))
 
 
-def test_a_batch_too_large_for_the_device_is_said_in_one_line() -> None:
+def test_a_batch_too_large_for_the_device_is_reported_in_one_line() -> None:
     class Greedy(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")

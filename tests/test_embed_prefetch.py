@@ -1,4 +1,4 @@
-"""While the last patches of a slide are encoded, the next slide is opened: once, and nothing stays open."""
+"""While the last patches of a slide are encoded, the next slide is opened: only once, and no slide stays open."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from wsi_pipeline.types import Slide, SlideRow
 __all__ = ["study"]  # a fixture
 
 
-def wanted(name: str) -> SlideRequest:
+def request(name: str) -> SlideRequest:
     return SlideRequest(SlideRow(name, Path(f"{name}.svs")), Path(f"{name}.h5"), ReadConfig())
 
 
 class Opener:
-    """Opens nothing, and remembers what was opened, by which thread, and what was closed."""
+    """Opens nothing, but records which slides were opened, by which thread, and which were closed."""
 
     def __init__(self) -> None:
         self.opened: list[tuple[str, bool]] = []  # slide, whether by the main thread
         self.closed: list[str] = []
 
-    def __call__(self, wanted: SlideRequest) -> Patches:
-        name = wanted.row.slide_id
+    def __call__(self, request: SlideRequest) -> Patches:
+        name = request.row.slide_id
         self.opened.append((name, threading.current_thread() is threading.main_thread()))
         if name == "bad":
-            raise SlideError("bad.svs is cut off")
+            raise SlideError("bad.svs is truncated")
         return cast(Patches, Opened(name, self))
 
 
@@ -45,45 +45,45 @@ class Opened:
         self.opener.closed.append(self.name)
 
 
-def test_what_was_begun_is_taken_and_opened_once() -> None:
-    ahead, opener = SlidePrefetcher(), Opener()
-    ahead.begin(wanted("a"), opener)
-    assert cast(Opened, ahead.take(wanted("a"), opener)).name == "a"
-    assert cast(Opened, ahead.take(wanted("b"), opener)).name == "b"
+def test_a_prefetched_slide_is_opened_once() -> None:
+    prefetcher, opener = SlidePrefetcher(), Opener()
+    prefetcher.begin(request("a"), opener)
+    assert cast(Opened, prefetcher.take(request("a"), opener)).name == "a"
+    assert cast(Opened, prefetcher.take(request("b"), opener)).name == "b"
     assert opener.opened == [("a", False), ("b", True)]
     assert opener.closed == []
 
 
-def test_what_is_not_taken_is_closed() -> None:
-    ahead, opener = SlidePrefetcher(), Opener()
-    ahead.begin(wanted("a"), opener)
-    ahead.begin(wanted("b"), opener)
+def test_a_prefetched_slide_that_is_not_taken_is_closed() -> None:
+    prefetcher, opener = SlidePrefetcher(), Opener()
+    prefetcher.begin(request("a"), opener)
+    prefetcher.begin(request("b"), opener)
     assert opener.closed == ["a"]
-    ahead.take(wanted("c"), opener)
+    prefetcher.take(request("c"), opener)
     assert opener.closed == ["a", "b"]
 
 
-def test_a_slide_that_cannot_be_opened_fails_when_its_turn_comes() -> None:
-    ahead, opener = SlidePrefetcher(), Opener()
-    ahead.begin(wanted("bad"), opener)
-    with pytest.raises(SlideError, match="cut off"):
-        ahead.take(wanted("bad"), opener)
-    ahead.begin(wanted("bad"), opener)
-    assert cast(Opened, ahead.take(wanted("a"), opener)).name == "a"
+def test_a_slide_that_cannot_be_opened_fails_when_it_is_taken() -> None:
+    prefetcher, opener = SlidePrefetcher(), Opener()
+    prefetcher.begin(request("bad"), opener)
+    with pytest.raises(SlideError, match="truncated"):
+        prefetcher.take(request("bad"), opener)
+    prefetcher.begin(request("bad"), opener)
+    assert cast(Opened, prefetcher.take(request("a"), opener)).name == "a"
 
 
-def test_the_stage_opens_each_slide_once_the_second_ahead_and_closes_both(
+def test_the_stage_opens_each_slide_once_prefetches_the_second_and_closes_both(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[tuple[str, bool]] = []
     slides: list[Slide] = []
 
-    def noted(path: Path, config: ReadConfig, mpp: float | None = None) -> Slide:
+    def recorded(path: Path, config: ReadConfig, mpp: float | None = None) -> Slide:
         opened.append((path.stem, threading.current_thread() is threading.main_thread()))
         slides.append(open_slide(path, config, mpp))
         return slides[-1]
 
-    monkeypatch.setattr("wsi_pipeline.embed.prefetch.open_slide", noted)
+    monkeypatch.setattr("wsi_pipeline.embed.prefetch.open_slide", recorded)
     assert embed(study) == []
     assert opened == [("a", True), ("b", False)]
     for slide in slides:
