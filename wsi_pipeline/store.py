@@ -102,7 +102,7 @@ def read_grid(path: str | os.PathLike[str]) -> tuple[PatchGrid, TissueMask]:
 
     Parameters
     ----------
-    path : str or path-like
+    path : str or os.PathLike
         File written by ``write_grid``.
 
     Returns
@@ -129,7 +129,7 @@ class BagWriter:
 
     Parameters
     ----------
-    path : Path
+    path : str or os.PathLike
         HDF5 file to write.
     grid : PatchGrid
         All patches of the slide, N of them.
@@ -202,7 +202,7 @@ def read_features(path: Path, pick: Callable[[int], Int64]) -> NDArray[np.floati
 
     Parameters
     ----------
-    path : Path
+    path : str or os.PathLike
         File written by ``BagWriter``.
     pick : callable
         Called with N; returns the indices of the rows to read, ascending.
@@ -223,7 +223,7 @@ def read_bag(path: str | os.PathLike[str]) -> FeatureBag:
 
     Parameters
     ----------
-    path : str or path-like
+    path : str or os.PathLike
         File written by ``BagWriter``.
 
     Returns
@@ -274,7 +274,7 @@ def read_explanations(path: str | os.PathLike[str]) -> list[Explanation]:
 
     Parameters
     ----------
-    path : str or path-like
+    path : str or os.PathLike
         File written by ``write_explanations``.
 
     Returns

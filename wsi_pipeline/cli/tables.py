@@ -51,7 +51,7 @@ def registry(kind: str) -> Registry[Any]:
 
 
 def plugin_table(kind: str) -> Table:
-    """Name, summary, options with defaults, and facts of each; below, the plug-ins that cannot be used."""
+    """Name, summary, its options with defaults, and its facts; below, the plug-ins that cannot be used."""
     entries, faults = registry(kind).listing()
     table = Table(title=kind, show_lines=True, caption="\n".join(escape(line) for line in faults) or None)
     for column in ("name", "summary", "options", "facts"):

@@ -114,7 +114,7 @@ def read_heatmap(path: str | os.PathLike[str]) -> Pyramid:
 
     Parameters
     ----------
-    path : str or path-like
+    path : str or os.PathLike
         The store, ``….ome.zarr``.
 
     Returns

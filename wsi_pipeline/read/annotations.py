@@ -75,7 +75,7 @@ def read_annotation(path: str | os.PathLike[str], bounds_px0: Box = (0, 0, 0, 0)
 
     Parameters
     ----------
-    path : str or path-like
+    path : str or os.PathLike
         GeoJSON in QuPath's frame, or ASAP XML in the frame of the full slide.
     bounds_px0 : (int, int, int, int)
         Scanned part (x, y, width, height) of the slide: the origin of QuPath's frame.

@@ -53,7 +53,7 @@ def open_slide(path: str | os.PathLike[str], config: ReadConfig, mpp: float | No
 
     Parameters
     ----------
-    path : str or path-like
+    path : str or os.PathLike
         The slide file.
     config : ReadConfig
         The config section ``read``: reader and resolution.

@@ -33,7 +33,7 @@ def detect_tissue(overview: Overview, mpp: tuple[float, float], config: TileConf
     Raises
     ------
     ConfigError
-        There is no such detector or option, or its mask has not one value per pixel.
+        There is no such detector or option, or its mask does not have one value per pixel.
     """
     detector = detectors.build(config.detector, **config.detector_options)
     raster_mpp = mpp[0] * overview.side_px0[0], mpp[1] * overview.side_px0[1]
