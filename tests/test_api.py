@@ -483,7 +483,7 @@ def test_what_cannot_be_done_is_one_line_that_says_what_to_do(study: Path, run: 
     slide = wsi.open_slide(study / "slides" / "slide_03.tif")
     nothing = TissueMask(np.zeros((94, 94), bool), (16.0, 16.0))
     cases: list[tuple[type[WsiError], str, Any]] = [
-        (SlideError, r"nowhere\.svs is not there", lambda: wsi.open_slide("nowhere.svs")),
+        (SlideError, r"nowhere\.svs does not exist", lambda: wsi.open_slide("nowhere.svs")),
         (UnknownNameError, "there is no reader called 'magic'", lambda: wsi.open_slide(slide.path, reader="magic")),
         (ConfigError, r"open_slide: mpp.* = -1", lambda: wsi.open_slide(slide.path, mpp=-1)),
         (ConfigError, "make_grid: side_px = 0: ", lambda: wsi.make_grid(slide, nothing, side_px=0)),

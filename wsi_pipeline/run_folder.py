@@ -39,9 +39,9 @@ class Run:
 
     Parameters
     ----------
-    path : str or path-like
+    path : str or os.PathLike
         The run folder (``out:`` of the config).
-    manifest : str or path-like, optional
+    manifest : str or os.PathLike, optional
         The slides' manifest, if it is no longer where the config names it.
 
     Raises
@@ -116,7 +116,7 @@ class Run:
         ----------
         table : str
             ``metrics`` (slides, with 95 % intervals), ``metrics_patients``, ``maps`` (maps against annotations),
-            ``seeds``, ``froc`` or ``explanations`` (patch flipping and the other measures of explanations).
+            ``seeds``, ``froc`` or ``explanations`` (patch flipping, localisation, cost of each method).
 
         Raises
         ------
@@ -205,7 +205,7 @@ def run_pipeline(
 
     Parameters
     ----------
-    config : Config, str or path-like
+    config : Config, str or os.PathLike
         A config, or the path of its YAML file.
     stages : sequence of str, optional
         Some of ``tile``, ``embed``, ``train``, ``predict``, ``explain``, ``heatmap``, ``evaluate``, ``explanations``
