@@ -1,4 +1,4 @@
-"""Every registered plug-in keeps its room's promise: a new file is tested the moment it exists."""
+"""Every registered plug-in satisfies the protocol of its package: a new file is tested as soon as it exists."""
 
 from __future__ import annotations
 

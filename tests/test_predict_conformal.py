@@ -1,4 +1,4 @@
-"""A prediction set contains the true class as often as guaranteed, and is no larger than necessary."""
+"""A prediction set contains the true class as often as guaranteed, and is not larger than necessary."""
 
 from __future__ import annotations
 

@@ -408,7 +408,7 @@ def test_a_constant_map_is_not_shown_as_evidence(tmp_path: Path, unit: Unit) -> 
     assert view(project) == []
     text = project.folder.report.read_text(encoding="utf-8")
     page = Page(text)
-    assert [d for d in page.text["div"] if "the same for all patches, which is no evidence for any of them" in d]
+    assert [d for d in page.text["div"] if "the same for all patches: not evidence for any of them" in d]
     assert [p for p in page.text["p"] if "so it ranks none above the others" in p]
     assert 'class="mark"' not in text  # no patch is shown among the highest
     (uri,) = re.findall(r'<image class="map"[^>]*href="([^"]+)"', text)

@@ -116,7 +116,7 @@ class Run:
         ----------
         table : str
             ``metrics`` (slides, with 95 % intervals), ``metrics_patients``, ``maps`` (maps against annotations),
-            ``seeds``, ``froc`` or ``explanations`` (patch flipping, localisation, cost of each method).
+            ``seeds``, ``froc`` or ``explanations`` (patch flipping and the other measures of explanations).
 
         Raises
         ------

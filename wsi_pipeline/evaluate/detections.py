@@ -25,7 +25,7 @@ def detections(scores: Float32, grid: PatchGrid, radius_um: float) -> Detections
     Parameters
     ----------
     scores : array (N,)
-        One per patch. A score of 0 or below is no evidence for the class, so it gives no detection.
+        One per patch. A score of 0 or below gives no detection: it is not evidence for the class.
     grid : PatchGrid
     radius_um : float
         Around a kept patch all weaker ones are suppressed, by the distance of the centres in µm.

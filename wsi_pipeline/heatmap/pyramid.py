@@ -16,7 +16,7 @@ import zarr
 from ..types import Float32, PatchGrid
 from .paint import halve, paint_block
 
-SMALLEST_SIDE = 256  # the coarsest level is no larger than this
+SMALLEST_SIDE = 256  # the coarsest level is at most this large
 
 # (row0, row1, col0, col1) -> the cells [row0, row1) x [col0, col1) of every channel, (C, row1 - row0, col1 - col0).
 Block = Callable[[int, int, int, int], Float32]

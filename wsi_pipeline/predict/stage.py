@@ -78,9 +78,9 @@ def predict_slide(
     header: list[str] = []
     for ensemble, logits in zip(ensembles, logits_of_each, strict=True):
         cards = [card(folder) for folder in ensemble.members]
-        said = combine_members(cards, member_outputs(cards, *logits), section)
-        header = ["slide_id", *case_columns(said.task), *columns(said.task, said.classes)]
-        rows.append([slide.slide_id, *case_cells(slide, slide.label or "", ensemble), *cells(said, section.abstain)])
+        found = combine_members(cards, member_outputs(cards, *logits), section)
+        header = ["slide_id", *case_columns(found.task), *columns(found.task, found.classes)]
+        rows.append([slide.slide_id, *case_cells(slide, slide.label or "", ensemble), *cells(found, section.abstain)])
     provenance_path(output).unlink(missing_ok=True)  # killed below, the slide is not current
     write_text(member_logits_path(output), member_logits_table(ensembles, logits_of_each))
     write_text_with_provenance(output, csv_text(header, rows), provenance)
