@@ -112,20 +112,16 @@ class Run:
     def metrics(self, table: str = "metrics") -> DataFrame:
         """A table of ``evaluate/``.
 
-                Parameters
-                ----------
-                table : str
-                    ``metrics`` (slides, with 95 % intervals), ``metrics_patients``, ``maps`` (maps against annotations),
-        <<<<<<< HEAD
-                    ``seeds``, ``froc`` or ``explanations`` (patch flipping, localisation, cost of each method).
-        =======
-                    ``seeds``, ``froc`` or ``explanations`` (patch flipping and the other measures of explanations).
-        >>>>>>> api
+        Parameters
+        ----------
+        table : str
+            ``metrics`` (slides, with 95 % intervals), ``metrics_patients``, ``maps`` (maps against annotations),
+            ``seeds``, ``froc`` or ``explanations`` (patch flipping, localisation, cost of each method).
 
-                Raises
-                ------
-                ArtifactError
-                    The table does not exist; the message names those that do.
+        Raises
+        ------
+        ArtifactError
+            The table does not exist; the message names those that do.
         """
         path = self.folder.evaluate / f"{table}.csv"
         known = sorted(found.stem for found in self.folder.evaluate.glob("*.csv"))
