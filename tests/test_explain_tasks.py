@@ -163,6 +163,7 @@ def expected(study: Study, method: str, of_model: ModelCard, folder: Path, bag_p
     return (features * leaf.grad).sum(1).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", DEFAULT)
 def test_default_methods_explain_the_tasks_own_number(study: Study, method: str) -> None:
     members = find_ensembles(study.project)["abmil"]
@@ -177,6 +178,7 @@ def test_default_methods_explain_the_tasks_own_number(study: Study, method: str)
             np.testing.assert_allclose(one.scores, np.mean(oracle, axis=0), rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_map_is_constant_and_each_has_the_unit_of_its_task(study: Study) -> None:
     units = {"multilabel": "probability", "regression": "value", "survival": "risk"}
     seen = 0
@@ -192,6 +194,7 @@ def test_no_map_is_constant_and_each_has_the_unit_of_its_task(study: Study) -> N
     assert seen >= 12 * len(DEFAULT)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_in_one_line(study: Study) -> None:
     folder = study.project.folder.root / "explain"
     missing = {
@@ -203,6 +206,7 @@ def test_what_does_not_fit_is_said_in_one_line(study: Study) -> None:
         assert "this method needs" in line
 
 
+@pytest.mark.slow
 def test_patch_flipping_follows_what_the_task_predicts(study: Study) -> None:
     columns = {"multilabel": "prob_{}", "regression": "value", "survival": "risk"}
     with study.project.folder.predictions.open(encoding="utf-8", newline="") as file:
@@ -218,6 +222,7 @@ def test_patch_flipping_follows_what_the_task_predicts(study: Study) -> None:
         assert found["methods"]["contribution"]["infidelity"] is not None
 
 
+@pytest.mark.slow
 def test_summary_maps_are_fractions_or_keep_the_unit_of_their_method(study: Study) -> None:
     for slide in study.project.slides:
         found = {name: maps_of(study, "abmil", name, slide.slide_id) for name in ("consensus", "spread", "entropy")}
@@ -226,6 +231,7 @@ def test_summary_maps_are_fractions_or_keep_the_unit_of_their_method(study: Stud
         assert bool(found["entropy"]) == (study.task == "multilabel")
 
 
+@pytest.mark.slow
 def test_the_report_and_qupath_name_the_unit(study: Study) -> None:
     report = study.project.folder.report.read_text(encoding="utf-8")
     word = {"multilabel": "probability", "regression": "value", "survival": "risk"}[study.task]
