@@ -27,8 +27,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: setup  ## draw slides and take them the whole way into ./demo (OUT=…)
 	$(BIN)/wsi demo --out $(OUT)
 
-test: setup  ## every test
-	$(BIN)/python -m pytest
+test: setup  ## every test, in JOBS processes
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-fast: setup  ## the tests that take no whole run, in JOBS processes
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
