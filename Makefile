@@ -24,7 +24,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PIP) install --no-deps --editable .
 	@touch $@
 
-demo: setup  ## draw slides and take them the whole way into ./demo (OUT=…)
+demo: setup  ## draw slides and run every stage on them, into ./demo (OUT=…)
 	$(BIN)/wsi demo --out $(OUT)
 
 test: setup  ## every test, in JOBS processes

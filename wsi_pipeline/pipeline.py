@@ -6,7 +6,6 @@ A stage's module is imported when the stage runs, so that a stage without a netw
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Literal
 
 from .artifacts import discard, write_text
 from .config import Config, train_of
+from .csvtable import csv_text
 from .engine import Engine, Failure, Job, Observer
 from .errors import ArtifactError, ConfigError
 from .project import AUTO, Project
@@ -167,11 +167,7 @@ def read_failures(path: Path) -> list[Failure]:
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     """failures.csv: slide_id, stage, error, message."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_FIELDS)
-    writer.writerows((f.slide_id, f.stage, f.error, f.message) for f in failures)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(_FIELDS, [(f.slide_id, f.stage, f.error, f.message) for f in failures]))
 
 
 def _drop_summaries(project: Project, stages: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from .artifacts import write_text
 from .config import Config, dump_config
+from .csvtable import csv_text
 from .errors import ArtifactError, ConfigError
 from .types import SlideRow
 
@@ -205,11 +205,7 @@ def slides_from_paths(paths: Iterable[Path]) -> list[SlideRow]:
 def write_manifest(path: Path, rows: Sequence[SlideRow]) -> None:
     """Write the rows as a manifest CSV with the columns slide_id and path."""
     _check_distinct(path, rows)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("slide_id", "path"))
-    writer.writerows((row.slide_id, row.path) for row in rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(("slide_id", "path"), [(row.slide_id, row.path) for row in rows]))
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:

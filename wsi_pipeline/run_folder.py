@@ -1,7 +1,8 @@
 """A run folder for people and notebooks: its slides, what each stage left of them, its tables. Without torch.
 
-Only ``model`` imports torch. A run folder may be moved: slides and manifest are looked for where ``config.yaml`` names
-them, then at the same place relative to the run folder; what is not found costs pictures, not numbers.
+Only ``model`` and ``model_folders`` import torch. A run folder may be moved: the manifest is looked for where
+``config.yaml`` names it, then at the same place relative to the run folder; the slides, where the manifest names them.
+What is not found costs pictures, not numbers.
 """
 
 from __future__ import annotations
