@@ -14,7 +14,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /src
 RUN python -m venv /opt/wsi
 ENV PATH=/opt/wsi/bin:$PATH
-# The version of torch stands in the Makefile; everything else is pinned by hash.
+# The version of torch is in the Makefile; everything else is pinned by hash.
 COPY Makefile requirements-runtime.lock ./
 RUN sed -n 's/^TORCH := //p' Makefile | xargs pip install \
  && pip install --require-hashes --no-deps -r requirements-runtime.lock

@@ -24,11 +24,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PIP) install --no-deps --editable .
 	@touch $@
 
-demo: setup  ## draw slides and take them the whole way into ./demo (OUT=…)
+demo: setup  ## draw slides and run every stage on them, into ./demo (OUT=…)
 	$(BIN)/wsi demo --out $(OUT)
 
-test: setup  ## every test
-	$(BIN)/python -m pytest
+test: setup  ## every test, in JOBS processes
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-fast: setup  ## the tests that take no whole run, in JOBS processes
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile

@@ -18,6 +18,8 @@ from wsi_pipeline.demo import draw_slide
 from wsi_pipeline.read import open_slide
 from wsi_pipeline.store import read_bag
 
+pytestmark = pytest.mark.slow
+
 SLIDES = 200
 TIME_LIMIT_S = 10
 SETTINGS = {
@@ -34,7 +36,6 @@ def wsi(stage: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.slow
 def test_a_cohort_of_damaged_slides(tmp_path: Path) -> None:
     draw_slide(tmp_path / "drawn.tif", side_px=1000, seed=0, tumour=True)
     with open_slide(tmp_path / "drawn.tif", ReadConfig()) as slide:

@@ -90,18 +90,18 @@ def test_a_preset_is_the_published_network(preset: Preset) -> None:
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == PARAMETERS[preset.name]
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.name)
-def test_a_preset_declares_what_a_user_must_know(preset: Preset) -> None:
-    entry = encoders.entry(preset.name)
-    assert entry.summary == preset.summary
-    for fact in ("hub", "licence", "paper", "source"):
-        assert entry.info[fact]
-    assert entry.info["gated"] is not (preset.name in OPEN or preset.name.startswith(("kaiko", "lunit")))
-    assert entry.info["recommended_mpp"] == (1.0 if preset.name in {"ctranspath", "retccl"} else 0.5)
-    assert entry.info["side_px"] == {"conch": 448, "conch-v1.5": 448, "retccl": 256}.get(preset.name, 224)
-    assert all(0 < value < 1 for value in (*entry.info["mean"], *entry.info["std"]))
-    assert entry.options == {"pool": preset.pool}
-    assert f"{preset.dim:,} features" in preset.summary
+def test_a_preset_declares_what_a_user_must_know() -> None:
+    for preset in PRESETS:
+        entry = encoders.entry(preset.name)
+        assert entry.summary == preset.summary
+        for fact in ("hub", "licence", "paper", "source"):
+            assert entry.info[fact]
+        assert entry.info["gated"] is not (preset.name in OPEN or preset.name.startswith(("kaiko", "lunit")))
+        assert entry.info["recommended_mpp"] == (1.0 if preset.name in {"ctranspath", "retccl"} else 0.5)
+        assert entry.info["side_px"] == {"conch": 448, "conch-v1.5": 448, "retccl": 256}.get(preset.name, 224)
+        assert all(0 < value < 1 for value in (*entry.info["mean"], *entry.info["std"]))
+        assert entry.options == {"pool": preset.pool}
+        assert f"{preset.dim:,} features" in preset.summary
 
 
 def test_the_widely_used_encoders_are_available() -> None:
@@ -121,13 +121,11 @@ def test_one_entry_adds_an_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
         assert encoder.module(torch.zeros(1, 3, 160, 160)).shape == (1, 64)
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.name)
-def test_another_resolution_is_warned_of(
-    preset: Preset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    recommended = recommended_mpp(preset.name, None, True, {})
+def test_another_resolution_is_warned_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(logging.getLogger("wsi_pipeline"), "propagate", True)
-    for target, warned in ((preset.mpp, False), (2 * preset.mpp, True)):
+    resolutions = [(preset, factor * preset.mpp, factor != 1) for preset in PRESETS for factor in (1, 2)]
+    for preset, target, warned in resolutions:
+        recommended = recommended_mpp(preset.name, None, True, {})
         monkeypatch.setattr(stage, "read_grid", lambda path, target=target: (SimpleNamespace(target_mpp=target), None))
         caplog.clear()
         stage._warn_of_mpp(preset.name, recommended, Path("grid.h5"))

@@ -21,6 +21,8 @@ from wsi_pipeline.engine.clusters import WorkerPlan, plan_workers, queue_options
 from wsi_pipeline.engine.gpus import gpus
 from wsi_pipeline.errors import EngineError
 
+pytestmark = pytest.mark.slow
+
 LISTED = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-5d5c)
 GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-77aa)
 """

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # A C mutex that is locked twice hangs for ever, and no signal gets through to Python meanwhile.
 RUN = """
 import ctypes, sys

@@ -23,6 +23,8 @@ from wsi_pipeline.pipeline import APPLY, EXPLANATIONS, STAGES, TABLE, read_failu
 from wsi_pipeline.project import open_project
 from wsi_pipeline.store import read_bag, read_explanations
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "slides": "slides.csv",
     "out": "run",

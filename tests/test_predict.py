@@ -15,6 +15,7 @@ from test_train_data import DIM, planted_features, planted_project, write_bag
 
 from wsi_pipeline.aggregate import models
 from wsi_pipeline.aggregate.checkpoint import ModelCard, load_model, save_model
+from wsi_pipeline.apply import apply_config
 from wsi_pipeline.config import PredictConfig, build_config
 from wsi_pipeline.csvtable import read_csv
 from wsi_pipeline.engine import Engine, Failure
@@ -226,6 +227,19 @@ def test_a_model_from_elsewhere_cannot_select_which_code_runs(trained: Project, 
     given = replace(trained, config=trained.config.model_copy(update={"predict": predict}))
     with pytest.raises(ArtifactError, match="names the plug-in 'os:getcwd', which is code"):
         find_ensembles(given)
+
+
+def test_a_model_from_elsewhere_cannot_select_an_encoder_that_is_code(tmp_path: Path) -> None:
+    (tmp_path / "a.svs").touch()
+    slides, out = [str(tmp_path / "a.svs")], tmp_path / "out"
+    model = save(tmp_path / "model", [], encoder="os:getcwd", encoder_options={"dim": 4})
+    with pytest.raises(ArtifactError, match="names the encoder 'os:getcwd', which is code; to allow it, --set"):
+        apply_config(model, slides, out, [])
+    assert not out.exists()
+    allowed = apply_config(model, slides, out, ["embed.encoder=os:getcwd"]).embed
+    assert (allowed.encoder, allowed.encoder_options) == ("os:getcwd", {"dim": 4})
+    for name in ("lite0", "timm:resnet18.a1_in1k"):
+        assert apply_config(save(tmp_path / name[:4], [], encoder=name), slides, out, []).embed.encoder == name
 
 
 def test_a_given_folder_is_one_model_or_one_ensemble_per_model_name(tmp_path: Path) -> None:

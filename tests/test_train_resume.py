@@ -67,6 +67,7 @@ def killed_in_epoch(out: Path, epoch: int, optimizer: str) -> None:
     assert child.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "epoch"), [("adamw", random.Random(7).randrange(1, 9)), ("lookahead_radam", 4)])
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path, optimizer: str, epoch: int) -> None:
     whole, stopped = project(tmp_path / "whole", optimizer), project(tmp_path / "stopped", optimizer)

@@ -17,6 +17,8 @@ import yaml
 
 from wsi_pipeline.demo import draw_slide
 
+pytestmark = pytest.mark.slow
+
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 MINIATURE: dict[str, Any] = {
     "data": "data",
@@ -122,7 +124,6 @@ def test_slurm_jobs_request_the_resources_of_the_profile(tmp_path: Path) -> None
     assert {rule for rule, found in gpus.items() if found == {False}} >= {"predict", "evaluate", "view", "manifest"}
 
 
-@pytest.mark.slow
 def test_camelyon16_in_miniature(drawn: Path, tmp_path: Path) -> None:
     """The challenge's folders, with a slide that must not be used and one whose annotation must not."""
     data = tmp_path / "data"
@@ -176,7 +177,6 @@ def tcga(drawn: Path, data: Path, projects: tuple[str, ...]) -> None:
     (data / "clinical.tsv").write_text("\n".join(clinical) + "\n")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "projects"),
     [("tcga_nsclc", ("TCGA-LUAD", "TCGA-LUSC")), ("tcga_rcc", ("TCGA-KIRC", "TCGA-KIRP", "TCGA-KICH"))],

@@ -9,8 +9,9 @@ from typing import Any
 
 from .aggregate.checkpoint import load_card, model_folders
 from .config import Config, build_config
+from .embed import encoders
 from .embed.weights import RANDOM
-from .errors import ConfigError
+from .errors import ArtifactError, ConfigError
 from .project import slides_from_paths, write_manifest
 
 # Suffixes of OpenSlide's formats and of plain images; used only where a folder is given.
@@ -22,9 +23,12 @@ def apply_config(model: Path, slides: Sequence[str], out: Path, overrides: list[
     """The config of ``wsi predict --model --slides --out``; writes the manifest into ``out``.
 
     Patch size, resolution and encoder are the model's. Raises ``ConfigError`` where no slide matches, and
-    ``ArtifactError`` where ``model`` contains no model.
+    ``ArtifactError`` where ``model`` contains no model, or one whose encoder is a function of another package that
+    ``overrides`` do not name: a model.json from elsewhere must not select which code runs.
     """
-    card = load_card(model_folders(model)[0])
+    folder = model_folders(model)[0]
+    card = load_card(folder)
+    is_code = ":" in card.encoder and not encoders.is_registered(card.encoder)
     rows = slides_from_paths(find_slides(slides))
     out = out.resolve()
     manifest = out / "slides.csv"
@@ -33,13 +37,18 @@ def apply_config(model: Path, slides: Sequence[str], out: Path, overrides: list[
         "out": str(out),
         "tile": {"mpp": card.target_mpp, "side_px": card.side_px},
         "embed": {
-            "encoder": card.encoder,
+            **({} if is_code else {"encoder": card.encoder}),
             "encoder_options": card.encoder_options,
             "pretrained": card.weights_digest != RANDOM,
         },
         "predict": {"model": str(model.resolve())},
     }
     config = build_config(data, overrides, base=Path.cwd(), source="--set")
+    if is_code and config.embed.encoder != card.encoder:
+        raise ArtifactError(
+            f"{folder} names the encoder {card.encoder!r}, which is code; "
+            f"to allow it, --set embed.encoder={card.encoder}"
+        )
     write_manifest(manifest, rows)
     return config
 

@@ -6,7 +6,6 @@ A stage's module is imported when the stage runs, so that a stage without a netw
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Literal
 
 from .artifacts import discard, write_text
 from .config import Config, train_of
+from .csvtable import csv_text
 from .engine import Engine, Failure, Job, Observer
 from .errors import ArtifactError, ConfigError
 from .project import AUTO, Project
@@ -51,9 +51,26 @@ class Stage:
 
 
 def run_stages(project: Project, stages: Sequence[str], observer: Observer | None = None) -> list[Failure]:
-    """Run the stages in order; failures.csv is brought up to date after each.
+    """Run stages in order; failures.csv is brought up to date after each.
 
-    Returns every failure that is listed in failures.csv. Raises ``WsiError`` where the user must fix something.
+    Parameters
+    ----------
+    project : Project
+        The config, the whole cohort, and the slides of it that are processed.
+    stages : sequence of str
+        Names of ``TABLE``. Stages of the cohort are skipped where ``project`` has a part of it only.
+    observer : Observer, optional
+        Receives progress.
+
+    Returns
+    -------
+    list of Failure
+        Every line of failures.csv.
+
+    Raises
+    ------
+    WsiError
+        Where the user must fix something; what was finished before is kept.
     """
     partial = len(project.slides) < len(project.cohort)
     if partial and all(TABLE[name].scope == "cohort" for name in stages):
@@ -91,7 +108,7 @@ def run_stage(name: str, project: Project, engine: Engine) -> None:
 
 
 def stages_of(config: Config) -> tuple[str, ...]:
-    """The stages of ``wsi run``: a given model is applied, not trained."""
+    """The stages of ``wsi run``: all, or all except train where the config gives a model (``predict.model``)."""
     return tuple(s for s in STAGES if s != "train" or config.predict.model is None)
 
 
@@ -150,11 +167,7 @@ def read_failures(path: Path) -> list[Failure]:
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     """failures.csv: slide_id, stage, error, message."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_FIELDS)
-    writer.writerows((f.slide_id, f.stage, f.error, f.message) for f in failures)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(_FIELDS, [(f.slide_id, f.stage, f.error, f.message) for f in failures]))
 
 
 def _drop_summaries(project: Project, stages: Sequence[str]) -> None:

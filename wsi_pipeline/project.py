@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from .artifacts import write_text
 from .config import Config, dump_config
+from .csvtable import csv_text
 from .errors import ArtifactError, ConfigError
 from .types import SlideRow
 
@@ -160,10 +160,24 @@ def open_project(config: Config, only: Sequence[str] = ()) -> Project:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> tuple[SlideRow, ...]:
-    """The slides of a manifest CSV, in its order; relative paths are taken from the manifest's folder.
+    """Read a manifest.
 
-    Unknown columns are ignored; one whose name nearly matches a known column is refused as a probable typo.
-    Raises ``ConfigError`` with the line and what to do.
+    Parameters
+    ----------
+    path : str or path-like
+        CSV in UTF-8 with a header. Only the column ``path`` is required; relative paths are taken from the manifest's
+        folder. Unknown columns are ignored; one whose name nearly matches a known column is refused as a probable
+        typo.
+
+    Returns
+    -------
+    tuple of SlideRow
+        In the order of the file.
+
+    Raises
+    ------
+    ConfigError
+        One line with the file, its line, and what to do.
     """
     path = Path(path)
     try:
@@ -191,11 +205,7 @@ def slides_from_paths(paths: Iterable[Path]) -> list[SlideRow]:
 def write_manifest(path: Path, rows: Sequence[SlideRow]) -> None:
     """Write the rows as a manifest CSV with the columns slide_id and path."""
     _check_distinct(path, rows)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("slide_id", "path"))
-    writer.writerows((row.slide_id, row.path) for row in rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(("slide_id", "path"), [(row.slide_id, row.path) for row in rows]))
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
@@ -275,7 +285,7 @@ def _path(where: str, manifest: Path, text: str) -> Path:
 
 
 def slide_id_of(path: Path) -> str:
-    """The slide_id of a slide that has no manifest: its file name without the ending."""
+    """The slide_id of a slide without a manifest: its file name without the suffix."""
     name = path.name
     for suffix in (".ome.tiff", ".ome.tif"):
         if name.lower().endswith(suffix):

@@ -92,6 +92,14 @@ class Registry(Generic[T]):
         self._discover()
         return sorted({*self._entries, *self._plugins})
 
+    def is_registered(self, name: str) -> bool:
+        """Whether ``name`` is one of ours or of an installed package, and not a function that is imported as written.
+
+        Nothing is imported but this package's own modules.
+        """
+        prefix, colon, _ = name.partition(":")
+        return not {name, f"{prefix}:" if colon else name}.isdisjoint(self.names())
+
     def entries(self) -> list[Entry[T]]:
         """Entries of this package and of plug-ins imported so far, sorted by name."""
         self._discover()

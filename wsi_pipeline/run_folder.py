@@ -1,7 +1,8 @@
 """A run folder for people and notebooks: its slides, what each stage left of them, its tables. Without torch.
 
-Only ``model`` imports torch. A run folder may be moved: slides and manifest are looked for where ``config.yaml`` names
-them, then at the same place relative to the run folder; what is not found costs pictures, not numbers.
+Only ``model`` and ``model_folders`` import torch. A run folder may be moved: the manifest is looked for where
+``config.yaml`` names it, then at the same place relative to the run folder; the slides, where the manifest names them.
+What is not found costs pictures, not numbers.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Run:
 
     Parameters
     ----------
-    path : str or path-like
+    path : str or os.PathLike
         The run folder (``out:`` of the config).
-    manifest : str or path-like, optional
+    manifest : str or os.PathLike, optional
         The slides' manifest, if it is no longer where the config names it.
 
     Raises
@@ -116,7 +117,7 @@ class Run:
         ----------
         table : str
             ``metrics`` (slides, with 95 % intervals), ``metrics_patients``, ``maps`` (maps against annotations),
-            ``seeds``, ``froc`` or ``explanations`` (patch flipping and the other measures of explanations).
+            ``seeds``, ``froc`` or ``explanations`` (patch flipping, localisation, cost of each method).
 
         Raises
         ------
@@ -205,7 +206,7 @@ def run_pipeline(
 
     Parameters
     ----------
-    config : Config, str or path-like
+    config : Config, str or os.PathLike
         A config, or the path of its YAML file.
     stages : sequence of str, optional
         Some of ``tile``, ``embed``, ``train``, ``predict``, ``explain``, ``heatmap``, ``evaluate``, ``explanations``

@@ -31,6 +31,7 @@ from .types import Box, Explanation, FeatureBag, Int64, PatchGrid, TissueMask
 
 @contextlib.contextmanager
 def _open(path: str | os.PathLike[str], what: str) -> Iterator[h5py.File]:
+    """Open a file to read; what is not in it is an ``ArtifactError``, too."""
     try:
         file = h5py.File(path, "r")
     except FileNotFoundError as error:
@@ -38,7 +39,12 @@ def _open(path: str | os.PathLike[str], what: str) -> Iterator[h5py.File]:
     except OSError as error:
         raise ArtifactError(f"{what} {path} is damaged ({error}); delete it and run again") from error
     with file:
-        yield file
+        try:
+            yield file
+        except KeyError as error:
+            raise ArtifactError(
+                f"{what} {path} was not written by wsi_pipeline, or by another stage: {error.args[0]}"
+            ) from error
 
 
 def _write_grid(file: h5py.File, grid: PatchGrid) -> None:
@@ -63,23 +69,20 @@ def _write_grid(file: h5py.File, grid: PatchGrid) -> None:
     )
 
 
-def _read_grid(file: h5py.File, path: str | os.PathLike[str]) -> PatchGrid:
-    try:
-        coords = file["coords"]
-        a = coords.attrs
-        return PatchGrid(
-            slide_id=str(a["name"]),
-            xy_px0=coords[:].astype(np.int64),
-            side_px=int(a["patch_size"]),
-            side_px0=(float(a["side_px0"][0]), float(a["side_px0"][1])),
-            stride_px0=(float(a["stride_px0"][0]), float(a["stride_px0"][1])),
-            target_mpp=float(a["target_mpp"]),
-            mpp=(float(a["mpp"][0]), float(a["mpp"][1])),
-            slide_size_px0=(int(a["level0_width"]), int(a["level0_height"])),
-            bounds_px0=_box(a["bounds_px0"]),
-        )
-    except KeyError as error:
-        raise ArtifactError(f"{path} was not written by wsi_pipeline: {error.args[0]}") from error
+def _read_grid(file: h5py.File) -> PatchGrid:
+    coords = file["coords"]
+    a = coords.attrs
+    return PatchGrid(
+        slide_id=str(a["name"]),
+        xy_px0=coords[:].astype(np.int64),
+        side_px=int(a["patch_size"]),
+        side_px0=(float(a["side_px0"][0]), float(a["side_px0"][1])),
+        stride_px0=(float(a["stride_px0"][0]), float(a["stride_px0"][1])),
+        target_mpp=float(a["target_mpp"]),
+        mpp=(float(a["mpp"][0]), float(a["mpp"][1])),
+        slide_size_px0=(int(a["level0_width"]), int(a["level0_height"])),
+        bounds_px0=_box(a["bounds_px0"]),
+    )
 
 
 def _box(values: Sequence[int]) -> Box:
@@ -116,7 +119,7 @@ def read_grid(path: str | os.PathLike[str]) -> tuple[PatchGrid, TissueMask]:
         The file does not exist, is damaged, or was not written by this package.
     """
     with _open(path, "the patch grid") as file:
-        grid = _read_grid(file, path)
+        grid = _read_grid(file)
         side = file["tissue"].attrs["side_px0"]
         unreadable = tuple(_box(row) for row in file["unreadable_px0"][:])
         return grid, TissueMask(file["tissue"][:].astype(bool), (float(side[0]), float(side[1])), unreadable)
@@ -129,7 +132,7 @@ class BagWriter:
 
     Parameters
     ----------
-    path : str or os.PathLike
+    path : Path
         HDF5 file to write.
     grid : PatchGrid
         All patches of the slide, N of them.
@@ -202,7 +205,7 @@ def read_features(path: Path, pick: Callable[[int], Int64]) -> NDArray[np.floati
 
     Parameters
     ----------
-    path : str or os.PathLike
+    path : Path
         File written by ``BagWriter``.
     pick : callable
         Called with N; returns the indices of the rows to read, ascending.
@@ -237,7 +240,7 @@ def read_bag(path: str | os.PathLike[str]) -> FeatureBag:
         The file does not exist, is damaged, or was not written by this package.
     """
     with _open(path, "the bag") as file:
-        grid = _read_grid(file, path)
+        grid = _read_grid(file)
         features = file["features"]
         unreadable: Int64 = file["unreadable_px0"][:].astype(np.int64)
         return FeatureBag(
@@ -288,7 +291,7 @@ def read_explanations(path: str | os.PathLike[str]) -> list[Explanation]:
         The file does not exist, is damaged, or was not written by this package.
     """
     with _open(path, "the explanation") as file:
-        grid = _read_grid(file, path)
+        grid = _read_grid(file)
         scores, a = file["scores"][:], file["scores"].attrs
         residuals = json.loads(a["residual"]) if "residual" in a else [{}] * len(scores)
         aupc, selected = float(a["aupc"]) if "aupc" in a else None, bool(a.get("selected", False))

@@ -23,6 +23,8 @@ from campaign import Campaign, Work, children, claimed, ended, tree
 
 from wsi_pipeline.demo import draw_cohort
 
+pytestmark = pytest.mark.slow
+
 FULL = os.environ.get("WSI_FAULTS") == "full"
 full = pytest.mark.skipif(not FULL, reason="the full campaign: make faults")
 STAGES: tuple[str, ...] = () if FULL else ("tile", "embed")  # none named: the whole `wsi run`

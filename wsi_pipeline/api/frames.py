@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Columns that stay text, whatever they hold: a slide may be called 001, and a class 1 or NA.
 _TEXT = {"slide_id", "patient_id", "split", "label", "model", "task", "weights", "predicted", "set", "metric"}
 _TEXT |= {"method", "target", "unit", "stage", "error", "message"}
+_TEXT |= {"measure", "values", "lesion_probabilities"}  # lists of numbers, of which there may be a single one
 _BOOLEAN = {"held_out"}
 
 

@@ -164,7 +164,7 @@ def read_heatmap(path: str | os.PathLike[str]) -> Heatmap:
 
     Parameters
     ----------
-    path : str or path-like
+    path : str or os.PathLike
         ``heatmap/<slide_id>.ome.zarr``.
 
     Returns

@@ -22,7 +22,8 @@ class Prediction:
         Class -> probability; for a regression ``value``, in the label's unit; for survival ``risk``, the log hazard.
         Mean over the members.
     predicted : str
-        The class; of several labels those from 0.5 on, joined by ``;``; empty for a regression and survival.
+        The class, or ``abstain`` if that was asked for and the prediction set does not contain exactly one; of several
+        labels those from 0.5 on, joined by ``;``, ``-`` for none; empty for a regression and survival.
     threshold : float, optional
         On the probability of the positive class of two, from the validation patients.
     calibrated : mapping of str to float

@@ -34,7 +34,7 @@ def open_slide(
 
     Parameters
     ----------
-    path : str or path-like
+    path : str or os.PathLike
         The slide file.
     mpp : float or (float, float), optional
         µm per level-0 pixel, (x, y); takes precedence over the resolution that the file states.
@@ -178,7 +178,7 @@ def embed_patches(
         The patches, N of them.
     encoder : str, optional
         Name of an encoder (``wsi list encoders``); default ``lite0``.
-    weights : str or path-like, optional
+    weights : str or os.PathLike, optional
         Local file with its weights; default: the published ones.
     device : str, optional
         ``auto`` (the default), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.

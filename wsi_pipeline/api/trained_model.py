@@ -109,7 +109,7 @@ def load_model(
 
     Parameters
     ----------
-    path : str or path-like
+    path : str or os.PathLike
         Folder with ``model.json``, or a folder of such folders, e.g. ``run/train/abmil``.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.

@@ -172,16 +172,19 @@ def run_and_report(config: Config, stages: Sequence[str], only: Sequence[str] | 
 
 def _print_results(project: Project, stages: Sequence[str], console: Console) -> None:
     """The tables of the stages that measure, on stdout; the paths of what to open, on ``console``."""
+    from ..pipeline import EXPLANATIONS
+
     if "evaluate" in stages:
         from ..evaluate.summary import read_summary
 
         for table in read_summary(project.folder.evaluate / "report.json"):
             Console().print(table)
-    if "explanations" in stages:
+    if EXPLANATIONS in stages:
         from ..evaluate.summary import read_explanations_summary
 
         for table in read_explanations_summary(project.folder.evaluate / "explanations.csv"):
             Console().print(table)
-        console.print(f"measured   {project.folder.evaluate / 'explanations.md'}", highlight=False, soft_wrap=True)
+        measured = project.folder.evaluate / "explanations.md"
+        console.print(f"measured   {measured}", highlight=False, soft_wrap=True, markup=False)
     if "view" in stages and project.folder.report.exists():
         console.print(f"report     {project.folder.report}", highlight=False, soft_wrap=True, markup=False)

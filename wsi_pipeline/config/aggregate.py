@@ -14,7 +14,9 @@ class ModelChoice(Section):
 
     name: str
     options: Options = Field(default_factory=dict)
-    id: str = Field("", pattern=r"^[A-Za-z0-9_-]*$", description="folder name, for a model that is listed twice")
+    id: str = Field(
+        default="", pattern=r"^[A-Za-z0-9_-]*$", description="folder name, for a model that is listed twice"
+    )
     train: Options = Field(
         default_factory=dict, description="keys of the train section that differ for this model, e.g. {recipe: clam}"
     )
@@ -29,7 +31,7 @@ class AggregateConfig(Section):
     """The MIL models that are trained, all on the same folds."""
 
     models: tuple[ModelChoice, ...] = Field(
-        (ModelChoice(name="abmil"),),
+        default=(ModelChoice(name="abmil"),),
         min_length=1,
         description="MIL models to train: names (see `wsi list models`), or {name, options, id, train}",
     )

@@ -14,7 +14,7 @@ Options = dict[str, Any]
 
 def runtime(default: Any, description: str, **rules: Any) -> Any:
     """A field that changes speed, never a result."""
-    return Field(default, description=description, json_schema_extra={"runtime": True}, **rules)
+    return Field(default=default, description=description, json_schema_extra={"runtime": True}, **rules)
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -13,18 +13,18 @@ from .base import Count, Options, Section, runtime
 class EmbedConfig(Section):
     """The patch encoder."""
 
-    encoder: str = Field("lite0", description="an encoder's name (see `wsi list encoders`)")
+    encoder: str = Field(default="lite0", description="an encoder's name (see `wsi list encoders`)")
     encoder_options: Options = Field(default_factory=dict, description="its options")
-    pretrained: bool = Field(True, description="false: random weights, for smoke tests")
-    weights: Path | None = Field(None, description="local weights (.pth, .pt, .bin or .safetensors)")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type of the encoder")
-    dtype: Literal["float16", "float32"] = Field("float16", description="type of the stored features")
-    batch: Count = Field(32, description="patches per forward pass")
-    channels_last: bool = Field(True, description="NHWC memory layout in the encoder")
-    compile: bool = Field(False, description="torch.compile the encoder")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    pretrained: bool = Field(default=True, description="false: random weights, for smoke tests")
+    weights: Path | None = Field(default=None, description="local weights (.pth, .pt, .bin or .safetensors)")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="autocast type of the encoder")
+    dtype: Literal["float16", "float32"] = Field(default="float16", description="type of the stored features")
+    batch: Count = Field(default=32, description="patches per forward pass")
+    channels_last: bool = Field(default=True, description="NHWC memory layout in the encoder")
+    compile: bool = Field(default=False, description="torch.compile the encoder")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     import_: Path | None = Field(
-        None,
+        default=None,
         alias="import",
         description="folder of feature files made by CLAM, TRIDENT, STAMP or AtlasPatch, used instead of an encoder",
     )

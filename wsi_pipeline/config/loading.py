@@ -45,9 +45,24 @@ class Config(Section):
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] | None = None) -> Config:
-    """Read CONFIG and apply ``section.field=value`` overrides; paths are relative to the config's folder.
+    """Read and check a config.
 
-    Raises ``ConfigError`` with one line that names the key.
+    Parameters
+    ----------
+    path : str or path-like
+        YAML file. Relative paths in it are taken from its folder.
+    overrides : sequence of str, optional
+        ``section.key=value``, the value in YAML, e.g. ``tile.mpp=1.0``.
+
+    Returns
+    -------
+    Config
+        Frozen, with every default filled in and every path absolute.
+
+    Raises
+    ------
+    ConfigError
+        One line that names the file or the key, and what to do.
     """
     path = Path(path)
     try:

@@ -13,12 +13,12 @@ class ReadConfig(Section):
     """How slides are opened."""
 
     reader: str = Field(
-        "auto", description="a reader's name (see `wsi list readers`), or auto: the first that opens the slide"
+        default="auto", description="a reader's name (see `wsi list readers`), or auto: the first that opens the slide"
     )
     mpp: Positive | tuple[Positive, Positive] | None = Field(
-        None, description="µm per pixel of level 0, where the manifest gives none; overrides the file's own"
+        default=None, description="µm per pixel of level 0, where the manifest gives none; overrides the file's own"
     )
     scaling: Literal["exact", "dct"] = Field(
-        "exact",
+        default="exact",
         description="dct: JPEG tiles are downscaled while they are decoded: faster, with slightly different pixels",
     )

@@ -12,8 +12,8 @@ from .base import Count, Section
 class ViewConfig(Section):
     """QuPath files and the report."""
 
-    top_patches: Annotated[int, Field(ge=0)] = Field(8, description="highest-scoring patches shown per slide")
-    thumbnail_px: Count = Field(640, description="longer side of a picture in the report")
+    top_patches: Annotated[int, Field(ge=0)] = Field(default=8, description="highest-scoring patches shown per slide")
+    thumbnail_px: Count = Field(default=640, description="longer side of a picture in the report")
     max_tiles: Count = Field(
-        250_000, description="most tiles in one GeoJSON; of more, only the highest scores are written"
+        default=250_000, description="most tiles in one GeoJSON; of more, only the highest scores are written"
     )

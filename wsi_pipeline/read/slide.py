@@ -62,7 +62,7 @@ def open_slide(path: str | os.PathLike[str], config: ReadConfig, mpp: float | No
 
     Returns
     -------
-    Slide
+    CheckedSlide
         The open slide, a context manager.
 
     Raises
