@@ -19,7 +19,7 @@ from wsi_pipeline.explain.explained_model import ExplainedModel
 from wsi_pipeline.explain.methods import explainers
 from wsi_pipeline.types import Float32
 
-DIM, PATCHES, BAGS = 8, 60, 20
+DIM, PATCHES, BAGS = 8, 60, 12
 XY = torch.stack([torch.arange(PATCHES) % 10, torch.arange(PATCHES) // 10], 1).float()
 
 
