@@ -281,6 +281,17 @@ def test_tables_are_data_frames_with_numbers_as_numbers(run: wsi.Run) -> None:
         run.metrics("kappa")
 
 
+def test_tables_of_another_schema_are_refused(run: wsi.Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "old")
+    for table in ("predict/.made/predictions.csv.json", "evaluate/.made/report.json.json"):
+        made = tmp_path / "old" / table
+        made.write_text(made.read_text().replace('"schema": 2', '"schema": 1'))
+    old = wsi.Run(tmp_path / "old")
+    for read in (old.predictions, old.metrics):
+        with pytest.raises(ArtifactError, match="was written with schema 1, this version reads 2"):
+            read()
+
+
 def test_names_that_look_like_numbers_stay_text(run: wsi.Run, tmp_path: Path) -> None:
     (tmp_path / "predict").mkdir()
     (tmp_path / "predict" / "predictions.csv").write_text(
@@ -537,7 +548,11 @@ def test_what_cannot_be_done_is_one_line_that_says_what_to_do(study: Path, run: 
             lambda: wsi.run_pipeline(study / "config.yaml", stages=["trian"]),
         ),
         (ConfigError, "cannot read the config nowhere.yaml", lambda: wsi.run_pipeline("nowhere.yaml")),
-        (ArtifactError, r"x\.ome\.zarr is not a heatmap", lambda: wsi.read_heatmap(tmp_path / "x.ome.zarr")),
+        (
+            ArtifactError,
+            r"x\.ome\.zarr does not exist; run `wsi heatmap`",
+            lambda: wsi.read_heatmap(tmp_path / "x.ome.zarr"),
+        ),
     ]
     for kind, message, act in cases:
         with pytest.raises(kind, match=message) as caught:

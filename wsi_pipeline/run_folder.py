@@ -18,6 +18,7 @@ import yaml
 
 from .api.frames import read_frame
 from .api.slide_results import SlideResults
+from .artifacts import read_key
 from .config import Config, load_config
 from .engine import Failure
 from .errors import ArtifactError, UnknownNameError
@@ -127,6 +128,7 @@ class Run:
         known = sorted(found.stem for found in self.folder.evaluate.glob("*.csv"))
         if known and table not in known:
             raise ArtifactError(f"{path} does not exist; tables of this run: {', '.join(known)}")
+        read_key(self.folder.evaluate / "report.json")  # refuses the tables of another schema
         return read_frame(path, "evaluate")
 
     def model(self, label: str, *, device: str = "auto") -> TrainedModel:

@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .artifacts import Provenance, atomic_path
+from .artifacts import Provenance, atomic_path, require_schema
 from .errors import ArtifactError
 from .types import Box, Explanation, FeatureBag, Int64, PatchGrid, TissueMask
 
@@ -36,9 +36,19 @@ def _open(path: str | os.PathLike[str], what: str) -> Iterator[h5py.File]:
     except FileNotFoundError as error:
         raise ArtifactError(f"{what} {path} does not exist; run the stage that makes it") from error
     except OSError as error:
+        if Path(path).is_dir():
+            raise ArtifactError(f"{what} {path} is a folder; give the .h5 file of one slide") from error
         raise ArtifactError(f"{what} {path} is damaged ({error}); delete it and run again") from error
     with file:
-        yield file
+        if "schema" not in file.attrs:
+            raise ArtifactError(
+                f"{path} was not written by wsi_pipeline; `wsi import-features` takes over features of other programs"
+            )
+        require_schema(path, file.attrs["schema"])
+        try:
+            yield file
+        except KeyError as error:
+            raise ArtifactError(f"{what} cannot be read from {path}: {error.args[0]}") from error
 
 
 def _write_grid(file: h5py.File, grid: PatchGrid) -> None:
@@ -63,23 +73,20 @@ def _write_grid(file: h5py.File, grid: PatchGrid) -> None:
     )
 
 
-def _read_grid(file: h5py.File, path: str | os.PathLike[str]) -> PatchGrid:
-    try:
-        coords = file["coords"]
-        a = coords.attrs
-        return PatchGrid(
-            slide_id=str(a["name"]),
-            xy_px0=coords[:].astype(np.int64),
-            side_px=int(a["patch_size"]),
-            side_px0=(float(a["side_px0"][0]), float(a["side_px0"][1])),
-            stride_px0=(float(a["stride_px0"][0]), float(a["stride_px0"][1])),
-            target_mpp=float(a["target_mpp"]),
-            mpp=(float(a["mpp"][0]), float(a["mpp"][1])),
-            slide_size_px0=(int(a["level0_width"]), int(a["level0_height"])),
-            bounds_px0=_box(a["bounds_px0"]),
-        )
-    except KeyError as error:
-        raise ArtifactError(f"{path} was not written by wsi_pipeline: {error.args[0]}") from error
+def _read_grid(file: h5py.File) -> PatchGrid:
+    coords = file["coords"]
+    a = coords.attrs
+    return PatchGrid(
+        slide_id=str(a["name"]),
+        xy_px0=coords[:].astype(np.int64),
+        side_px=int(a["patch_size"]),
+        side_px0=(float(a["side_px0"][0]), float(a["side_px0"][1])),
+        stride_px0=(float(a["stride_px0"][0]), float(a["stride_px0"][1])),
+        target_mpp=float(a["target_mpp"]),
+        mpp=(float(a["mpp"][0]), float(a["mpp"][1])),
+        slide_size_px0=(int(a["level0_width"]), int(a["level0_height"])),
+        bounds_px0=_box(a["bounds_px0"]),
+    )
 
 
 def _box(values: Sequence[int]) -> Box:
@@ -113,10 +120,10 @@ def read_grid(path: str | os.PathLike[str]) -> tuple[PatchGrid, TissueMask]:
     Raises
     ------
     ArtifactError
-        The file does not exist, is damaged, or was not written by this package.
+        The file does not exist, is damaged, has another schema, or was not written by this package.
     """
     with _open(path, "the patch grid") as file:
-        grid = _read_grid(file, path)
+        grid = _read_grid(file)
         side = file["tissue"].attrs["side_px0"]
         unreadable = tuple(_box(row) for row in file["unreadable_px0"][:])
         return grid, TissueMask(file["tissue"][:].astype(bool), (float(side[0]), float(side[1])), unreadable)
@@ -234,10 +241,10 @@ def read_bag(path: str | os.PathLike[str]) -> FeatureBag:
     Raises
     ------
     ArtifactError
-        The file does not exist, is damaged, or was not written by this package.
+        The file does not exist, is damaged, has another schema, or was not written by this package.
     """
     with _open(path, "the bag") as file:
-        grid = _read_grid(file, path)
+        grid = _read_grid(file)
         features = file["features"]
         unreadable: Int64 = file["unreadable_px0"][:].astype(np.int64)
         return FeatureBag(
@@ -285,10 +292,10 @@ def read_explanations(path: str | os.PathLike[str]) -> list[Explanation]:
     Raises
     ------
     ArtifactError
-        The file does not exist, is damaged, or was not written by this package.
+        The file does not exist, is damaged, has another schema, or was not written by this package.
     """
     with _open(path, "the explanation") as file:
-        grid = _read_grid(file, path)
+        grid = _read_grid(file)
         scores, a = file["scores"][:], file["scores"].attrs
         residuals = json.loads(a["residual"]) if "residual" in a else [{}] * len(scores)
         aupc, selected = float(a["aupc"]) if "aupc" in a else None, bool(a.get("selected", False))
