@@ -157,7 +157,7 @@ class Run:
 
     def __getitem__(self, slide_id: str) -> SlideResults:
         if slide_id not in self.slides:
-            close = get_close_matches(slide_id, self.slides, n=1)
+            close = get_close_matches(str(slide_id), self.slides, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {len(self)}, see run.slides"
             raise UnknownNameError(f"{self.path} has no slide {slide_id!r}; {hint}")
         return SlideResults(self, slide_id)
