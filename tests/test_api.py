@@ -282,6 +282,17 @@ def test_tables_are_data_frames_with_numbers_as_numbers(run: wsi.Run) -> None:
         run.metrics("kappa")
 
 
+def test_tables_of_another_schema_are_refused(run: wsi.Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "old")
+    for table in ("predict/.made/predictions.csv.json", "evaluate/.made/report.json.json"):
+        made = tmp_path / "old" / table
+        made.write_text(made.read_text().replace('"schema": 2', '"schema": 1'))
+    old = wsi.Run(tmp_path / "old")
+    for read in (old.predictions, old.metrics):
+        with pytest.raises(ArtifactError, match="was written with schema 1, this version reads 2"):
+            read()
+
+
 def test_names_that_look_like_numbers_stay_text(run: wsi.Run, tmp_path: Path) -> None:
     (tmp_path / "predict").mkdir()
     (tmp_path / "predict" / "predictions.csv").write_text(
@@ -471,6 +482,9 @@ def test_reprs_in_a_notebook_escape_every_value(tmp_path: Path) -> None:
 def test_reprs_are_short(run: wsi.Run) -> None:
     model, bag = run.model("abmil", device="cpu"), run["slide_03"].bag
     assert repr(run) == "<run run: 6 slides; abmil, tm>"
+    assert repr(run["slide_03"].tissue).startswith("<tissue mask: 94 x 94 cells of 16 x 16 px, ")
+    assert repr(bag.grid) == f"<grid of slide_03: {len(bag.grid)} patches of {bag.grid.side_px} px at 1 µm/px>"
+    assert repr(bag).startswith(f"<bag of slide_03: {len(bag.grid)} patches x ")
     assert repr(model) == "<abmil: classification of normal, tumor; 2 members on cpu>"
     assert repr(run["slide_03"]) == "<slide slide_03 of run: 5 explanations>"
     assert repr(wsi.predict_bag(model, bag)).startswith("<slide_03, abmil: normal 0.")
@@ -493,7 +507,11 @@ def test_what_cannot_be_done_is_one_line_that_says_what_to_do(study: Path, run: 
     cases: list[tuple[type[WsiError], str, Any]] = [
         (SlideError, r"nowhere\.svs does not exist", lambda: wsi.open_slide("nowhere.svs")),
         (UnknownNameError, "there is no reader called 'magic'", lambda: wsi.open_slide(slide.path, reader="magic")),
-        (ConfigError, r"open_slide: mpp.* = -1", lambda: wsi.open_slide(slide.path, mpp=-1)),
+        (
+            ConfigError,
+            r"open_slide: mpp = -1: Input should be greater than 0$",
+            lambda: wsi.open_slide(slide.path, mpp=-1),
+        ),
         (ConfigError, "make_grid: side_px = 0: ", lambda: wsi.make_grid(slide, nothing, side_px=0)),
         (EmptySlideError, "no patch holds 50% of it; lower min_tissue", lambda: wsi.make_grid(slide, nothing)),
         (
@@ -506,6 +524,14 @@ def test_what_cannot_be_done_is_one_line_that_says_what_to_do(study: Path, run: 
             "there is no encoder called 'uni9'",
             lambda: wsi.embed_patches(slide, bag.grid, encoder="uni9"),
         ),
+        (
+            ConfigError,
+            "embed_patches: scaling = 'dtc'",
+            lambda: wsi.embed_patches(slide, bag.grid, scaling="dtc"),  # type: ignore[arg-type]
+        ),
+        (UnknownNameError, "has no channel 99; it has 5, from 0", lambda: run["slide_03"].heatmap().plot(99)),
+        (UnknownNameError, "has no level 9; it has 1, from 0", lambda: run["slide_03"].heatmap().values(0, 9)),
+        (UnknownNameError, "has no slide 0; it has 6, see run.slides", lambda: run[0]),  # type: ignore[index]
         (ArtifactError, r"no model\.json in .* or below", lambda: wsi.load_model(tmp_path)),
         (
             ArtifactError,
@@ -545,13 +571,33 @@ def test_what_cannot_be_done_is_one_line_that_says_what_to_do(study: Path, run: 
             lambda: wsi.run_pipeline(study / "config.yaml", stages=["trian"]),
         ),
         (ConfigError, "cannot read the config nowhere.yaml", lambda: wsi.run_pipeline("nowhere.yaml")),
-        (ArtifactError, r"x\.ome\.zarr is not a heatmap", lambda: wsi.read_heatmap(tmp_path / "x.ome.zarr")),
+        (
+            ArtifactError,
+            r"x\.ome\.zarr does not exist; run `wsi heatmap`",
+            lambda: wsi.read_heatmap(tmp_path / "x.ome.zarr"),
+        ),
     ]
     for kind, message, act in cases:
         with pytest.raises(kind, match=message) as caught:
             act()
         assert "\n" not in str(caught.value)
     slide.close()
+
+
+def test_a_path_is_not_an_opened_slide_bag_or_model(study: Path, run: wsi.Run) -> None:
+    model, results = run.model("abmil", device="cpu"), run["slide_03"]
+    path: Any = study / "slides" / "slide_03.tif"
+    cases: list[tuple[str, Any]] = [
+        (r"find_tissue takes an open slide, not a path; wsi\.open_slide\(path\)", lambda: wsi.find_tissue(path)),
+        ("make_grid takes an open slide", lambda: wsi.make_grid(path, results.tissue)),
+        ("embed_patches takes an open slide", lambda: wsi.embed_patches(str(path), results.grid)),  # type: ignore[arg-type]
+        (r"predict_bag takes a bag, not a path; wsi\.read_bag", lambda: wsi.predict_bag(model, path)),
+        (r"explain_bag takes a trained model, .* wsi\.load_model", lambda: wsi.explain_bag(path, results.bag)),
+        ("takes an open slide or a picture", lambda: results.explanation("abmil", "attention").plot(over=path)),
+    ]
+    for message, act in cases:
+        with pytest.raises(TypeError, match=message):
+            act()
 
 
 def test_several_classes_in_one_file_must_be_told_apart(run: wsi.Run, tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsi_pipeline.cli.tables import plugin_facts, registry
 from wsi_pipeline.demo import draw_slide
 from wsi_pipeline.demo.slides import write_pyramid
 from wsi_pipeline.pipeline import STAGES
+from wsi_pipeline.registry import Entry
 
 
 def wsi(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -174,6 +176,16 @@ def test_list_shows_the_plug_ins(kind: str) -> None:
     assert done.returncode == 0, done.stderr
     expected = {"encoders": "lite0", "models": "transmil", "explainers": "contribution", "readers": "openslide"}
     assert expected.get(kind, "otsu") in done.stdout
+
+
+def test_list_shows_what_the_scores_of_an_explainer_are() -> None:
+    entries = {entry.name: plugin_facts("explainers", entry) for entry in registry("explainers").entries()}
+    assert entries["attention"]["unit"] == "attention"
+    assert entries["contribution"]["signed"] is True
+    assert entries["rollout"]["class_specific"] is False
+    broken = Entry("broken", lambda: 1 / 0, {"paper": "–"})
+    assert plugin_facts("explainers", broken)["cannot be built"] == "ZeroDivisionError: division by zero"
+    assert plugin_facts("models", broken) == {"paper": "–"}
 
 
 def test_info_shows_the_properties_of_a_slide(slide: Path) -> None:

@@ -41,7 +41,11 @@ def test_a_config_written_out_reads_back_equal(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("slides: s.csv\n", "'out' is missing"),
-        ("slides: s.csv\nout: run\ntile: {mppp: 1}\n", "unknown key 'tile.mppp'"),
+        (
+            "slides: s.csv\nout: run\ntile: {mppp: 1}\n",
+            "unknown key 'tile.mppp'; did you mean 'tile.mpp'? `wsi config`",
+        ),
+        ("slides: s.csv\nout: run\nread: {mpp: -1}\n", "read.mpp = -1: Input should be greater than 0"),
         ("slides: s.csv\nout: run\nfoo: 1\n", "unknown key 'foo'"),
         ("slides: s.csv\nout: run\ntile: {mpp: -1}\n", "tile.mpp = -1"),
         ("slides: s.csv\nout: run\ntile: {mpp: fine}\n", "tile.mpp = 'fine'"),

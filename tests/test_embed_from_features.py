@@ -14,13 +14,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from wsi_pipeline.artifacts import read_made_by
-from wsi_pipeline.cli.import_features import parse_size
+from wsi_pipeline.cli.import_features import import_config, parse_size
 from wsi_pipeline.cli.main import app
 from wsi_pipeline.config import build_config
 from wsi_pipeline.embed.from_features import embed_imported
 from wsi_pipeline.engine import Failure
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.interop.feature_files import index, inspect_file
+from wsi_pipeline.interop.feature_files import index, inspect_file, slide_names
 from wsi_pipeline.pipeline import run_stages
 from wsi_pipeline.project import open_project
 from wsi_pipeline.store import read_bag, read_grid
@@ -139,6 +139,13 @@ def check_rows(bag: FeatureBag, dtype: type = np.float16) -> None:
     assert bag.grid.xy_px0.tolist() == XY[ROWS].tolist()
     assert bag.features[:, 0].tolist() == ROWS
     np.testing.assert_array_equal(bag.features, features().astype(dtype)[ROWS])
+
+
+def test_a_batch_of_one_counts_as_its_bag(tmp_path: Path) -> None:
+    clam_features(tmp_path / "theirs", features=features()[None], coords=XY[None])
+    clam_coordinates(tmp_path / "theirs")
+    check_rows(bag_of(tmp_path, encoder="resnet50"))
+    assert slide_names(tmp_path / "theirs") == ["s"]
 
 
 def test_clams_footprint_is_patch_size_times_the_integer_downsample(tmp_path: Path) -> None:
@@ -524,6 +531,23 @@ def test_available_slides_are_listed_in_the_manifest(tmp_path: Path) -> None:
     assert paths == {"s": tmp_path / "scans" / "s.png", "other.id": run / "slides" / "other.id"}
     assert not paths["other.id"].exists()
     assert set(index(run / "embed")) == {"s", "other.id"}
+
+
+def test_slides_may_be_named_in_a_second_call_and_labels_stay(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("a", "b"):
+        trident(tmp_path / "theirs", name)
+    wsi("import-features", tmp_path / "theirs", "--out", run, "--mpp", "0.25")
+    manifest = run / "slides.csv"
+    rows = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([f"{rows[0]},label", f"{rows[1]},tumour", f"{rows[2]},normal"]) + "\n")
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.svs").write_bytes(b"not opened here")
+    import_config(tmp_path / "theirs", run, [], slides=str(tmp_path / "scans"), mpp=0.25, options={})
+    assert [(line["path"], line["label"]) for line in lines(manifest)] == [
+        (str(tmp_path / "scans" / "a.svs"), "tumour"),
+        (str(run / "slides" / "b"), "normal"),
+    ]
 
 
 def test_a_slide_size_is_parsed_as_width_by_height() -> None:

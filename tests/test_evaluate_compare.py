@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from wsi_pipeline.artifacts import Provenance, write_provenance
 from wsi_pipeline.csvtable import csv_text
 from wsi_pipeline.errors import ArtifactError, ConfigError
 from wsi_pipeline.evaluate.bootstrap import p_value
@@ -150,6 +151,13 @@ def test_runs_that_cannot_be_compared_give_an_error_of_one_line(tmp_path: Path) 
     (clam / "predict" / "patients.csv").unlink()
     with pytest.raises(ArtifactError, match=r"patients\.csv does not exist; run `wsi predict` first"):
         compare_runs(a, clam)
+
+
+def test_a_run_of_another_schema_is_refused(tmp_path: Path) -> None:
+    a, b = (write_run(tmp_path / name, {"abmil": predicted(1, 1.0)}) for name in ("a", "b"))
+    write_provenance(b / "predict" / "predictions.csv", Provenance("k", {}, schema=1))
+    with pytest.raises(ArtifactError, match="was written with schema 1, this version reads 2"):
+        compare_runs(a, b)
 
 
 def test_the_table_and_the_csv_have_the_same_numbers(tmp_path: Path) -> None:

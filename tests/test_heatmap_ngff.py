@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,11 +265,20 @@ def test_reading_gives_channels_and_the_level_for_a_resolution(store04: Path, st
 
 
 def test_the_error_for_a_file_that_is_not_a_heatmap_names_it(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is not a heatmap written by wsi_pipeline"):
+    with pytest.raises(ArtifactError, match=r"the heatmap .*none\.ome\.zarr does not exist; run `wsi heatmap`"):
         read_heatmap(tmp_path / "none.ome.zarr")
     zarr.create_group(str(tmp_path / "other.zarr"), zarr_format=2)
     with pytest.raises(ArtifactError, match=r"other\.zarr is not a heatmap written by"):
         read_heatmap(tmp_path / "other.zarr")
+
+
+def test_a_heatmap_of_another_schema_is_refused(store04: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(store04, tmp_path / "old.ome.zarr")
+    attributes = json.loads((old / ".zattrs").read_text())
+    attributes["wsi_pipeline"]["schema"] = 1
+    (old / ".zattrs").write_text(json.dumps(attributes))
+    with pytest.raises(ArtifactError, match="written with schema 1, this version reads 2"):
+        read_heatmap(old)
 
 
 def test_the_same_scores_give_the_same_bytes(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def test_without_any_the_error_states_how_to_give_it() -> None:
         resolve_mpp(SLIDE, None, ReadConfig(), ())
     assert str(caught.value) == (
         "slide_12.svs has no resolution (openslide.mpp-x and TIFF resolution tags are absent); "
-        "give it in the manifest's mpp column or --set read.mpp=0.25 (in Python: open_slide(path, mpp=0.25))"
+        "give it in the manifest's mpp column or --set read.mpp=0.25 (`wsi info --mpp 0.25`; "
+        "in Python: open_slide(path, mpp=0.25))"
     )
 
 

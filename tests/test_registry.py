@@ -64,6 +64,8 @@ def test_a_factory_outside_the_project_is_named_by_module(shapes: Registry[str])
 def test_a_wrong_name_lists_the_right_ones(shapes: Registry[str]) -> None:
     with pytest.raises(UnknownNameError, match=r"no shape called 'circel'; did you mean 'circle'\?.*polygon:"):
         shapes.entry("circel")
+    with pytest.raises(UnknownNameError, match="no shape called 'CIRCLE'; did you mean 'circle'"):
+        shapes.entry("CIRCLE")
 
 
 def test_a_module_that_cannot_be_imported_is_one_line(shapes: Registry[str]) -> None:

@@ -251,15 +251,23 @@ def test_a_missing_or_damaged_input_is_reported_in_one_line(tmp_path: Path, read
     (tmp_path / "bad.h5").write_bytes(b"no")
     with pytest.raises(ArtifactError, match="is damaged"):
         reader(tmp_path / "bad.h5")
+    with pytest.raises(ArtifactError, match=r"is a folder; give the \.h5 file of one slide"):
+        reader(tmp_path)
 
 
-def test_a_file_of_another_stage_is_named_and_is_not_a_key_error(tmp_path: Path) -> None:
-    path = tmp_path / "s1.h5"
-    store.write_grid(path, grid(), TissueMask(np.ones((2, 2), bool), (4.0, 4.0)), MADE)
-    for reader, what in ((store.read_bag, "the bag"), (store.read_explanations, "the explanation")):
-        with pytest.raises(ArtifactError, match=rf"{what} .*s1\.h5 was not written by wsi_pipeline, or by"):
-            reader(path)
-    with h5py.File(tmp_path / "foreign.h5", "w") as file:
-        file["coords"] = np.zeros((1, 2))
-    with pytest.raises(ArtifactError, match=r"the patch grid .*foreign\.h5 was not written by wsi_pipeline"):
-        store.read_grid(tmp_path / "foreign.h5")
+@pytest.mark.parametrize("reader", [store.read_bag, store.read_grid, store.read_explanations])
+def test_a_file_of_another_schema_program_or_kind_is_refused_in_one_line(tmp_path: Path, reader: object) -> None:
+    assert callable(reader)
+    path = tmp_path / "slide.h5"
+    with h5py.File(path, "w") as file:  # as CLAM writes it
+        file["features"], file["coords"] = np.zeros((2, 3), np.float32), np.zeros((2, 2), np.int64)
+    with pytest.raises(ArtifactError, match="was not written by wsi_pipeline; `wsi import-features` takes over"):
+        reader(path)
+    with h5py.File(path, "a") as file:
+        file.attrs["schema"] = 1
+    with pytest.raises(ArtifactError, match=r"slide\.h5 was written with schema 1, this version reads 2"):
+        reader(path)
+    with h5py.File(path, "a") as file:
+        file.attrs["schema"] = artifacts.SCHEMA
+    with pytest.raises(ArtifactError, match=r"the .* cannot be read from .*slide\.h5: "):
+        reader(path)

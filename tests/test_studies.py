@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from wsi_pipeline.artifacts import Provenance, write_provenance
 from wsi_pipeline.errors import ArtifactError, ConfigError
 from wsi_pipeline.studies.study_plan import Study
 from wsi_pipeline.studies.study_table import Design, run_measures, summarise, summary_markdown, summary_rows
@@ -146,6 +147,15 @@ def test_runs_in_one_folder_are_one_design(tmp_path: Path) -> None:
     assert "| y/a | lite0 | abmil | 1 | 1.000 |" in text
     assert (tmp_path / "out" / "summary.md").read_text() == text
     assert (tmp_path / "out" / "summary.csv").read_text().splitlines()[1] == "x/a,lite0,abmil,auroc,0.600000,0.141421,2"
+
+
+def test_a_run_of_another_schema_is_not_summarised(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a" / "seed0", 0.5)
+    report = run / "evaluate" / "report.json"
+    report.write_text("{}")
+    write_provenance(report, Provenance("k", {}, schema=1))
+    with pytest.raises(ArtifactError, match="was written with schema 1, this version reads 2"):
+        summarise([run], tmp_path)
 
 
 def test_a_run_that_is_not_evaluated_is_named(tmp_path: Path) -> None:

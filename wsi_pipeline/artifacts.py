@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import psutil
 
 from . import __version__
@@ -109,12 +110,17 @@ def read_key(path: Path) -> str | None:
     attributes = _read_attributes(path)
     if attributes is None or "key" not in attributes:
         return None
-    if int(attributes.get("schema", -1)) != SCHEMA:
+    require_schema(path, attributes.get("schema"))
+    return str(attributes["key"])
+
+
+def require_schema(path: str | os.PathLike[str], schema: object) -> None:
+    """Raise ``ArtifactError`` for a file of another schema: its numbers may mean something else."""
+    if not (isinstance(schema, int | np.integer) and schema == SCHEMA):
         raise ArtifactError(
-            f"{path} was written with schema {attributes.get('schema')}, this version reads {SCHEMA}; "
+            f"{os.fspath(path)} was written with schema {schema}, this version reads {SCHEMA}; "
             f"use the version that made it, or another out: folder"
         )
-    return str(attributes["key"])
 
 
 def is_current(path: Path, key: str) -> bool:

@@ -47,6 +47,13 @@ class Entry(Generic[T]):
         """First line of the factory's docstring."""
         return (inspect.getdoc(self.factory) or "").split("\n", 1)[0]
 
+    def try_build(self) -> tuple[T | None, str]:
+        """The plug-in with its default options; or None, and one line that gives the reason."""
+        try:
+            return self.factory(), ""
+        except Exception as error:  # noqa: BLE001  (whatever the factory of another package raises)
+            return None, " ".join(f"{type(error).__name__}: {error}".split())
+
 
 class Registry(Generic[T]):
     """The plug-ins of one kind.
@@ -139,10 +146,11 @@ class Registry(Generic[T]):
                 raise ConfigError(self._refused[known])
         if colon:
             return Entry(name, self._import(name))
-        close = get_close_matches(name, self.names(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ";"
+        close = [known for known in self.names() if known.lower() == name.lower()]
+        close = close or get_close_matches(name.lower(), self.names(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
         raise UnknownNameError(
-            f"there is no {self.kind} called {name!r}{hint} Known: {', '.join(self.names())}; "
+            f"there is no {self.kind} called {name!r}; {hint}Known: {', '.join(self.names())}; "
             f"or name your own as 'package.module:function'"
         )
 

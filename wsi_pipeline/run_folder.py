@@ -19,6 +19,7 @@ import yaml
 
 from .api.frames import read_frame
 from .api.slide_results import SlideResults
+from .artifacts import read_key
 from .config import Config, load_config
 from .engine import Failure
 from .errors import ArtifactError, UnknownNameError
@@ -128,6 +129,7 @@ class Run:
         known = sorted(found.stem for found in self.folder.evaluate.glob("*.csv"))
         if known and table not in known:
             raise ArtifactError(f"{path} does not exist; tables of this run: {', '.join(known)}")
+        read_key(self.folder.evaluate / "report.json")  # refuses the tables of another schema
         return read_frame(path, "evaluate")
 
     def model(self, label: str, *, device: str = "auto") -> TrainedModel:
@@ -156,7 +158,7 @@ class Run:
 
     def __getitem__(self, slide_id: str) -> SlideResults:
         if slide_id not in self.slides:
-            close = get_close_matches(slide_id, self.slides, n=1)
+            close = get_close_matches(str(slide_id), self.slides, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {len(self)}, see run.slides"
             raise UnknownNameError(f"{self.path} has no slide {slide_id!r}; {hint}")
         return SlideResults(self, slide_id)

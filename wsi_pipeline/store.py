@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .artifacts import Provenance, atomic_path
+from .artifacts import Provenance, atomic_path, require_schema
 from .errors import ArtifactError
 from .types import Box, Explanation, FeatureBag, Int64, PatchGrid, TissueMask
 
@@ -37,14 +37,19 @@ def _open(path: str | os.PathLike[str], what: str) -> Iterator[h5py.File]:
     except FileNotFoundError as error:
         raise ArtifactError(f"{what} {path} does not exist; run the stage that makes it") from error
     except OSError as error:
+        if Path(path).is_dir():
+            raise ArtifactError(f"{what} {path} is a folder; give the .h5 file of one slide") from error
         raise ArtifactError(f"{what} {path} is damaged ({error}); delete it and run again") from error
     with file:
+        if "schema" not in file.attrs:
+            raise ArtifactError(
+                f"{path} was not written by wsi_pipeline; `wsi import-features` takes over features of other programs"
+            )
+        require_schema(path, file.attrs["schema"])
         try:
             yield file
         except KeyError as error:
-            raise ArtifactError(
-                f"{what} {path} was not written by wsi_pipeline, or by another stage: {error.args[0]}"
-            ) from error
+            raise ArtifactError(f"{what} cannot be read from {path}: {error.args[0]}") from error
 
 
 def _write_grid(file: h5py.File, grid: PatchGrid) -> None:
@@ -116,7 +121,7 @@ def read_grid(path: str | os.PathLike[str]) -> tuple[PatchGrid, TissueMask]:
     Raises
     ------
     ArtifactError
-        The file does not exist, is damaged, or was not written by this package.
+        The file does not exist, is damaged, has another schema, or was not written by this package.
     """
     with _open(path, "the patch grid") as file:
         grid = _read_grid(file)
@@ -237,7 +242,7 @@ def read_bag(path: str | os.PathLike[str]) -> FeatureBag:
     Raises
     ------
     ArtifactError
-        The file does not exist, is damaged, or was not written by this package.
+        The file does not exist, is damaged, has another schema, or was not written by this package.
     """
     with _open(path, "the bag") as file:
         grid = _read_grid(file)
@@ -288,7 +293,7 @@ def read_explanations(path: str | os.PathLike[str]) -> list[Explanation]:
     Raises
     ------
     ArtifactError
-        The file does not exist, is damaged, or was not written by this package.
+        The file does not exist, is damaged, has another schema, or was not written by this package.
     """
     with _open(path, "the explanation") as file:
         grid = _read_grid(file)

@@ -152,6 +152,12 @@ class TissueMask:
     side_px0: tuple[float, float]
     unreadable_px0: tuple[Box, ...] = ()
 
+    def __repr__(self) -> str:
+        rows, columns = self.tissue.shape
+        covered = self.tissue.mean() if self.tissue.size else 0.0
+        width, height = self.side_px0
+        return f"<tissue mask: {rows} x {columns} cells of {width:g} x {height:g} px, {covered:.1%} tissue>"
+
 
 @dataclass(frozen=True, eq=False)
 class PatchGrid:
@@ -196,6 +202,9 @@ class PatchGrid:
     def __len__(self) -> int:
         return len(self.xy_px0)
 
+    def __repr__(self) -> str:
+        return f"<grid of {self.slide_id}: {len(self)} patches of {self.side_px} px at {self.target_mpp:g} µm/px>"
+
     @property
     def xy_stride(self) -> Float32:
         """(N, 2) positions in units of the stride: neighbours are 1 apart. Every MIL model gets these."""
@@ -235,6 +244,12 @@ class FeatureBag:
     def __post_init__(self) -> None:
         if len(self.features) != len(self.grid):
             raise ValueError(f"{len(self.features)} features for {len(self.grid)} patches")
+
+    def __repr__(self) -> str:
+        rows, dim = self.features.shape
+        return (
+            f"<bag of {self.grid.slide_id}: {rows} patches x {dim} features of {self.encoder}, {self.features.dtype}>"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..artifacts import read_key
 from ..csvtable import read_csv
 from ..errors import ArtifactError
 
@@ -21,12 +22,13 @@ _BOOLEAN = {"held_out"}
 def read_frame(path: Path, stage: str) -> DataFrame:
     """Read a CSV of the run folder; numbers are float, empty numbers NaN, ``held_out`` is bool, names stay text.
 
-    Raises ``ArtifactError`` where the table is absent or damaged; ``stage`` is what makes it.
+    Raises ``ArtifactError`` where the table is absent, damaged or of another schema; ``stage`` is what makes it.
     """
     import pandas as pd
 
     if not path.exists():
         raise ArtifactError(f"{path} does not exist; run `wsi {stage}`, or run_pipeline(…, stages=[{stage!r}])")
+    read_key(path)  # refuses a table of another schema
     header, rows = read_csv(path)
     frame = pd.DataFrame(rows, columns=header, dtype=str)
     for name in frame.columns:

@@ -13,6 +13,7 @@ from ..heatmap.paint import paint_block, raster_shape
 from ..read import read_overview
 from ..types import Box, Float32, PatchGrid, Slide, TissueMask, UInt8
 from ..view.pictures import SIGNED, UNSIGNED
+from .arguments import require_opened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +45,7 @@ def raster_of(grid: PatchGrid, scores: Float32) -> tuple[Float32, int]:
 
 def picture_of(over: Slide | UInt8) -> UInt8:
     """A picture of the whole slide, (h, w, 3)."""
+    require_opened(over, "plot(over=…)", "an open slide or a picture", "open_slide(path)")
     return over if isinstance(over, np.ndarray) else read_overview(over, max_px=THUMBNAIL_PX).rgb
 
 

@@ -143,12 +143,14 @@ class Heatmap(Pyramid):
 
     def values(self, channel: int | str | None = None, level: int = 0) -> Float32:
         """Values of one channel, (rows, columns), NaN where there is no patch; ``channel`` as in ``plot``."""
-        return self.read(self._number(channel), level)
+        return self.read(self._number(channel), _one_of(level, len(self.shapes), f"{self.path} has no level"))
 
     def _number(self, channel: int | str | None) -> int:
         if channel is None:
             return primary([(c.model, c.method) for c in self.channels], [c.selected for c in self.channels])
-        return self.find(channel) if isinstance(channel, str) else range(len(self.channels))[channel]
+        if isinstance(channel, str):
+            return self.find(channel)
+        return _one_of(channel, len(self.channels), f"{self.path} has no channel")
 
     def __repr__(self) -> str:
         rows, columns = self.shapes[0]
@@ -157,6 +159,13 @@ class Heatmap(Pyramid):
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"
+
+
+def _one_of(number: int, count: int, fault: str) -> int:
+    """``number``, from the end where it is negative; raises ``UnknownNameError`` where it is not below ``count``."""
+    if not -count <= number < count:
+        raise UnknownNameError(f"{fault} {number}; it has {count}, from 0")
+    return number % count
 
 
 def read_heatmap(path: str | os.PathLike[str]) -> Heatmap:

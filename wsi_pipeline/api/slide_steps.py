@@ -19,6 +19,7 @@ from ..tile.detection import detect_tissue
 from ..tile.grid import SlideFacts, patch_grid
 from ..tile.outlines import read_roi, roi_path
 from ..types import FeatureBag, PatchGrid, Slide, TissueMask
+from .arguments import require_opened
 
 if TYPE_CHECKING:
     from ..read.slide import CheckedSlide
@@ -90,6 +91,7 @@ def find_tissue(slide: Slide, *, config: TileConfig | None = None, slide_id: str
     UnknownNameError, ConfigError
         The detector or its options do not exist.
     """
+    require_opened(slide, "find_tissue", "an open slide", "open_slide(path)")
     config = config or TileConfig()
     overview = read_overview(slide, mpp=config.tissue_mpp)
     tissue = detect_tissue(overview, slide.mpp, config)
@@ -147,6 +149,7 @@ def make_grid(
     ConfigError
         An argument is out of its range.
     """
+    require_opened(slide, "make_grid", "an open slide", "open_slide(path)")
     values = {"mpp": mpp, "side_px": side_px, "overlap": overlap, "min_tissue": min_tissue}
     config = with_values(config or TileConfig(), "make_grid", **values)
     grid = patch_grid(SlideFacts.of(slide_id or slide_id_of(slide.path), slide), tissue, config)
@@ -206,11 +209,13 @@ def embed_patches(
     from ..embed.stage import runner_of
     from ..engine import cores
 
+    require_opened(slide, "embed_patches", "an open slide", "open_slide(path)")
+    read = with_values(ReadConfig(), "embed_patches", scaling=scaling)
     embed = with_values(config or EmbedConfig(), "embed_patches", encoder=encoder, weights=weights, device=device)
     known = identity(embed.encoder, embed.weights, embed.pretrained, embed.encoder_options)
     runner = runner_of(embed.model_dump_json(), str(known["weights"]))
     _warn_of_mpp(grid, embed.encoder, runner.encoder.recommended_mpp)
-    batches = Patches.of(slide, grid, runner, embed, scaling).batches
+    batches = Patches.of(slide, grid, runner, embed, read.scaling).batches
     encoded = encode_batches(batches, runner, (embed.threads or cores()) if runner.device.type == "cpu" else 1)
     readable: list[np.ndarray] = []
     rows: list[np.ndarray] = []

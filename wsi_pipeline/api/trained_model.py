@@ -23,6 +23,7 @@ from ..explain.stage import mean_attribution, misfit, target_classes
 from ..predict.ensemble_prediction import combine_members, member_outputs
 from ..predict.ensembles import Loaded, dropout_logits, held_out_members, load_members, member_logits, predicted_class
 from ..types import FeatureBag
+from .arguments import require_opened
 from .maps import ExplanationMap
 from .prediction import Prediction
 
@@ -173,6 +174,7 @@ def predict_bag(model: TrainedModel, bag: FeatureBag, *, config: PredictConfig |
     ArtifactError
         The bag is empty or damaged, or was made with another encoder, resolution or patch size than the model's.
     """
+    _require(model, bag, "predict_bag")
     section = config or PredictConfig()
     _check(model, bag)
     with cpu_threads(1):
@@ -229,6 +231,7 @@ def explain_bag(
     ArtifactError
         The bag does not fit the model, or the scores are not finite.
     """
+    _require(model, bag, "explain_bag")
     explainer = explainers.build(method, **options)
     explained = [explained_model(module, card) for module, card in model.loaded]
     if reason := misfit(explainer, explained[:1]):
@@ -248,6 +251,12 @@ def explain_bag(
         raise ArtifactError(f"{method} of {model.name} gives scores that are not finite for {bag.grid.slide_id!r}")
     unit, name = unit_for(explainer, explained[0]), model.classes[indices[0]]
     return ExplanationMap(bag.grid, scores, method, model.name, name, unit, explainer.signed, residual)
+
+
+def _require(model: TrainedModel, bag: FeatureBag, function: str) -> None:
+    """Raise ``TypeError`` where a path was given."""
+    require_opened(model, function, "a trained model", "load_model(path)")
+    require_opened(bag, function, "a bag", "read_bag(path)")
 
 
 def _check(model: TrainedModel, bag: FeatureBag) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +16,7 @@ from .. import __version__
 from ..config import Config, ReadConfig, Section
 from ..errors import UnknownNameError
 from ..project import parse_mpp
-from ..registry import Registry
+from ..registry import Entry, Registry
 
 _KINDS = {
     "readers": "wsi_pipeline.read",
@@ -59,13 +58,22 @@ def plugin_table(kind: str) -> Table:
         table.add_column(column, overflow="fold")
     for entry in entries:
         options = "\n".join(f"{name} = {default!r}" for name, default in entry.options.items())
-        known = {**({"package": entry.package} if entry.package else {}), **entry.info}
-        if kind == "explainers" and inspect.Parameter.empty not in entry.options.values():
-            method = entry.factory()  # with its default options
-            known |= {fact: getattr(method, fact) for fact in ("unit", "signed", "class_specific")}
-        facts = "\n".join(f"{name}: {value}" for name, value in known.items() if not callable(value))
+        facts = "\n".join(escape(f"{name}: {value}") for name, value in plugin_facts(kind, entry).items())
         table.add_row(entry.name + ("<name>" if entry.name.endswith(":") else ""), entry.summary, options, facts)
     return table
+
+
+def plugin_facts(kind: str, entry: Entry[Any]) -> dict[str, object]:
+    """The package that provides a plug-in, what is registered of it, and of an explainer what its scores are."""
+    facts: dict[str, object] = {name: value for name, value in entry.info.items() if not callable(value)}
+    if entry.package:
+        facts = {"package": entry.package, **facts}
+    if kind == "explainers":
+        built, fault = entry.try_build()
+        if fault:
+            return {**facts, "cannot be built": fault}
+        facts |= {name: getattr(built, name) for name in ("unit", "signed", "class_specific") if hasattr(built, name)}
+    return facts
 
 
 def slide_table(path: Path, mpp: float | None) -> Table:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +26,8 @@ from .tile import TileConfig
 from .train import TrainConfig
 from .train_recipes import RECIPES
 from .view import ViewConfig
+
+_TYPE = re.compile(r"constrained-\w+|(tuple|list|literal|function-\w+)\[.*\]")
 
 
 class Config(Section):
@@ -132,14 +136,33 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "config"
+    where = _key(first["loc"]) or "config"
     if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}; `wsi config` lists every key with its default"
+        return f"unknown key {where!r}; {_similar_key(where)}`wsi config` lists every key with its default"
     if first["type"] == "missing":
         return f"{where!r} is missing; a config needs 'slides: manifest.csv' and 'out: run'"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    others = len({_key(each["loc"]) for each in error.errors()}) - 1
+    more = f" (and {others} more)" if others else ""
     message = first["msg"].removeprefix("Value error, ").replace("tuple", "list").replace("Tuple", "List")
     return f"{where} = {first['input']!r}: {message}{more}"
+
+
+def _key(parts: Sequence[int | str]) -> str:
+    """The key that an error is about, without the parts that name a type among several."""
+    return ".".join(str(part) for part in parts if not _TYPE.fullmatch(str(part)))
+
+
+def _similar_key(key: str) -> str:
+    """``did you mean 'tile.mpp'? `` for a key that resembles one, else nothing."""
+    sections = {name: field.default for name, field in Config.model_fields.items()}
+    known = [
+        f"{name}.{key}"
+        for name, section in sections.items()
+        if isinstance(section, Section)
+        for key in type(section).model_fields
+    ] + [*sections]
+    close = get_close_matches(key, known, n=1, cutoff=0.8)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def _anchored(config: Config, base: Path) -> Config:

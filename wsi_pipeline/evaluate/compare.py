@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import write_text
+from ..artifacts import read_key, write_text
 from ..config import EvaluateConfig, load_config
 from ..csvtable import csv_text, format_number
 from ..errors import ArtifactError, ConfigError
@@ -71,10 +71,12 @@ def compare_runs(
     Raises
     ------
     ArtifactError
-        Where there are no predictions, no common rows, or labels, tasks or classes differ.
+        Where there are no predictions, no common rows, or schema, labels, tasks or classes differ.
     ConfigError
         For a model that a run does not have, or where the runs have no model in common.
     """
+    for run in (run_a, run_b):
+        read_key(RunFolder(run).predictions)  # refuses a run of another schema, before its config
     section = _section(run_a)
     slides = [read_predictions(RunFolder(run).predictions) for run in (run_a, run_b)]
     patients = [read_predictions(RunFolder(run).patients, "patient_id") for run in (run_a, run_b)]

@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from ..artifacts import Provenance, atomic_path
+from ..artifacts import Provenance, atomic_path, require_schema
 from ..config import HeatmapConfig
 from ..errors import ArtifactError, ConfigError
 from ..types import Explanation, Float32
@@ -124,13 +124,16 @@ def read_heatmap(path: str | os.PathLike[str]) -> Pyramid:
     Raises
     ------
     ArtifactError
-        Where it does not exist, is damaged, or was written by another program.
+        Where it does not exist, is damaged, has another schema, or was written by another program.
     """
     path = Path(path)
+    if not path.exists():
+        raise ArtifactError(f"the heatmap {path} does not exist; run `wsi heatmap`")
     try:
         group = zarr.open_group(str(path), mode="r")
         attributes: dict[str, Any] = dict(group.attrs)
         block = attributes[_BLOCK]
+        require_schema(path, attributes["wsi_pipeline"]["schema"])
         scales = attributes.get("ome", attributes)["multiscales"][0]
         shapes = tuple(_raster(group, dataset["path"]) for dataset in scales["datasets"])
         width, height = block["slide_size_px0"]

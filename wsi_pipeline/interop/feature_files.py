@@ -1,7 +1,7 @@
 """Feature files of CLAM, TRIDENT, STAMP and AtlasPatch: found in a folder and read as stored.
 
-The numbers are interpreted in ``tile.producers``. Attributes are returned as plain Python values; the text ``None``,
-which TRIDENT writes for unknown values, counts as absent.
+The numbers are interpreted in ``tile.producers``. A batch of one, (1, N, D), counts as (N, D). Attributes are returned
+as plain Python values; the text ``None``, which TRIDENT writes for unknown values, counts as absent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ImportOptions(Section):
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Contents of one HDF5 file. Shapes are as stored.
+    """Contents of one HDF5 file. Shapes are as stored, without a leading batch of one.
 
     Attributes
     ----------
@@ -201,7 +201,7 @@ def inspect_file(path: Path) -> FeatureFile:
             return FeatureFile(
                 path=path,
                 features=features,
-                coords=coords.shape if coords is not None else None,
+                coords=_shape(coords) if coords is not None else None,
                 attributes=_plain(file.attrs),
                 coords_attributes=_plain(coords.attrs) if coords is not None else {},
                 features_attributes=_plain(arrays[next(iter(features))].attrs) if features else {},
@@ -214,11 +214,11 @@ def inspect_file(path: Path) -> FeatureFile:
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
-    """Read a whole dataset as stored. Raises ``SlideError`` if it cannot be read."""
+    """Read a whole dataset, a batch of one without its first axis. Raises ``SlideError`` if it cannot be read."""
     try:
         with h5py.File(path, "r") as file:
             array: np.ndarray = file[name][:]
-            return array
+            return array.reshape(_shape(array))
     except (OSError, RuntimeError, KeyError) as error:
         raise SlideError(f"{path}: {name} cannot be read ({error}); copy the file again") from error
 
@@ -262,9 +262,15 @@ def _patch_features(arrays: Mapping[str, h5py.Dataset], attributes: Mapping[str,
     if str(attributes.get("feat_type", "tile")) != "tile" or "coords" not in arrays:
         return {}
     named = {
-        name: a.shape for name, a in arrays.items() if name in {"features", "feats"} or name.startswith("features/")
+        name: _shape(a) for name, a in arrays.items() if name in {"features", "feats"} or name.startswith("features/")
     }
     return {name: shape for name, shape in named.items() if len(shape) == 2 or shape == (0,)}
+
+
+def _shape(array: h5py.Dataset | np.ndarray) -> tuple[int, ...]:
+    """The shape; of a batch of one, (1, N, D), that of its only element."""
+    shape: tuple[int, ...] = array.shape
+    return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:

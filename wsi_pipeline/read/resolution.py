@@ -77,7 +77,7 @@ def resolve_mpp(
     found = "; ".join(doubts) or "openslide.mpp-x and TIFF resolution tags are absent"
     raise SlideError(
         f"{path.name} has no resolution ({found}); give it in the manifest's mpp column or --set read.mpp=0.25 "
-        "(in Python: open_slide(path, mpp=0.25))"
+        "(`wsi info --mpp 0.25`; in Python: open_slide(path, mpp=0.25))"
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from ..artifacts import write_text
+from ..artifacts import read_key, write_text
 from ..csvtable import csv_text, format_number
 from ..errors import ArtifactError
 from ..evaluate.summary import HEADLINES
@@ -90,13 +90,15 @@ def summary_markdown(measures: Measures) -> str:
 def summarise(runs: Sequence[Path], out: Path) -> str:
     """Write ``out/summary.csv`` and ``out/summary.md`` of finished runs; returns the text of the latter.
 
-    Runs in one folder are one design. Raises ``ArtifactError`` if a run is not evaluated.
+    Runs in one folder are one design. Raises ``ArtifactError`` if a run is not evaluated or has another
+    schema.
     """
     parents = [run.resolve().parent for run in runs]
     root = os.path.commonpath(parents)
     measures: Measures = defaultdict(list)
     for run, parent in zip(runs, parents, strict=True):
         folder = RunFolder(run)
+        read_key(folder.evaluate / "report.json")  # refuses a run of another schema
         encoder = _encoder(run / "config.yaml")
         tables = [_rows(folder.evaluate / name) for name in ("metrics.csv", "metrics_patients.csv", "maps.csv")]
         name = Path(os.path.relpath(parent, root)).as_posix() if str(parent) != root else parent.name
