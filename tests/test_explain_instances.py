@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from explaining import scores_of
-from test_explain import MODELS, bag, build
-from torch import Tensor
+from test_explain import DIM, MODELS, bag, build
+from torch import Tensor, nn
 
+from wsi_pipeline.aggregate import MILOutput, WeightedMean
 from wsi_pipeline.aggregate.dtfd import DTFD
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain.explained_model import ExplainedModel
@@ -150,3 +151,31 @@ def test_multilabel_logits_have_a_sigmoid_each() -> None:
     one_label = ExplainedModel(build("dsmil"), "multilabel")
     found = probabilities(torch.tensor([[0.0], [math.log(3)]]), one_label)
     torch.testing.assert_close(found, torch.tensor([[0.5], [0.75]]))
+
+
+class OwnModel(nn.Module):
+    """A user's attention-based MIL that states its weighted mean and nothing else; its head comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classify = nn.Linear(5, 2)
+        self.embed, self.score = nn.Linear(DIM, 5), nn.Linear(5, 1)
+
+    def forward(self, features: Tensor, xy: Tensor) -> MILOutput:
+        embedded = self.embed(features)
+        attention = self.score(embedded).squeeze(1).softmax(0)  # (N,)
+        return MILOutput(self.classify(attention @ embedded), attention)
+
+    def weighted_mean(self, features: Tensor, xy: Tensor) -> WeightedMean:
+        embedded = self.embed(features)
+        return WeightedMean(self.score(embedded), embedded @ self.classify.weight.T, self.classify.bias)
+
+
+def test_a_users_own_weighted_mean_needs_no_forward_pass_for_each_patch() -> None:
+    torch.manual_seed(0)
+    model, (features, xy) = OwnModel().double().eval(), bag(25)
+    explainer = explainers.build("leave_one_out")
+    assert explainer.fits(ExplainedModel(model)) is None
+    with torch.no_grad():
+        expected = contrast(one_by_one(model, features, xy), 1)
+    np.testing.assert_allclose(scores_of(explainer, model, features, xy, 1), expected, atol=1e-6)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -233,9 +234,17 @@ def test_summary_maps_are_fractions_or_keep_the_unit_of_their_method(study: Stud
 
 @pytest.mark.slow
 def test_the_report_and_qupath_name_the_unit(study: Study) -> None:
+    unit = {"multilabel": "probability", "regression": "value", "survival": "risk"}[study.task]
     report = study.project.folder.report.read_text(encoding="utf-8")
-    word = {"multilabel": "probability", "regression": "value", "survival": "risk"}[study.task]
-    assert word in report
+    for target in card(find_ensembles(study.project)["abmil"][0]).classes:
+        name = f"abmil instance: {target}"
+        legends = re.findall(rf'<span class="name">{re.escape(name)}</span>(.*?)</div>', report, re.DOTALL)
+        assert len(legends) == len(study.project.slides)
+        assert all(f"<span>{unit}" in legend for legend in legends)
+        for slide in study.project.slides:
+            tiles = json.loads(study.project.folder.tiles(slide.slide_id).read_text(encoding="utf-8"))
+            features = tiles["features"] if isinstance(tiles, dict) else tiles
+            assert all(name in str(feature["properties"]["measurements"]) for feature in features)
 
 
 # --- every method, on random models ------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def misfit(explainer: Explainer, models: Sequence[ExplainedModel]) -> str | None
 
 
 def _fits_any(models: Mapping[str, Sequence[ExplainedModel]]) -> list[str]:
-    built = {name: explainers.build(name) for name in explainers.names()}
+    built = {entry.name: method for entry in explainers.entries() if (method := entry.try_build()[0]) is not None}
     return [name for name, explainer in built.items() if not all(misfit(explainer, m) for m in models.values())]
 
 

@@ -11,7 +11,7 @@ from ...types import Unit
 from ..explained_model import Attribution, ExplainedModel
 from ..frozen import frozen
 from ..method_options import check_flag
-from ..weighted_mean import is_weighted_mean
+from ..weighted_mean import is_weighted_mean, weighted_mean
 from . import Explainer, explainers
 
 _NEEDS = (
@@ -52,7 +52,7 @@ class LeaveOneOut:
 
 def has_closed_form(model: nn.Module) -> bool:
     """Whether the logits are a softmax-weighted mean of patches, see ``HasWeightedMean``."""
-    return isinstance(model, Additive) and is_weighted_mean(model)
+    return is_weighted_mean(model)
 
 
 def closed_form(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
@@ -61,11 +61,19 @@ def closed_form(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
     y = b + sum_j e_j with e_j = a_j v_j, and without k all other a_j grow by 1 / (1 - a_k), so the change is
     (e_k - a_k sum_j e_j) / (1 - a_k). A patch of more weight than all others together is removed explicitly.
     """
-    assert isinstance(model, Additive)
-    evidence = model.evidence(features, xy)  # (N, C)
     logits, attention = model(features, xy)  # (C,); (N,), (C, N) or None
-    weights = torch.full_like(evidence[:, 0], 1 / len(features)) if attention is None else attention
-    weights = weights.mT if weights.ndim == 2 else weights[:, None]  # (N, C) or (N, 1)
+    if isinstance(model, Additive):
+        evidence = model.evidence(features, xy)  # (N, C)
+        weights = torch.full_like(evidence[:, 0], 1 / len(features)) if attention is None else attention
+        weights = weights.mT if weights.ndim == 2 else weights[:, None]  # (N, C) or (N, 1)
+    else:
+        parts = weighted_mean(model, features, xy)
+        if parts is None:
+            raise ConfigError(
+                f"the weighted mean that {type(model).__name__} states is not its logits; correct the model"
+            )
+        weights = parts.log_weights.softmax(0).to(features)
+        evidence = weights * parts.values.to(features)
     change = (evidence - weights * evidence.sum(0)) / (1 - weights)
     for k in (weights > 0.5).any(1).nonzero()[:, 0].tolist():
         change[k] = logits - logits_without(model, features, xy, k)
@@ -81,7 +89,10 @@ def one_by_one(model: nn.Module, features: Tensor, xy: Tensor) -> Tensor:
 def logits_without(model: nn.Module, features: Tensor, xy: Tensor, k: int) -> Tensor:
     """Logits (C,) of the bag without patch k; of an empty bag the bias, or those of a patch of zeros."""
     if len(features) == 1:
-        return model.bias() if isinstance(model, Additive) else model(torch.zeros_like(features), xy).logits
+        if isinstance(model, Additive):
+            return model.bias()
+        parts = weighted_mean(model, features, xy)
+        return model(torch.zeros_like(features), xy).logits if parts is None else parts.bias.to(features)
     kept = torch.arange(len(features), device=features.device) != k  # (N,)
     logits: Tensor = model(features[kept], xy[kept]).logits
     return logits
