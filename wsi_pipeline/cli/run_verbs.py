@@ -121,6 +121,9 @@ def view(config: ConfigPath, set_: Overrides = None, only: Only = None) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option(help="Where slides and results go.")] = Path("demo"),
+    side_px: Annotated[
+        int, typer.Option(help="Side of a slide; smaller slides are faster and have smaller lesions.")
+    ] = 6000,
     set_: Overrides = None,
 ) -> None:
     """Draw 24 slides and run the whole pipeline on them: minutes on a laptop, no download."""
@@ -129,7 +132,7 @@ def demo(
 
     stages = (*STAGES[:-1], EXPLANATIONS, STAGES[-1])  # the report shows what is measured
     config = demo_config(out.resolve(), set_ or [])
-    draw(out.resolve(), Console(stderr=True))
+    draw(out.resolve(), Console(stderr=True), side_px)
     run_and_report(config, stages, None)
     Console().print(*places(config), sep="\n", highlight=False, soft_wrap=True, markup=False)
 

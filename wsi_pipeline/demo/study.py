@@ -20,15 +20,15 @@ def demo_config(out: Path, overrides: list[str]) -> Config:
     return build_config(yaml.safe_load(text), overrides, base=out, source="the demo's config")
 
 
-def draw(out: Path, console: Console) -> Path:
-    """Draw the missing slides with a progress bar; returns the manifest."""
+def draw(out: Path, console: Console, side_px: int) -> Path:
+    """Draw the missing slides, of ``side_px`` level-0 pixels a side, with a progress bar; returns the manifest."""
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("drawing slides", total=None)
 
         def drawn(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        return draw_cohort(out, progress=drawn)
+        return draw_cohort(out, side_px=side_px, progress=drawn)
 
 
 def places(config: Config) -> list[str]:
