@@ -165,6 +165,7 @@ def test_what_the_user_must_fix_stops_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "tile" / "b.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_its_slide_only(tmp_path: Path) -> None:
     config = EngineConfig(kind="local", workers=2)
     with Engine(config, tmp_path) as engine:
@@ -175,6 +176,7 @@ def test_a_worker_that_dies_costs_its_slide_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("retries", "lost"), [(1, True), (2, False)])
+@pytest.mark.slow
 def test_a_slide_whose_worker_died_is_tried_again_as_often_as_configured(
     tmp_path: Path, retries: int, lost: bool
 ) -> None:
@@ -197,6 +199,7 @@ def workers() -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_it_starts_is_started_again(tmp_path: Path) -> None:
     def kill() -> None:
         while not (tmp_path / "tries" / "a.txt").exists():
@@ -216,6 +219,7 @@ def test_a_worker_that_dies_while_it_starts_is_started_again(tmp_path: Path) -> 
     assert len(tries(tmp_path, "a")) == 2
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_be_started_again_are_one_line(tmp_path: Path) -> None:
     class Sabotage(Watch):
         def advanced(self, stage: str, job: Job, result: Result) -> None:
@@ -230,6 +234,7 @@ def test_workers_that_cannot_be_started_again_are_one_line(tmp_path: Path) -> No
     assert (tmp_path / "tile" / "a.txt").exists()
 
 
+@pytest.mark.slow
 def test_workers_that_die_while_they_start_for_too_long_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,6 +416,7 @@ def started(*command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(whole, text=True, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": paths})
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_goes_is_one_line_and_the_next_run_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "scheduler.json"
     where = ["--scheduler-file", str(file), "--no-dashboard"]
@@ -442,6 +448,7 @@ def test_a_scheduler_that_goes_is_one_line_and_the_next_run_goes_on(tmp_path: Pa
     assert [name for name, _ in watch.results] == ["c"]
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
     config = EngineConfig(kind="cluster", address="tcp://127.0.0.1:9")
     with Engine(config, tmp_path) as engine, pytest.raises(EngineError, match="no Dask scheduler answers"):
