@@ -30,10 +30,10 @@ demo: setup  ## draw slides and run every stage on them, into ./demo (OUT=…)
 	$(BIN)/wsi demo --out $(OUT) --side-px $(SIDE)
 
 test: setup  ## every test, in JOBS processes
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-fast: setup  ## the tests that take no whole run, in JOBS processes
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 faults: setup  ## runs killed at random moments, in every stage: a quarter of an hour, and its figures
 	WSI_FAULTS=full $(BIN)/python -m pytest tests/faults

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import queue
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -106,6 +107,8 @@ class Workers:
 
     def close(self, at_once: bool) -> None:
         self._running.clear()
+        if at_once:  # connections that break now are expected
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
         disconnect(self._client, at_once)
 
     def _results(self, future: Future[Result]) -> Completed:
