@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 OUT ?= demo
 # Side of the demo's slides in pixels; the figures in docs/results.md are those of 6000.
 SIDE ?= 6000
+# Further options of wsi demo, e.g. DEMO="--set train.epochs=4".
+DEMO ?=
 # Which build of torch (CPU, CUDA, ROCm) is this machine's choice, so torch is pinned by version and not by hash.
 TORCH := torch==2.13.0 torchvision==0.28.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -27,7 +29,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@touch $@
 
 demo: setup  ## draw slides and run every stage on them, into ./demo (OUT=…)
-	$(BIN)/wsi demo --out $(OUT) --side-px $(SIDE)
+	$(BIN)/wsi demo --out $(OUT) --side-px $(SIDE) $(DEMO)
 
 test: setup  ## every test, in JOBS processes
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
