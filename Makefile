@@ -25,6 +25,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PIP) install --upgrade pip
 	$(PIP) install --no-compile $(TORCH)
 	$(PIP) install --no-compile --require-hashes --no-deps -r requirements.lock
+	-@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib
 	$(PIP) install --no-deps --editable .
 	@touch $@
 
