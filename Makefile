@@ -23,9 +23,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("wsi_pipeline needs Python 3.11 or newer; try: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip
-	$(PIP) install --no-compile $(TORCH)
-	$(PIP) install --no-compile --require-hashes --no-deps -r requirements.lock
-	-@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib
+	$(PIP) install $(TORCH)
+	$(PIP) install --require-hashes --no-deps -r requirements.lock
 	$(PIP) install --no-deps --editable .
 	@touch $@
 
